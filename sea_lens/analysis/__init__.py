@@ -1,0 +1,1 @@
+"""What did the edit do, and where: measurements and the controls they must beat."""

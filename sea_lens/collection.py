@@ -1,0 +1,267 @@
+"""From demonstrations and a model to activations: one forward pass a batch, gathered inside the hooks, resumable."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sea_lens.activations import FORMAT, ROLES, Activations, TokenChoice
+from sea_lens.demonstrations import Demonstrations
+from sea_lens.errors import FileFormatError, InputError, ModelMismatchError, SeaLensWarning
+from sea_lens.models import (
+    Model,
+    ModelDescription,
+    PaddedTokens,
+    TokenizedAnswer,
+    check_context_length,
+    check_layers,
+    hook_name,
+    tokenizer_of,
+)
+from sea_lens.tensor_files import load_tensors, save_tensors
+
+
+@torch.no_grad()
+def collect_activations(
+    model: Model,
+    demonstrations: Demonstrations,
+    layers: Iterable[int] | None = None,
+    token: TokenChoice = "last",
+    *,
+    site: str = "resid_post",
+    batch_size: int = 32,
+    folder: str | Path | None = None,
+    progress: bool = True,
+) -> Activations:
+    """Runs the model over every prompt with each of its three completions and keeps one vector a text and layer.
+
+    One forward pass a batch serves all layers; the hooks gather the chosen token and nothing else is kept. The pass
+    stops after the last layer asked for. What separates positives from negatives besides meaning is warned about, once.
+
+    Args:
+        model: A TransformerBridge with a tokenizer, unedited.
+        demonstrations: With neutral completions (see `Demonstrations.with_neutral_answers`).
+        layers: Layers to collect, counted from 0; all for None.
+        token: `"last"`, the text's last token (the paper's choice); `"last_content"`, the last one that is not
+            punctuation or a special token; `"mean"`, the mean over the answer's tokens; or an integer, an index
+            into the answer's tokens (0 its first, -1 its last).
+        site: TransformerLens's short hook name.
+        batch_size: Texts in one forward pass.
+        folder: Where to save finished batches. A collection that was killed goes on from there when called again; a
+            finished one is read back.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Activations in float32 on the CPU.
+
+    Raises:
+        InputError: If neutral completions are missing, a text does not fit the context, an answer is too short for an
+            integer `token`, or an activation is NaN or infinite.
+        ModelMismatchError: If the model lacks a layer or the site.
+        FileFormatError: If `folder` holds another collection.
+    """
+    chosen_layers = check_layers(layers, model.cfg.n_layers)
+    names = {layer: hook_name(model, site, layer) for layer in chosen_layers}
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, and {batch_size} was given.")
+    texts, labels = _texts(model, demonstrations)
+    spans = _token_spans(model, texts, labels, token)
+    for finding in demonstrations.check(model).findings:
+        warnings.warn(f"{demonstrations.source}: {finding}", SeaLensWarning, stacklevel=2)
+
+    description = ModelDescription.of(model)
+    # Longest first: a batch that does not fit in memory fails at once, and padding is least.
+    order = sorted(range(len(texts)), key=lambda index: -len(texts[index].ids))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    shards = None
+    if folder is not None:
+        manifest = {
+            "format": FORMAT,
+            "demonstrations": demonstrations.fingerprint,
+            "model": asdict(description),
+            "layers": chosen_layers,
+            "site": site,
+            "token": token,
+            "batch_size": batch_size,
+        }
+        shards = _Shards(Path(folder), manifest, len(batches))
+        if shards.is_finished:
+            return Activations.load(folder)
+
+    collected = torch.empty(len(texts), len(chosen_layers), model.cfg.d_model)
+    with tqdm(total=len(texts), desc="activations", unit="text", disable=not progress) as bar:
+        for number, batch in enumerate(batches):
+            gathered = shards.read(number) if shards is not None else None
+            if gathered is None:
+                gathered = _gather(
+                    model, [texts[index].ids for index in batch], [spans[index] for index in batch], names
+                )
+                if shards is not None:
+                    shards.write(number, gathered)
+            collected[batch] = gathered
+            bar.update(len(batch))
+    n = len(demonstrations)
+    by_role = {
+        role: {layer: collected[i * n : (i + 1) * n, j].clone() for j, layer in enumerate(chosen_layers)}
+        for i, role in enumerate(ROLES)
+    }
+    activations = Activations(
+        by_role["neutral"],
+        by_role["positive"],
+        by_role["negative"],
+        site=site,
+        token=token,
+        model=description,
+        demonstrations=demonstrations.fingerprint,
+    )
+    if shards is not None:
+        shards.finish(activations)
+    return activations
+
+
+def _texts(model: Model, demonstrations: Demonstrations) -> tuple[list[TokenizedAnswer], list[str]]:
+    """All texts, role after role, and what to call each in a message."""
+    missing = [index for index, row in enumerate(demonstrations) if row.neutral is None]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(demonstrations)} demonstrations have no neutral completion (row {missing[0]}). "
+            "Call demonstrations.with_neutral_answers(model): the method compares both answers with the model's own."
+        )
+    texts, labels = [], []
+    for role in ROLES:
+        for index, row in enumerate(demonstrations):
+            texts.append(TokenizedAnswer.of(model, row.prompt, getattr(row, role)))
+            labels.append(f"Demonstration {index} ({role})")
+    check_context_length(model, [len(text.ids) for text in texts], labels)
+    return texts, labels
+
+
+def _token_spans(
+    model: Model, texts: Sequence[TokenizedAnswer], labels: Sequence[str], token: TokenChoice
+) -> list[tuple[int, int]]:
+    """The span of positions `[start, stop)` that stands for each text."""
+    if not isinstance(token, int) and token not in ("last", "last_content", "mean"):
+        raise InputError(f'token must be "last", "last_content", "mean" or an integer, and {token!r} was given.')
+    is_content = _ContentTest(model) if token == "last_content" else None
+    spans, contentless = [], []
+    for text, label in zip(texts, labels, strict=True):
+        length, answer = len(text.ids), range(text.answer_start, len(text.ids))
+        position = length - 1
+        if is_content is not None:
+            found = next((p for p in reversed(answer) if is_content(text.ids[p])), None)
+            if found is None:
+                contentless.append(label)
+            else:
+                position = found
+        elif isinstance(token, int):
+            if not -len(answer) <= token < len(answer):
+                raise InputError(
+                    f"{label} has an answer of {len(answer)} tokens, so there is no token {token}. Use "
+                    'token="last", or drop such rows.'
+                )
+            position = answer[token]
+        spans.append((answer.start, length) if token == "mean" and len(answer) else (position, position + 1))
+    if contentless:
+        warnings.warn(
+            f"{len(contentless)} answers hold no content token (first: {contentless[0]}); their last token is used.",
+            SeaLensWarning,
+            stacklevel=3,
+        )
+    return spans
+
+
+class _ContentTest:
+    """Whether a token is more than punctuation, white space or a special token; decoded once each."""
+
+    def __init__(self, model: Model) -> None:
+        self.tokenizer = tokenizer_of(model)
+        self.special = set(self.tokenizer.all_special_ids)
+        self.known: dict[int, bool] = {}
+
+    def __call__(self, token_id: int) -> bool:
+        if token_id not in self.known:
+            letters = any(character.isalnum() for character in self.tokenizer.decode([token_id]))
+            self.known[token_id] = letters and token_id not in self.special
+        return self.known[token_id]
+
+
+def _gather(
+    model: Model, rows: Sequence[Sequence[int]], spans: Sequence[tuple[int, int]], names: Mapping[int, str]
+) -> Float[Tensor, "batch n_layers d_model"]:
+    """One forward pass: the mean activation over each row's span, at every named hook, in float32 on the CPU."""
+    tokens = PaddedTokens.of(model, rows)
+    widest = max(stop - start for start, stop in spans)
+    starts = torch.tensor([start for start, _ in spans])[:, None]
+    counts = torch.tensor([stop - start for start, stop in spans])[:, None]
+    steps = torch.arange(widest)[None, :]
+    inside = steps < counts
+    positions: Int[Tensor, "batch widest"] = torch.where(inside, starts + steps, starts)
+    gathered: dict[int, Tensor] = {}
+
+    def gather_at(layer: int) -> Callable[..., None]:
+        def hook(tensor: Tensor, hook: object) -> None:
+            where = positions.to(tensor.device)
+            picked = tensor[torch.arange(len(rows), device=tensor.device)[:, None], where].float()
+            weights = (inside / counts).to(picked)
+            gathered[layer] = (picked * weights[..., None]).sum(1).cpu()
+
+        return hook
+
+    with model.hooks(fwd_hooks=[(name, gather_at(layer)) for layer, name in names.items()]):
+        model(tokens.ids, stop_at_layer=max(names) + 1, **tokens.forward_options())
+    absent = [name for layer, name in names.items() if layer not in gathered]
+    if absent:
+        raise ModelMismatchError(
+            f"The forward pass reached no activation at {absent}. Does this model run those blocks?"
+        )
+    return torch.stack([gathered[layer] for layer in names], dim=1)
+
+
+class _Shards:
+    """The folder of a running collection: a manifest and one file a finished batch, each whole or absent."""
+
+    def __init__(self, folder: Path, manifest: Mapping[str, object], n_batches: int) -> None:
+        self.folder = folder
+        self.n_batches = n_batches
+        path = folder / "collection.json"
+        wanted = json.loads(json.dumps(manifest))
+        if path.exists():
+            try:
+                found = json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise FileFormatError(f"{path} could not be read: {error}. Delete the folder to start anew.") from error
+            different = sorted(key for key in {*wanted, *found} if wanted.get(key) != found.get(key))
+            if different:
+                raise FileFormatError(
+                    f"{folder} holds a collection that differs in {', '.join(different)}. Choose another folder, or "
+                    "delete this one."
+                )
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
+
+    @property
+    def is_finished(self) -> bool:
+        return (self.folder / "activations.safetensors").exists()
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"batch-{number:06d}.safetensors"
+
+    def read(self, number: int) -> Tensor | None:
+        return load_tensors(self._path(number))[0]["activations"] if self._path(number).exists() else None
+
+    def write(self, number: int, gathered: Tensor) -> None:
+        save_tensors({"activations": gathered}, self._path(number), {"format": FORMAT})
+
+    def finish(self, activations: Activations) -> None:
+        activations.save(self.folder / "activations.safetensors")
+        for number in range(self.n_batches):
+            self._path(number).unlink(missing_ok=True)

@@ -1,0 +1,397 @@
+"""Demonstrations: prompts, each with a positive, a negative and (once the model has answered) a neutral completion."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import overload
+
+import pandas as pd
+
+from sea_lens.demonstration_check import DemonstrationCheck
+from sea_lens.errors import InputError
+from sea_lens.models import Model, Tokenizer, greedy_answers
+from sea_lens.records import Record, read_csv_rows, read_json_objects
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """One prompt with its completions.
+
+    Attributes:
+        prompt: What the model is given.
+        positive: A completion that shows the wanted behaviour.
+        negative: One that shows the unwanted behaviour.
+        neutral: What the model itself says, or None where it has not been asked.
+    """
+
+    prompt: str
+    positive: str
+    negative: str
+    neutral: str | None = None
+
+
+@dataclass(frozen=True)
+class Demonstrations(Sequence[Demonstration]):
+    """An immutable list of demonstrations; every method returns a new one.
+
+    Attributes:
+        rows: The demonstrations.
+        source: Where they came from, for messages and cards.
+    """
+
+    rows: tuple[Demonstration, ...]
+    source: str = "lists"
+
+    def __post_init__(self) -> None:
+        if not self.rows:
+            raise InputError(f"There are no demonstrations in {self.source}. At least one row is needed.")
+        if all(row.positive == row.negative for row in self.rows):
+            raise InputError(
+                f"The positive equals the negative in all {len(self.rows)} demonstrations of {self.source}, so nothing "
+                "separates wanted from unwanted. Check which columns were read as positive and negative."
+            )
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_lists(
+        cls,
+        prompts: Sequence[str],
+        positives: Sequence[str],
+        negatives: Sequence[str],
+        neutrals: Sequence[str] | None = None,
+    ) -> Demonstrations:
+        """Builds demonstrations from lists of one length.
+
+        Raises:
+            InputError: If the lists are empty or differ in length.
+        """
+        lists = {"prompts": prompts, "positives": positives, "negatives": negatives}
+        if neutrals is not None:
+            lists["neutrals"] = neutrals
+        lengths = {name: len(values) for name, values in lists.items()}
+        if len(set(lengths.values())) > 1:
+            raise InputError(f"The lists must have one length, and they have {lengths}.")
+        completions = neutrals if neutrals is not None else [None] * len(prompts)
+        return cls(tuple(map(Demonstration, prompts, positives, negatives, completions)))
+
+    @classmethod
+    def from_dataframe(
+        cls,
+        frame: pd.DataFrame,
+        *,
+        prompt: str = "prompt",
+        positive: str = "positive",
+        negative: str = "negative",
+        neutral: str | None = None,
+    ) -> Demonstrations:
+        """Builds demonstrations from named columns of a pandas DataFrame.
+
+        Args:
+            frame: One row a demonstration.
+            prompt: Name of the column with prompts.
+            positive: Name of the column with positive completions.
+            negative: Name of the column with negative completions.
+            neutral: Name of the column with neutral completions; `"neutral"` is used if it is there.
+
+        Raises:
+            InputError: If a column is missing or a cell is not text.
+        """
+        records = [
+            Record(f"data frame, row {label}", dict(zip(map(str, frame.columns), cells, strict=True)))
+            for label, cells in zip(frame.index, frame.itertuples(index=False, name=None), strict=True)
+        ]
+        return cls._from_records(records, "the data frame", prompt, positive, negative, neutral)
+
+    @classmethod
+    def from_csv(
+        cls,
+        path: str | Path,
+        *,
+        prompt: str = "prompt",
+        positive: str = "positive",
+        negative: str = "negative",
+        neutral: str | None = None,
+    ) -> Demonstrations:
+        """Reads named columns of a CSV file with a header line. Arguments as for `from_dataframe`.
+
+        Raises:
+            FileFormatError: If the file cannot be read, or a line has more or fewer cells than the header (which line).
+            InputError: If a column is missing.
+        """
+        return cls._from_records(read_csv_rows(path), str(path), prompt, positive, negative, neutral)
+
+    @classmethod
+    def from_jsonl(
+        cls,
+        path: str | Path,
+        *,
+        prompt: str = "prompt",
+        positive: str = "positive",
+        negative: str = "negative",
+        neutral: str | None = None,
+    ) -> Demonstrations:
+        """Reads a file with one JSON object a line (or one JSON list of objects). Arguments as for `from_dataframe`.
+
+        Raises:
+            FileFormatError: If the file cannot be read or a line is not a JSON object (which line).
+            InputError: If a field is missing.
+        """
+        return cls._from_records(read_json_objects(path), str(path), prompt, positive, negative, neutral)
+
+    @classmethod
+    def from_halueval(
+        cls, path: str | Path, n: int | None = None, seed: int = 0, *, with_knowledge: bool = False
+    ) -> Demonstrations:
+        """Reads HaluEval's QA file as published: the right answer is positive, the hallucinated one negative.
+
+        Args:
+            path: `qa_data.json`: one JSON object a line with `question`, `right_answer` and `hallucinated_answer`.
+            n: How many to sample; all, in file order, for None.
+            seed: Seed of the sample.
+            with_knowledge: Whether the prompt opens with the row's `knowledge` passage.
+
+        Raises:
+            FileFormatError: If the file is malformed (which line).
+            InputError: If a field is missing, or fewer than `n` rows are there.
+        """
+        records = read_json_objects(path)
+        if with_knowledge:
+            records = [
+                Record(r.where, {**r.fields, "question": f"{r.text('knowledge')}\n{r.text('question')}"})
+                for r in records
+            ]
+        demonstrations = cls._from_records(records, str(path), "question", "right_answer", "hallucinated_answer")
+        return demonstrations if n is None else demonstrations.sample(n, seed)
+
+    @classmethod
+    def from_bbq(
+        cls, path: str | Path, n: int | None = None, seed: int = 0, *, context_condition: str | None = "disambig"
+    ) -> Demonstrations:
+        """Reads a BBQ file as published: the gold answer is positive, one of the other two (drawn by `seed`) negative.
+
+        Args:
+            path: A `.jsonl` file with `context`, `question`, `ans0` to `ans2`, `label` and `context_condition`.
+            n: How many to sample; all, in file order, for None.
+            seed: Seed of the sample and of the choice between the two wrong answers.
+            context_condition: `"disambig"` (the paper's choice), `"ambig"`, or None for both.
+
+        Raises:
+            FileFormatError: If the file is malformed (which line).
+            InputError: If a field is missing or impossible, or fewer than `n` rows are there.
+        """
+        if context_condition not in ("disambig", "ambig", None):
+            raise InputError(
+                f'context_condition is "disambig", "ambig" or None for both, and {context_condition!r} was given.'
+            )
+        rng = random.Random(seed)
+        rows = []
+        for record in read_json_objects(path):
+            if context_condition is not None and record.text("context_condition") != context_condition:
+                continue
+            label = record.fields.get("label")
+            if label not in (0, 1, 2):
+                raise InputError(f"{record.where}: `label` must be 0, 1 or 2, and is {label!r}. Is this a BBQ file?")
+            gold, *wrong = [record.text(f"ans{index}") for index in sorted(range(3), key=lambda index: index != label)]
+            question = f"{record.text('context')} {record.text('question')}"
+            rows.append(Demonstration(question, positive=gold, negative=rng.choice(wrong)))
+        demonstrations = cls(tuple(rows), source=str(path))
+        return demonstrations if n is None else demonstrations.sample(n, seed)
+
+    @classmethod
+    def _from_records(
+        cls,
+        records: Sequence[Record],
+        source: str,
+        prompt: str,
+        positive: str,
+        negative: str,
+        neutral: str | None = None,
+    ) -> Demonstrations:
+        if not records:
+            raise InputError(f"There are no demonstrations in {source}. At least one row is needed.")
+        columns = records[0].fields
+        missing = [name for name in (prompt, positive, negative, neutral) if name is not None and name not in columns]
+        if missing:
+            raise InputError(
+                f"{source} has no column {', '.join(map(repr, missing))}. It has: {', '.join(columns)}. "
+                "Name the right ones with prompt=, positive=, negative=, neutral=."
+            )
+        if neutral is None and "neutral" in columns:
+            neutral = "neutral"
+        rows = [
+            Demonstration(
+                record.text(prompt),
+                record.text(positive),
+                record.text(negative),
+                None if neutral is None else record.text(neutral),
+            )
+            for record in records
+        ]
+        return cls(tuple(rows), source=source)
+
+    def to_jsonl(self, path: str | Path) -> None:
+        """Writes one JSON object a line; `from_jsonl` reads it back."""
+        rows = [{name: text for name, text in asdict(row).items() if text is not None} for row in self.rows]
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        Path(path).write_text("".join(lines), encoding="utf-8")
+
+    # --- choosing rows -----------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Demonstration]:
+        return iter(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Demonstration: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Demonstrations: ...
+
+    def __getitem__(self, index: int | slice) -> Demonstration | Demonstrations:
+        return replace(self, rows=self.rows[index]) if isinstance(index, slice) else self.rows[index]
+
+    def sample(self, n: int, seed: int) -> Demonstrations:
+        """`n` rows drawn without replacement.
+
+        Raises:
+            InputError: If `n` is not between 1 and the number of rows.
+        """
+        if not 1 <= n <= len(self):
+            raise InputError(f"{n} demonstrations were asked for and {self.source} has {len(self)}. Ask for 1 to that.")
+        return replace(self, rows=tuple(random.Random(seed).sample(self.rows, n)))
+
+    def split(self, fraction: float, seed: int) -> tuple[Demonstrations, Demonstrations]:
+        """Two disjoint parts, the first with `fraction` of the rows; rows with one prompt stay on one side.
+
+        Raises:
+            InputError: If either part would be empty.
+        """
+        prompts = list(dict.fromkeys(row.prompt for row in self.rows))
+        random.Random(seed).shuffle(prompts)
+        first = set(prompts[: round(fraction * len(prompts))])
+        parts = [tuple(row for row in self.rows if (row.prompt in first) is inside) for inside in (True, False)]
+        if not 0 < fraction < 1 or not all(parts):
+            raise InputError(
+                f"Splitting {len(prompts)} different prompts at {fraction} leaves a part empty. "
+                "Use a fraction strictly between 0 and 1 that leaves at least one prompt on each side."
+            )
+        return replace(self, rows=parts[0]), replace(self, rows=parts[1])
+
+    # --- changing texts ----------------------------------------------------------------------------------------------
+
+    def with_prompt_template(self, template: str) -> Demonstrations:
+        r"""Puts each prompt into a template such as `"Q: {question}\nA:"` (`{prompt}` means the same).
+
+        Raises:
+            InputError: If the template has neither field, or another one.
+        """
+        fields = [field for field in ("{question}", "{prompt}") if field in template]
+        if len(fields) != 1 or template.count(fields[0]) != 1:
+            raise InputError(
+                f"A prompt template holds {{question}} (or {{prompt}}) exactly once, and {template!r} does not."
+            )
+        before, after = template.split(fields[0])
+        return self._with_prompts(lambda prompt: before + prompt + after)
+
+    def with_chat_template(self, tokenizer: Tokenizer, system: str | None = None) -> Demonstrations:
+        """Puts each prompt into the tokenizer's own chat template, up to where the assistant's answer begins.
+
+        Templates that write the beginning-of-sequence token are safe: it is never added a second time.
+
+        Args:
+            tokenizer: A tokenizer with a chat template, such as `model.tokenizer`.
+            system: A system message, for templates that take one.
+
+        Raises:
+            InputError: If the tokenizer has no chat template, or its template refuses the system message.
+        """
+        if not getattr(tokenizer, "chat_template", None):
+            raise InputError("This tokenizer has no chat template. Use with_prompt_template(...) instead.")
+        opening = [] if system is None else [{"role": "system", "content": system}]
+
+        def chat(prompt: str) -> str:
+            try:
+                return tokenizer.apply_chat_template(
+                    [*opening, {"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+                )
+            except Exception as error:  # templates raise jinja2 errors of their own making
+                raise InputError(f"The chat template refused these messages: {error}") from error
+
+        return self._with_prompts(chat)
+
+    def with_answer_ending(self, ending: str) -> Demonstrations:
+        """Gives every completion the same ending, in place of any final full stop, question or exclamation mark.
+
+        Without it the last token of an answer can tell positive from negative by punctuation alone.
+        """
+
+        def end(answer: str) -> str:
+            return answer.rstrip().rstrip(".!?").rstrip() + ending
+
+        return replace(
+            self,
+            rows=tuple(
+                Demonstration(
+                    row.prompt,
+                    end(row.positive),
+                    end(row.negative),
+                    None if row.neutral is None else end(row.neutral),
+                )
+                for row in self.rows
+            ),
+        )
+
+    def with_neutral_answers(
+        self, model: Model, max_new_tokens: int = 32, *, batch_size: int = 16, progress: bool = True
+    ) -> Demonstrations:
+        """Sets every neutral completion to the model's own greedy answer (the paper's protocol).
+
+        Give the prompts their template first, and `with_answer_ending` after.
+
+        Args:
+            model: The model to be edited, unedited.
+            max_new_tokens: Longest answer in tokens; an answer also ends at a line break.
+            batch_size: Prompts in one forward pass.
+            progress: Whether to show a progress bar.
+        """
+        answers = greedy_answers(
+            model, [row.prompt for row in self.rows], max_new_tokens, batch_size=batch_size, progress=progress
+        )
+        return replace(
+            self, rows=tuple(replace(row, neutral=answer) for row, answer in zip(self.rows, answers, strict=True))
+        )
+
+    def _with_prompts(self, change: Callable[[str], str]) -> Demonstrations:
+        return replace(self, rows=tuple(replace(row, prompt=change(row.prompt)) for row in self.rows))
+
+    # --- knowing what one has ----------------------------------------------------------------------------------------
+
+    @property
+    def fingerprint(self) -> str:
+        """The first 16 hexadecimal digits of a SHA-256 over all texts, in order."""
+        text = json.dumps([asdict(row) for row in self.rows], ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def check(self, model: Model | None = None) -> DemonstrationCheck:
+        """Reports what separates positives from negatives besides meaning.
+
+        Args:
+            model: Counts lengths in this model's tokens (in words otherwise) and finds texts too long for its context.
+        """
+        neutrals = [row.neutral for row in self.rows if row.neutral is not None]
+        answers = {"positive": [row.positive for row in self.rows], "negative": [row.negative for row in self.rows]}
+        if len(neutrals) == len(self):
+            answers["neutral"] = neutrals
+        return DemonstrationCheck.of([row.prompt for row in self.rows], answers, model)
+
+    def __repr__(self) -> str:
+        first = self.rows[0]
+        return f"Demonstrations({len(self)} from {self.source}; first: {first!r})"

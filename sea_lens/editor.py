@@ -1,0 +1,333 @@
+"""An editor: one edit a layer, hooked into a model, with a card that says where it came from."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import ClassVar, TypeVar
+
+from huggingface_hub import ModelHubMixin
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sea_lens.editor_card import EditorCard
+from sea_lens.editor_files import fetch_editor_folder, read_editor_files, write_editor_files
+from sea_lens.edits import LowRankEdit
+from sea_lens.errors import HookNeverFiredError, InputError, ModelMismatchError, SeaLensWarning
+from sea_lens.models import FwdHook, Model, ModelDescription, check_layers, hook_name
+
+ModelType = TypeVar("ModelType", bound=Model)
+Positions = int | Bool[Tensor, "batch pos"]
+"""The first position edited, or a mask over the prompt's positions; see `Editor.at_positions`."""
+
+MODEL_CARD = """---
+{{ card_data }}
+---
+
+An activation editor made with sea_lens (Spectral Editing of Activations,
+[arXiv 2405.09719](https://arxiv.org/abs/2405.09719)).
+What it was fitted on, and how, stands in `config.json` under `card`.
+
+```python
+import sea_lens as sl
+
+editor = sl.Editor.from_pretrained("this/repository")
+with editor.attached(model):  # a TransformerBridge of transformer_lens
+    print(model.generate("..."))
+```
+"""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Editor(
+    ModelHubMixin,
+    library_name="sea_lens",
+    tags=["activation-editing", "transformer-lens"],
+    model_card_template=MODEL_CARD,
+):
+    """Edits by layer, immutable. Every view shares the tensors of the editor it is taken from.
+
+    `editor[layer]` is that layer's edit, a function of any `[..., d_model]` tensor. Saving and loading go through
+    `save_pretrained`, `from_pretrained` and `push_to_hub`, as on the Hugging Face hub: safetensors and JSON, nothing
+    executable.
+
+    Attributes:
+        edits: By layer.
+        card: Where they came from.
+        positions: Which positions of a sequence are edited; None for all (the paper's choice).
+    """
+
+    edits: Mapping[int, LowRankEdit]
+    card: EditorCard
+    positions: Positions | None = None
+
+    # Set here so that the hub mixin finds it and never writes to a frozen instance.
+    _hub_mixin_config: ClassVar[dict[str, str]] = {"library_name": "sea_lens"}  # type: ignore[misc]
+
+    def __post_init__(self) -> None:
+        if not self.edits:
+            raise InputError("An editor needs at least one layer, and no layer is left. Check the layers asked for.")
+        widths = {layer: edit.d_model for layer, edit in self.edits.items()}
+        if len(set(widths.values())) > 1:
+            raise InputError(f"All edits of an editor must share one d_model; they have {widths}.")
+        object.__setattr__(self, "edits", MappingProxyType(dict(sorted(self.edits.items()))))
+
+    # --- what it is --------------------------------------------------------------------------------------------------
+
+    def __getitem__(self, layer: int) -> LowRankEdit:
+        if layer not in self.edits:
+            raise ModelMismatchError(f"This editor has no layer {layer}; it edits layers {self.layers}.")
+        return self.edits[layer]
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers it edits, ascending."""
+        return list(self.edits)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the activations it edits."""
+        return next(iter(self.edits.values())).d_model
+
+    @property
+    def n_layers(self) -> int:
+        """Depth of the model it is for; for editors of unknown origin, up to their last layer."""
+        return self.card.model.n_layers if self.card.model is not None else self.layers[-1] + 1
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether it provably changes nothing at any layer."""
+        return all(edit.is_identity for edit in self.edits.values())
+
+    def __repr__(self) -> str:
+        origin = "unknown model" if self.card.model is None else self.card.model.name
+        strengths = sorted({edit.strength for edit in self.edits.values()})
+        where = "every position" if self.positions is None else "positions " + _describe_positions(self.positions)
+        head = (
+            f"Editor({self.card.method}, fitted on {origin}, {self.card.site}, d_model {self.d_model}, {where}, "
+            f"strength {', '.join(f'{strength:g}' for strength in strengths)})"
+        )
+        return "\n".join([head, *(f"  layer {layer:>2}: {self._line(layer)}" for layer in self.layers)])
+
+    def _line(self, layer: int) -> str:
+        edit, found = self.edits[layer], self.card.layers.get(layer, {})
+        if edit.is_identity:
+            return "changes nothing"
+        if edit.rank == 0:
+            return "a shift"
+        text = f"rank {edit.rank}"
+        if "rank_positive" in found:
+            text += f" (positive {found['rank_positive']}, negative {found['rank_negative']})"
+        text += f", eigenvalues {edit.eigenvalues.min():+.3f} to {edit.eigenvalues.max():+.3f}"
+        if "displacement" in found:
+            text += f", moved the fit's activations by {found['displacement']:.1%} of their norm"
+        return text
+
+    # --- views -------------------------------------------------------------------------------------------------------
+
+    def at_layers(self, layers: Iterable[int]) -> Editor:
+        """Only these layers.
+
+        Raises:
+            ModelMismatchError: If it does not edit one of them.
+        """
+        return replace(self, edits={layer: self[layer] for layer in layers})
+
+    def without_layers(self, layers: Iterable[int]) -> Editor:
+        """All layers but these.
+
+        Raises:
+            ModelMismatchError: If it does not edit one of them.
+            InputError: If none is left.
+        """
+        dropped = {layer for layer in layers if self[layer] is not None}
+        return replace(self, edits={layer: edit for layer, edit in self.edits.items() if layer not in dropped})
+
+    def first_layers(self, n: int) -> Editor:
+        """Those of its layers that are among the model's first `n`."""
+        return self._within(range(self._count(n)))
+
+    def last_layers(self, n: int) -> Editor:
+        """Those of its layers that are among the model's last `n`; the paper edits the last 21 of 32."""
+        return self._within(range(self.n_layers - self._count(n), self.n_layers))
+
+    def _count(self, n: int) -> int:
+        if not 1 <= n <= self.n_layers:
+            raise InputError(f"{n} layers were asked for, and the model has {self.n_layers}. Ask for 1 to that.")
+        return n
+
+    def _within(self, layers: range) -> Editor:
+        return replace(self, edits={layer: edit for layer, edit in self.edits.items() if layer in layers})
+
+    def scaled(self, factor: float) -> Editor:
+        """Every layer's strength multiplied by `factor`: 0 is the identity, 1 leaves it as it is."""
+        return replace(self, edits={layer: edit.scaled(factor) for layer, edit in self.edits.items()})
+
+    def at_positions(self, positions: Positions) -> Editor:
+        """Edits only some positions of the prompt, and everything generated after it.
+
+        The rule is the same with and without a KV cache: a position that the argument does not speak of (beyond a mask,
+        or in a one-token step) was generated, and is edited.
+
+        Args:
+            positions: The first position to edit (`1` spares the first token, `prompt_length - 1` edits from the
+                prompt's last token on), or a mask `[batch, pos]` over the tokens of a prompt batch.
+
+        Raises:
+            InputError: If the first position is negative: how far from the end it lies changes as text is generated.
+        """
+        if isinstance(positions, int) and positions < 0:
+            raise InputError(
+                f"Position {positions} is counted from an end that moves while text is generated. "
+                "Give the position from the start (prompt length - 1 for the prompt's last token), or a mask."
+            )
+        return replace(self, positions=positions)
+
+    # --- at work -----------------------------------------------------------------------------------------------------
+
+    def fwd_hooks(self) -> list[FwdHook]:
+        """Hooks for `model.run_with_hooks(tokens, fwd_hooks=...)` or `model.hooks(fwd_hooks=...)`.
+
+        These check d_model only; `attached` also checks depth, site and weight processing, and that a hook fired.
+        """
+        return [(f"blocks.{layer}.hook_{self.card.site}", self._hook(layer, lambda: None)) for layer in self.layers]
+
+    def _hook(self, layer: int, fired: Callable[[], None]) -> Callable[..., Tensor | None]:
+        edit, positions = self.edits[layer], self.positions
+
+        def hook(tensor: Float[Tensor, "batch pos d_model"], hook: object) -> Tensor | None:
+            fired()
+            if edit.is_identity:
+                return None
+            edited = edit(tensor)
+            return edited if positions is None else _keep_positions(tensor, edited, positions)
+
+        return hook
+
+    def check(self, model: Model) -> None:
+        """Checks that this editor fits a model.
+
+        Raises:
+            ModelMismatchError: If d_model, depth or weight processing differ from the model it was fitted on, or the
+                model lacks a layer or the site.
+        """
+        theirs, ours = ModelDescription.of(model), self.card.model
+        if theirs.d_model != self.d_model:
+            raise ModelMismatchError(
+                f"This editor is for d_model {self.d_model}, and {theirs.name} has d_model {theirs.d_model}. "
+                "Fit an editor on this model."
+            )
+        check_layers(self.layers, theirs.n_layers)
+        for layer in self.layers:
+            hook_name(model, self.card.site, layer)
+        if ours is None:
+            return
+        if ours.n_layers != theirs.n_layers:
+            raise ModelMismatchError(
+                f"This editor is for a model of {ours.n_layers} layers ({ours.name}), and {theirs.name} has "
+                f"{theirs.n_layers}. Fit an editor on this model."
+            )
+        if ours.weights != theirs.weights:
+            raise ModelMismatchError(
+                f"This editor was fitted with {ours.weights} weights, and {theirs.name} has {theirs.weights} ones: "
+                f"{self.card.site} holds other values then. Call enable_compatibility_mode() both when fitting and "
+                "when editing, or neither time."
+            )
+        if ours.name != theirs.name:
+            warnings.warn(
+                f"This editor was fitted on {ours.name} and is used on {theirs.name}.", SeaLensWarning, stacklevel=3
+            )
+
+    @contextmanager
+    def attached(self, model: ModelType) -> Iterator[ModelType]:
+        """Edits everything the model runs inside the `with` block, `generate` included.
+
+        Contexts nest, and compose in the order they were entered; hooks of your own are left alone.
+
+        Args:
+            model: The model to edit.
+
+        Yields:
+            The same model.
+
+        Raises:
+            ModelMismatchError: If the editor does not fit the model (see `check`).
+            HookNeverFiredError: On leaving, if no forward pass reached any of its hooks.
+        """
+        self.check(model)
+        firings = dict.fromkeys(self.layers, 0)
+
+        def count(layer: int) -> Callable[[], None]:
+            def fired() -> None:
+                firings[layer] += 1
+
+            return fired
+
+        hooks = [(hook_name(model, self.card.site, layer), self._hook(layer, count(layer))) for layer in self.layers]
+        with model.hooks(fwd_hooks=hooks):
+            yield model
+        if not any(firings.values()):
+            raise HookNeverFiredError(
+                f"The editor was attached at {self.card.site} of layers {self.layers}, and no forward pass reached any, so "
+                "nothing was edited. Run the model inside the with block, and not with a stop_at_layer below them."
+            )
+        silent = [layer for layer, count_ in firings.items() if not count_]
+        if silent:
+            warnings.warn(
+                f"The editor's hooks at layers {silent} never fired; the others did. Was the pass stopped early?",
+                SeaLensWarning,
+                stacklevel=3,
+            )
+
+    # --- on disk -----------------------------------------------------------------------------------------------------
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        if isinstance(self.positions, Tensor):
+            raise InputError("This editor holds a position mask of one batch. Save the editor it was made from.")
+        write_editor_files(save_directory, self.edits, self.card, self.positions)
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        **_: object,
+    ) -> Editor:
+        folder = fetch_editor_folder(model_id, revision, cache_dir, force_download, local_files_only, token)
+        return cls(*read_editor_files(folder))
+
+
+def _keep_positions(
+    tensor: Float[Tensor, "batch pos d_model"], edited: Float[Tensor, "batch pos d_model"], positions: Positions
+) -> Float[Tensor, "batch pos d_model"]:
+    """Undoes an edit outside the chosen positions."""
+    length = tensor.shape[1]
+    if length == 1:  # a step with a KV cache: this token was generated
+        return edited
+    if isinstance(positions, int):
+        edited = edited.clone()
+        edited[:, :positions] = tensor[:, :positions]
+        return edited
+    covered = positions.shape[1]
+    if positions.shape[0] != tensor.shape[0] or covered > length:
+        raise InputError(
+            f"The position mask is for a batch of shape {tuple(positions.shape)}, and the model ran on "
+            f"{tuple(tensor.shape[:2])}. Give at_positions a mask of the prompt batch it is used with."
+        )
+    mask = positions.to(tensor.device).bool()
+    edited = edited.clone()
+    edited[:, :covered] = edited[:, :covered].where(mask[..., None], tensor[:, :covered])
+    return edited
+
+
+def _describe_positions(positions: Positions) -> str:
+    return f"from {positions} on" if isinstance(positions, int) else f"by a mask of shape {tuple(positions.shape)}"

@@ -1,0 +1,23 @@
+"""What goes wrong, by name. Every message says what was given, what was expected and what to do."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """Data or an argument that cannot be used: empty or unequal demonstrations, a missing column, NaN activations."""
+
+
+class ModelMismatchError(ValueError):
+    """A model that an editor, a layer or a site does not fit."""
+
+
+class FileFormatError(ValueError):
+    """A file that is unreadable, truncated, tampered with or not ours."""
+
+
+class HookNeverFiredError(RuntimeError):
+    """An editor was attached to a model and no forward pass reached any of its hooks."""
+
+
+class SeaLensWarning(UserWarning):
+    """Something that runs but probably not as meant: an edit that edits nothing, a confounded data set."""

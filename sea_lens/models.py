@@ -1,0 +1,312 @@
+"""The little of TransformerLens that the rest stands on: what a model is, hook names, tokens, padding, greedy answers.
+
+Tokens are made, padded and masked here and nowhere else, because the last position must come from lengths (a pad token
+may equal the end token) and a left-padded batch without a mask is silently wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sea_lens.errors import InputError, ModelMismatchError
+
+FwdHook = tuple[str, Callable[..., Tensor | None]]
+"""A hook name and the function TransformerLens calls there as `fn(tensor, hook=hook_point)`."""
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What we use of a Hugging Face tokenizer."""
+
+    bos_token_id: int | None
+    eos_token_id: int | None
+    pad_token_id: int | None
+
+    @property
+    def all_special_ids(self) -> list[int]: ...
+
+    def __call__(self, text: str, *, add_special_tokens: bool) -> Mapping[str, list[int]]: ...
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str: ...
+
+    def apply_chat_template(
+        self, conversation: list[dict[str, str]], *, tokenize: Literal[False], add_generation_prompt: bool
+    ) -> str: ...
+
+
+@runtime_checkable
+class ModelConfig(Protocol):
+    """What we read of `model.cfg`."""
+
+    n_layers: int
+    d_model: int
+    n_ctx: int
+    device: torch.device | str | None
+    default_prepend_bos: bool
+    normalization_type: str | None
+    model_name: str
+
+
+@runtime_checkable
+class Model(Protocol):
+    """What we use of a `transformer_lens.model_bridge.TransformerBridge`."""
+
+    @property
+    def cfg(self) -> ModelConfig: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer | None: ...
+
+    @property
+    def hook_dict(self) -> Mapping[str, object]: ...
+
+    def hooks(self, fwd_hooks: list[FwdHook]) -> AbstractContextManager[object]: ...
+
+    def generate(self, input: Tensor, **options: object) -> Tensor: ...
+
+    def __call__(self, input: Tensor, **options: object) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """The facts of a model that activations and editors must agree on.
+
+    Attributes:
+        name: The model's name; the folder's name for a local folder.
+        n_layers: Number of blocks.
+        d_model: Width of the residual stream.
+        weights: `"raw"`, or `"layernorm folded"` after `enable_compatibility_mode()` on a LayerNorm model, where
+            `resid_post` holds other values. (RMSNorm models keep theirs and stay `"raw"`.)
+    """
+
+    name: str
+    n_layers: int
+    d_model: int
+    weights: str
+
+    @classmethod
+    def of(cls, model: Model) -> ModelDescription:
+        """Reads the description off a model."""
+        cfg = model.cfg
+        name = Path(cfg.model_name).name if Path(cfg.model_name).is_dir() else cfg.model_name
+        folded = bool(getattr(model, "_weights_processed", False)) and (cfg.normalization_type or "").startswith("LN")
+        return cls(name, cfg.n_layers, cfg.d_model, "layernorm folded" if folded else "raw")
+
+
+def tokenizer_of(model: Model) -> Tokenizer:
+    """The model's tokenizer.
+
+    Raises:
+        ModelMismatchError: If the model was made without one.
+    """
+    if model.tokenizer is None:
+        raise ModelMismatchError(
+            "This model has no tokenizer, so text cannot be given to it. Boot it with "
+            "TransformerBridge.boot_transformers(..., tokenizer=...), or use Activations.from_tensors."
+        )
+    return model.tokenizer
+
+
+def hook_name(model: Model, site: str, layer: int) -> str:
+    """TransformerLens's name for `site` at `layer`.
+
+    Raises:
+        ModelMismatchError: If the model has no such layer, or its architecture no such site.
+    """
+    # Imported late: transformer_lens takes seconds to import, which `import sea_lens` need not cost.
+    from transformer_lens.utilities import get_act_name
+
+    if not 0 <= layer < model.cfg.n_layers:
+        raise ModelMismatchError(
+            f"The model has layers 0 to {model.cfg.n_layers - 1}, and layer {layer} was asked for. "
+            "Layers are counted from 0; negative ones are not taken."
+        )
+    name = str(get_act_name(site, layer))
+    if name not in model.hook_dict:
+        prefix = f"blocks.{layer}.hook_"
+        sites = sorted(key.removeprefix(prefix) for key in model.hook_dict if key.startswith(prefix))
+        raise ModelMismatchError(f"This architecture has no site {site!r} ({name}). It has: {', '.join(sites)}.")
+    return name
+
+
+def check_layers(layers: Iterable[int] | None, n_layers: int) -> list[int]:
+    """The layers asked for, sorted and without repeats; all of them for `None`.
+
+    Raises:
+        ModelMismatchError: If one does not exist.
+        InputError: If there are none.
+    """
+    chosen = sorted(set(range(n_layers) if layers is None else layers))
+    unknown = [layer for layer in chosen if not 0 <= layer < n_layers]
+    if unknown:
+        raise ModelMismatchError(
+            f"Layers {unknown} do not exist: this model has layers 0 to {n_layers - 1}, counted from 0."
+        )
+    if not chosen:
+        raise InputError("No layers were given. Leave `layers` out for all of them.")
+    return chosen
+
+
+def join(prompt: str, completion: str) -> str:
+    """Prompt and completion as one text, with a space between them unless one of them brings white space."""
+    if not prompt or not completion or prompt[-1].isspace() or completion[0].isspace():
+        return prompt + completion
+    return f"{prompt} {completion}"
+
+
+def token_ids(model: Model, text: str) -> list[int]:
+    """Token ids of a text, with the beginning-of-sequence token exactly once where the model wants one."""
+    tokenizer = tokenizer_of(model)
+    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    bos = tokenizer.bos_token_id
+    if model.cfg.default_prepend_bos and bos is not None and ids[:1] != [bos]:
+        ids = [bos, *ids]
+    return ids
+
+
+@dataclass(frozen=True)
+class TokenizedAnswer:
+    """A prompt with its completion, tokenised as one text.
+
+    Attributes:
+        ids: Token ids of the whole text.
+        answer_start: Index of the completion's first token; `len(ids)` for an empty completion.
+    """
+
+    ids: list[int]
+    answer_start: int
+
+    @classmethod
+    def of(cls, model: Model, prompt: str, completion: str) -> TokenizedAnswer:
+        """Tokenises prompt and completion together, as the model would read them."""
+        before, ids = token_ids(model, prompt), token_ids(model, join(prompt, completion))
+        shared = 0
+        while shared < min(len(before), len(ids)) and before[shared] == ids[shared]:
+            shared += 1
+        return cls(ids, shared)
+
+
+@dataclass(frozen=True)
+class PaddedTokens:
+    """A batch of token rows of different lengths as one rectangle.
+
+    Attributes:
+        ids: Token ids, `[batch, pos]`.
+        mask: True where a token is real, `[batch, pos]`.
+    """
+
+    ids: Int[Tensor, "batch pos"]
+    mask: Bool[Tensor, "batch pos"]
+
+    @classmethod
+    def of(cls, model: Model, rows: Sequence[Sequence[int]], side: Literal["left", "right"] = "right") -> PaddedTokens:
+        """Pads rows on one side, on the model's device.
+
+        Raises:
+            InputError: If a row is empty.
+        """
+        if not rows or not all(rows):
+            raise InputError("A text came out as no tokens at all. Give every prompt at least one token.")
+        length = max(map(len, rows))
+        ids, mask = torch.zeros(len(rows), length, dtype=torch.long), torch.zeros(len(rows), length, dtype=torch.bool)
+        if model.tokenizer is not None:
+            pad = model.tokenizer.pad_token_id
+            ids += pad if pad is not None else model.tokenizer.eos_token_id or 0
+        for index, row in enumerate(rows):
+            columns = slice(length - len(row), length) if side == "left" else slice(0, len(row))
+            ids[index, columns] = torch.tensor(row)
+            mask[index, columns] = True
+        return cls(ids.to(model.cfg.device), mask.to(model.cfg.device))
+
+    def forward_options(self) -> dict[str, object]:
+        """Keyword arguments with which a forward pass is exact for either padding side and keeps nothing."""
+        return {
+            "attention_mask": self.mask.long(),
+            "position_ids": (self.mask.long().cumsum(-1) - 1).clamp(min=0),
+            "use_cache": False,
+        }
+
+
+def check_context_length(model: Model, lengths: Sequence[int], names: Sequence[str], room: int = 0) -> None:
+    """Refuses texts that do not fit the model's context with `room` tokens to spare.
+
+    Raises:
+        InputError: Naming the longest offender.
+    """
+    longest = max(range(len(lengths)), key=lambda index: lengths[index])
+    if lengths[longest] + room > model.cfg.n_ctx:
+        spare = f" and {room} new tokens are asked for" if room else ""
+        raise InputError(
+            f"{names[longest]} is {lengths[longest]} tokens long{spare}, but the model's context is {model.cfg.n_ctx}. "
+            "Shorten or drop such prompts; they are not cut silently."
+        )
+
+
+@torch.no_grad()
+def greedy_answers(
+    model: Model,
+    prompts: Sequence[str],
+    max_new_tokens: int = 32,
+    *,
+    stop: Sequence[str] = ("\n",),
+    batch_size: int = 16,
+    progress: bool = True,
+) -> list[str]:
+    """The model's own most likely continuation of every prompt.
+
+    Hooks that are on the model act, so under `editor.attached(model)` these are the edited answers.
+
+    Args:
+        model: A TransformerBridge with a tokenizer.
+        prompts: Texts to continue.
+        max_new_tokens: Longest answer, in tokens.
+        stop: Strings that end an answer, cut off with all after them. White space before the answer is dropped.
+        batch_size: Prompts in one forward pass. It does not change the answers.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        One answer a prompt, in order.
+
+    Raises:
+        InputError: If a prompt and its answer do not fit the model's context.
+    """
+    tokenizer = tokenizer_of(model)
+    rows = [token_ids(model, prompt) for prompt in prompts]
+    if not rows:
+        raise InputError("No prompts were given.")
+    check_context_length(model, [len(row) for row in rows], [f"Prompt {i}" for i in range(len(rows))], max_new_tokens)
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    # The model may stop at more tokens than the tokenizer's own end token (turn ends of chat models).
+    configured = getattr(model.cfg, "eos_token_id", None)
+    ends = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])} - {None}
+    answers = [""] * len(rows)
+    with tqdm(total=len(rows), desc="answers", unit="prompt", disable=not progress) as bar:
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            tokens = PaddedTokens.of(model, [rows[index] for index in chosen], side="left")
+            output = model.generate(
+                tokens.ids,
+                attention_mask=tokens.mask.long(),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                stop_at_eos=bool(ends),
+                return_type="tokens",
+                verbose=False,
+            )
+            for index, row in zip(chosen, output[:, tokens.ids.shape[1] :].tolist(), strict=True):
+                length = next((position for position, token in enumerate(row) if token in ends), len(row))
+                answer = tokenizer.decode(row[:length], skip_special_tokens=True).strip()
+                for end in stop:
+                    answer = answer.split(end, 1)[0].rstrip()
+                answers[index] = answer
+            bar.update(len(chosen))
+    return answers

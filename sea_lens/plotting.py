@@ -1,0 +1,1 @@
+"""One matplotlib figure for each result. Figures are returned, never shown."""

@@ -1,0 +1,91 @@
+"""Rows of text out of JSON-lines and CSV files, each knowing where it stands, so that an error can name the line."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sea_lens.errors import FileFormatError, InputError
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row.
+
+    Attributes:
+        where: File and line, for messages.
+        fields: What stands in it, by column.
+    """
+
+    where: str
+    fields: Mapping[str, object]
+
+    def text(self, name: str) -> str:
+        """The text in a column.
+
+        Raises:
+            InputError: If there is no such column, or no text in it.
+        """
+        if name not in self.fields:
+            raise InputError(f"{self.where}: there is no {name!r}. It has: {', '.join(self.fields)}.")
+        value = self.fields[name]
+        if not isinstance(value, str):
+            raise InputError(f"{self.where}: {name!r} must be text, and is {value!r}.")
+        return value
+
+
+def read_json_objects(path: str | Path) -> list[Record]:
+    """Reads one JSON object a line, or one JSON list of objects.
+
+    Raises:
+        FileFormatError: If the file cannot be read, or something in it is not a JSON object (which line).
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileFormatError(f"{path} could not be read: {error}") from error
+    if text.lstrip().startswith("["):
+        entries = _parse(text, str(path))
+        places = [(f"{path}, entry {i}", entry) for i, entry in enumerate(entries if isinstance(entries, list) else [])]
+    else:
+        lines = [(f"{path}, line {number}", line) for number, line in enumerate(text.split("\n"), start=1)]
+        places = [(where, _parse(line, where)) for where, line in lines if line.strip()]
+    for where, entry in places:
+        if not isinstance(entry, dict):
+            raise FileFormatError(f"{where}: expected a JSON object, found {json.dumps(entry)[:60]}.")
+    return [Record(where, entry) for where, entry in places]
+
+
+def read_csv_rows(path: str | Path) -> list[Record]:
+    """Reads a CSV file with a header line.
+
+    Raises:
+        FileFormatError: If the file cannot be read, or a row has more or fewer cells than the header (which line).
+    """
+    records = []
+    try:
+        with Path(path).open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            for row in reader:
+                where = f"{path}, line {reader.line_num}"
+                if None in row or None in row.values():
+                    raise FileFormatError(
+                        f"{where}: the row does not have the header's {len(reader.fieldnames or [])} cells. "
+                        "Quote cells that hold commas or line breaks."
+                    )
+                records.append(Record(where, dict(row)))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise FileFormatError(f"{path} could not be read as CSV: {error}") from error
+    return records
+
+
+def _parse(text: str, where: str) -> object:
+    try:
+        parsed: object = json.loads(text)
+    except json.JSONDecodeError as error:
+        line = f", line {error.lineno}" if "\n" in text else ""
+        raise FileFormatError(f"{where}{line}: not valid JSON ({error.msg}).") from error
+    return parsed

@@ -1,0 +1,141 @@
+"""The linear algebra of spectral editing: cross-covariances, leading subspaces, and the difference of two projectors.
+
+Everything here takes and returns plain tensors, in float64. Sources: Qiu et al., *Spectral Editing of Activations*,
+NeurIPS 2024 (arXiv 2405.09719), sections 3.1 and 3.2, for the projections; the compact form of their sum is ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sea_lens.errors import InputError
+
+Spectrum = Literal["squared", "singular_values"]
+"""What an explained variance is a share of: the squared singular values (the energy), or the singular values."""
+
+NEGLIGIBLE_EIGENVALUE = 1e-9
+"""Eigenvalues of a difference of projectors below this are rounding: the sine of the angle between equal directions."""
+
+
+@dataclass(frozen=True, eq=False)
+class Subspace:
+    """The directions of the neutral activations that covary most with another set of activations.
+
+    Attributes:
+        basis: Orthonormal columns, `[d_model, rank]`, by decreasing covariance.
+        singular_values: All singular values of the cross-covariance, decreasing; `rank` of them belong to the basis.
+    """
+
+    basis: Float[Tensor, "d_model rank"]
+    singular_values: Float[Tensor, " n_singular_values"]
+
+    @property
+    def rank(self) -> int:
+        """Number of directions kept."""
+        return self.basis.shape[1]
+
+
+@dataclass(frozen=True, eq=False)
+class CrossCovariance:
+    """The singular value decomposition of a cross-covariance, from which subspaces of any rank are cut.
+
+    Attributes:
+        left: Left singular vectors (of the neutral side), `[d_model, n_singular_values]`.
+        singular_values: Decreasing, `[n_singular_values]`.
+    """
+
+    left: Float[Tensor, "d_model n_singular_values"]
+    singular_values: Float[Tensor, " n_singular_values"]
+
+    @classmethod
+    def of(
+        cls, neutral: Float[Tensor, "n d_model"], other: Float[Tensor, "n d_model"], centre: bool = False
+    ) -> CrossCovariance:
+        """Decomposes `(1/n) (neutral - mu)^T (other - mu')`, with zero means unless `centre` (paper, eq. 1 and 2).
+
+        With fewer demonstrations than dimensions both sides are QR-factored first, so that the decomposition is of an
+        n x n matrix and no d_model x d_model matrix is ever formed; the subspace is the same.
+        """
+        h, g = neutral.double(), other.double()
+        if centre:
+            h, g = h - h.mean(0), g - g.mean(0)
+        n, d_model = h.shape
+        if n < d_model:
+            q, r = torch.linalg.qr(h.T)
+            _, s = torch.linalg.qr(g.T)
+            u, singular_values, _ = torch.linalg.svd(r @ s.T / n)
+            return cls(q @ u, singular_values)
+        u, singular_values, _ = torch.linalg.svd(h.T @ g / n)
+        return cls(u, singular_values)
+
+    def leading(self, rank: int) -> Subspace:
+        """The subspace of the `rank` largest singular values.
+
+        Raises:
+            InputError: If there are fewer directions than that.
+        """
+        available = len(self.singular_values)
+        if not 1 <= rank <= available:
+            raise InputError(
+                f"A rank of {rank} was asked for; these demonstrations support 1 to {available} "
+                "(the smaller of their number and d_model)."
+            )
+        return Subspace(self.left[:, :rank], self.singular_values)
+
+    def explaining(self, explained_variance: float, spectrum: Spectrum = "squared") -> Subspace:
+        """The least subspace that explains the given share (paper, section 3.2: `k` from the explained variance)."""
+        return self.leading(rank_explaining(self.singular_values, explained_variance, spectrum))
+
+
+def rank_explaining(
+    singular_values: Float[Tensor, " n_singular_values"], explained_variance: float, spectrum: Spectrum = "squared"
+) -> int:
+    """The least k whose k largest singular values make up a share `explained_variance` of their total.
+
+    Args:
+        singular_values: Decreasing.
+        explained_variance: A share in (0, 1].
+        spectrum: Whether the share is of the squared singular values or of the singular values themselves.
+
+    Raises:
+        InputError: If the share is outside (0, 1], or every singular value is zero.
+    """
+    if not 0 < explained_variance <= 1:
+        raise InputError(f"explained_variance must lie in (0, 1], and {explained_variance} was given.")
+    weights = singular_values.double() ** (2 if spectrum == "squared" else 1)
+    cumulative = weights.cumsum(0)
+    if not cumulative[-1] > 0:
+        raise InputError(
+            "The cross-covariance is zero, so it has no leading directions: the activations are all zero, or (with "
+            "centre=True) all rows are the same. Check the demonstrations and the token choice."
+        )
+    # Compared with the last partial sum, not with 1, so that a share of 1 is reached exactly.
+    return int((cumulative < explained_variance * cumulative[-1]).sum()) + 1
+
+
+def difference_of_projectors(
+    positive: Float[Tensor, "d_model k_positive"], negative: Float[Tensor, "d_model k_negative"]
+) -> tuple[Float[Tensor, "d_model rank"], Float[Tensor, " rank"]]:
+    """`Pi+ - Pi-` of two subspaces in compact form: orthonormal W and lam with `W diag(lam) W^T` equal to it.
+
+    SEA's `P+ + P- - I` is this difference. Its eigenvalues are plus and minus the sines of the principal angles between
+    the subspaces, and plus or minus 1 for directions that only one of them has. Equal subspaces give rank 0.
+
+    Args:
+        positive: Orthonormal basis.
+        negative: Orthonormal basis.
+
+    Returns:
+        W, by decreasing eigenvalue, and lam; directions with a negligible eigenvalue are left out.
+    """
+    positive, negative = positive.double(), negative.double()
+    q, _ = torch.linalg.qr(torch.cat([positive, negative], dim=1))
+    up, down = q.T @ positive, q.T @ negative
+    eigenvalues, eigenvectors = torch.linalg.eigh(up @ up.T - down @ down.T)
+    keep = eigenvalues.abs() > NEGLIGIBLE_EIGENVALUE
+    return (q @ eigenvectors[:, keep]).flip(1), eigenvalues[keep].flip(0)

@@ -1,0 +1,110 @@
+"""Tiny models of six architectures, built from configs, and a byte tokenizer; nothing is downloaded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from jaxtyping import install_import_hook
+
+with install_import_hook("sea_lens", "beartype.beartype"):
+    import sea_lens  # noqa: F401
+    import sea_lens.cli
+    import sea_lens.plotting  # noqa: F401
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+
+ARCHITECTURES = ["gpt2", "llama", "gemma2", "mistral", "qwen2", "gpt-neox"]
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+N_LAYERS, D_MODEL = 3, 32
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte; the end token doubles as padding, as in GPT-2."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate(["<bos>", "<eos>", *alphabet])}
+    raw = Tokenizer(models.BPE(vocabulary, []))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    raw.decoder = decoders.ByteLevel()
+    raw.add_special_tokens(["<bos>", "<eos>"])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<eos>",
+        name_or_path="bytes",
+        add_bos_token=True,
+    )
+
+
+def build_bridge(architecture: str, dtype: torch.dtype = torch.float32, **changes) -> TransformerBridge:
+    """A random model with weights large enough that layers do something."""
+    common = {"vocab_size": 258, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "initializer_range": 0.1}
+    sizes = {
+        "hidden_size": D_MODEL,
+        "intermediate_size": 64,
+        "num_hidden_layers": N_LAYERS,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 128,
+    }
+    if architecture == "gpt2":
+        config = GPT2Config(n_embd=D_MODEL, n_layer=N_LAYERS, n_head=4, n_positions=128, **common)
+    elif architecture == "gpt-neox":
+        config = GPTNeoXConfig(**sizes, **common)
+    elif architecture == "gemma2":
+        config = Gemma2Config(**sizes, num_key_value_heads=2, head_dim=8, **common)
+    else:
+        kind = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config}[architecture]
+        config = kind(**sizes, num_key_value_heads=2, **common)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    torch.manual_seed(0)
+    hf_model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
+    hf_model.config.architectures = [type(hf_model).__name__]
+    return TransformerBridge.boot_transformers(
+        f"tiny-{architecture}", hf_model=hf_model, tokenizer=byte_tokenizer(), device="cpu", dtype=dtype
+    )
+
+
+@pytest.fixture(scope="session", params=ARCHITECTURES)
+def bridge(request) -> TransformerBridge:
+    """A tiny random model of each architecture in turn."""
+    return build_bridge(request.param)
+
+
+@pytest.fixture(scope="session")
+def llama() -> TransformerBridge:
+    """A tiny random Llama."""
+    return build_bridge("llama")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real published files, where this checkout stands beside them."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip("the folder ../shared/data with published data files is not here")
+    return SHARED / "data"
+
+
+@pytest.fixture(scope="session")
+def stories() -> Path:
+    """A folder with a small trained Llama, where this checkout stands beside it."""
+    path = SHARED / "models" / "stories260K"
+    if not path.is_dir():
+        pytest.skip("the folder ../shared/models/stories260K is not here")
+    return path
