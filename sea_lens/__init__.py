@@ -1,11 +1,17 @@
 """Edit a language model's residual stream in closed form, and see why the edit works."""
 
+from sea_lens import plotting
 from sea_lens.activations import Activations
+from sea_lens.analysis.controls import random_editor
+from sea_lens.analysis.effects import answer_greedily
 from sea_lens.collection import collect_activations
 from sea_lens.demonstrations import Demonstration, Demonstrations
 from sea_lens.editor import Editor
 from sea_lens.editor_card import EditorCard
+from sea_lens.errors import SeaLensWarning
 from sea_lens.methods.sea import fit_sea
+from sea_lens.organism import load_organism
+from sea_lens.questions import Question, Questions
 
 __all__ = [
     "Activations",
@@ -13,6 +19,13 @@ __all__ = [
     "Demonstrations",
     "Editor",
     "EditorCard",
+    "Question",
+    "Questions",
+    "SeaLensWarning",
+    "answer_greedily",
     "collect_activations",
     "fit_sea",
+    "load_organism",
+    "plotting",
+    "random_editor",
 ]

@@ -1,1 +1,399 @@
-"""The `sea-lens` command."""
+"""The `sea-lens` command. Every command is a few library calls; mistakes are one line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Literal, Optional
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from typer.exceptions import Abort, Exit, TyperException
+
+from sea_lens.activations import Activations, TokenChoice
+from sea_lens.collection import collect_activations
+from sea_lens.demonstrations import Demonstrations
+from sea_lens.editor import Editor
+from sea_lens.edits import LowRankEdit
+from sea_lens.errors import InputError, SeaLensWarning
+from sea_lens.methods.sea import fit_sea
+from sea_lens.models import Model, greedy_answers
+from sea_lens.organism import experiment, load_organism
+from sea_lens.plotting import plot_organism
+from sea_lens.records import read_csv_rows, read_json_objects
+
+app = typer.Typer(
+    name="sea-lens",
+    help="Edit what a language model says by editing its residual stream, and see why the edit works.\n\n"
+    "Start with `sea-lens demo`. With a model and demonstrations of your own: `sea-lens fit`, then `sea-lens generate`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+console = Console()
+NAMED_TOKENS: tuple[Literal["last", "last_content", "mean"], ...] = ("last", "last_content", "mean")
+
+
+class DataFormat(str, Enum):
+    """How a demonstrations file is laid out."""
+
+    auto = "auto"
+    halueval = "halueval"
+    bbq = "bbq"
+    jsonl = "jsonl"
+    csv = "csv"
+
+
+ModelName = Annotated[
+    str, typer.Argument(help="Model name on the hub, a local folder, or `organism` for the embedded model.")
+]
+DemonstrationsFile = Annotated[
+    Path, typer.Argument(help="HaluEval QA, BBQ, JSONL or CSV with columns prompt, positive, negative.")
+]
+Format = Annotated[DataFormat, typer.Option(help="Layout of the demonstrations file.")]
+Number = Annotated[Optional[int], typer.Option("--n", help="How many demonstrations to sample; all if left out.")]
+Seed = Annotated[int, typer.Option(help="Seed of the sample (and of BBQ's wrong answers).")]
+Template = Annotated[
+    Optional[str], typer.Option(help="Prompt template, such as 'Q: {question}\\nA:' (\\n is a line break).")
+]
+Chat = Annotated[bool, typer.Option("--chat", help="Put prompts into the tokenizer's own chat template.")]
+Ending = Annotated[Optional[str], typer.Option(help="Give every answer this ending, such as '.'.")]
+NewTokens = Annotated[int, typer.Option(help="Longest answer the model may give, in tokens.")]
+TokenOption = Annotated[
+    str, typer.Option(help="Token collected: last, last_content, mean, or an index into the answer.")
+]
+Layers = Annotated[str, typer.Option(help="all, first:N, last:N, or a list such as 3,5,10-20.")]
+Site = Annotated[str, typer.Option(help="Hook that activations come from and edits go to.")]
+BatchSize = Annotated[int, typer.Option(help="Texts in one forward pass.", min=1)]
+Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, mps.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the picture and the editor.")] = Path("sea-lens-demo"),
+    random_editors: Annotated[int, typer.Option(help="How many random editors to compare with.", min=2)] = 20,
+) -> None:
+    """Shows the whole path on the embedded model, offline, in under a minute."""
+    with console.status("Loading the embedded model, fitting, and asking 240 held-out questions ..."):
+        model, world = load_organism()
+        result = experiment.run(model, world, n_random=random_editors)
+        out.mkdir(parents=True, exist_ok=True)
+        plot_organism(result).savefig(out / "layers.png", dpi=150)
+        result.editor.save_pretrained(out / "editor")
+    print_demo(result, len(world.fitting), out)
+
+
+def print_demo(result: experiment.OrganismResult, n_fitting: int, out: Path) -> None:
+    """Prints a demo's result: bars, three answers before and after, where the picture is, and the code."""
+    ranks = [result.editor.card.layers[layer] for layer in result.editor.layers]
+    by_layer = "  ".join(f"{found['rank_positive']}+{found['rank_negative']}" for found in ranks)
+    typer.echo(
+        f"\nSEA fitted on {n_fitting} facts in {result.fit_seconds:.1f} s   "
+        f"ranks (positive + negative) by layer: {by_layer}",
+    )
+    typer.echo(f"truthful answers on {result.plain.n} facts it has never seen, with 95 % intervals")
+    for name, row in result.table.iterrows():
+        bar = "=" * round(24 * row["truthful"])
+        interval = f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+        typer.echo(f"  {name:<22} {bar:<24} {row['truthful']:>6.1%}  {interval}")
+    typer.echo("")
+    for example in result.examples.to_dict("records"):
+        plain, edited = (
+            f"{example[name]} ({'true' if example[name] == example['truth'] else 'myth'})"
+            for name in ("plain", "edited")
+        )
+        typer.echo(f"Q: {example['question']:<34} plain: {plain:<20} edited: {edited}")
+    typer.echo(f"\nPicture, layer by layer: {out / 'layers.png'}    editor: {out / 'editor'}")
+    typer.echo("\nThe same in Python:\n")
+    typer.echo(demo_code())
+
+
+def demo_code() -> str:
+    """The lines of Python that do what the demo does."""
+    return f"""    import sea_lens as sl
+    model, world = sl.load_organism()
+    demonstrations = world.demonstrations().with_neutral_answers(model, max_new_tokens=1)
+    activations = sl.collect_activations(model, demonstrations)
+    editor = sl.fit_sea(activations, {experiment.EXPLAINED_VARIANCE}, centre={experiment.CENTRE})
+    editor = editor.scaled({experiment.STRENGTH})
+    with editor.attached(model):
+        print(sl.answer_greedily(model, world.questions(), max_new_tokens=1).truthful)
+"""
+
+
+@app.command()
+def collect(
+    model: ModelName,
+    demonstrations: DemonstrationsFile,
+    out: Annotated[Path, typer.Option(help="Folder for activations; an unfinished one is gone on with.")],
+    format: Format = DataFormat.auto,
+    n: Number = None,
+    seed: Seed = 0,
+    template: Template = None,
+    chat: Chat = False,
+    answer_ending: Ending = None,
+    max_new_tokens: NewTokens = 32,
+    token: TokenOption = "last",
+    layers: Layers = "all",
+    site: Site = "resid_post",
+    batch_size: BatchSize = 32,
+    device: Device = "cpu",
+) -> None:
+    """Collects activations of demonstrations, to fit from later with `sea-lens fit --activations`."""
+    bridge = load_model(model, device)
+    data = read_demonstrations(demonstrations, format, n, seed)
+    data = prepare(data, bridge, template, chat, answer_ending, max_new_tokens, batch_size, out)
+    activations = collect_activations(
+        bridge,
+        data,
+        parse_layers(layers, bridge.cfg.n_layers),
+        parse_token(token),
+        site=site,
+        batch_size=batch_size,
+        folder=out,
+    )
+    typer.echo(f"{activations!r}\nsaved in {out}")
+
+
+@app.command()
+def fit(
+    model: Annotated[Optional[str], typer.Argument(help="Model name, folder, or `organism`.")] = None,
+    demonstrations: Annotated[Optional[Path], typer.Argument(help="HaluEval QA, BBQ, JSONL or CSV file.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the editor.")] = Path("editor"),
+    activations: Annotated[
+        Optional[Path], typer.Option(help="Fit from this folder of `sea-lens collect` instead of a model.")
+    ] = None,
+    explained_variance: Annotated[float, typer.Option(help="Share of the covariance a subspace explains.")] = 0.998,
+    negative_explained_variance: Annotated[
+        Optional[float], typer.Option(help="The same for the negative subspace, where it should differ.")
+    ] = None,
+    rank: Annotated[Optional[int], typer.Option(help="Rank of both subspaces, instead of a share.")] = None,
+    spectrum: Annotated[str, typer.Option(help="Share of what: squared or singular_values.")] = "squared",
+    centre: Annotated[bool, typer.Option("--centre/--no-centre", help="Subtract means first.")] = False,
+    restore_norm: Annotated[bool, typer.Option(help="Whether each token keeps its norm.")] = True,
+    format: Format = DataFormat.auto,
+    n: Number = None,
+    seed: Seed = 0,
+    template: Template = None,
+    chat: Chat = False,
+    answer_ending: Ending = None,
+    max_new_tokens: NewTokens = 32,
+    token: TokenOption = "last",
+    layers: Layers = "all",
+    site: Site = "resid_post",
+    batch_size: BatchSize = 32,
+    device: Device = "cpu",
+) -> None:
+    """Fits linear SEA and writes an editor: from a model and demonstrations, or from collected activations."""
+    if spectrum not in ("squared", "singular_values"):
+        raise InputError(f"--spectrum is squared or singular_values, and {spectrum!r} was given.")
+    if activations is not None:
+        if model is not None or demonstrations is not None:
+            raise InputError("Give either --activations, or a model and demonstrations, not both.")
+        collected = Activations.load(activations)
+        depth = collected.model.n_layers if collected.model is not None else collected.layers[-1] + 1
+        chosen = None if layers == "all" else parse_layers(layers, depth)
+    elif model is None or demonstrations is None:
+        raise InputError("Give a model and a demonstrations file, or --activations. See `sea-lens fit --help`.")
+    else:
+        bridge = load_model(model, device)
+        data = read_demonstrations(demonstrations, format, n, seed)
+        data = prepare(data, bridge, template, chat, answer_ending, max_new_tokens, batch_size, None)
+        chosen = parse_layers(layers, bridge.cfg.n_layers)
+        collected = collect_activations(bridge, data, chosen, parse_token(token), site=site, batch_size=batch_size)
+    shares = (
+        explained_variance,
+        explained_variance if negative_explained_variance is None else negative_explained_variance,
+    )
+    editor = fit_sea(
+        collected,
+        shares,
+        ranks=rank,
+        spectrum="squared" if spectrum == "squared" else "singular_values",
+        centre=centre,
+        restore_norm=restore_norm,
+        layers=chosen,
+    )
+    editor.save_pretrained(out)
+    typer.echo(f"{editor!r}\nsaved in {out}")
+
+
+@app.command()
+def generate(
+    model: ModelName,
+    editor: Annotated[str, typer.Argument(help="Editor folder, or its name on the hub.")],
+    prompts: Annotated[list[str], typer.Argument(help="One or more prompts, each in quotes.")],
+    strength: Annotated[float, typer.Option(help="1 is the fitted editor, 0 no edit.")] = 1.0,
+    layers: Layers = "all",
+    max_new_tokens: NewTokens = 40,
+    device: Device = "cpu",
+) -> None:
+    """Shows the model's greedy continuations plain and edited, side by side."""
+    fitted = Editor.from_pretrained(editor).scaled(strength)
+    bridge = load_model(model, device)
+    if layers != "all":
+        fitted = fitted.at_layers(parse_layers(layers, bridge.cfg.n_layers))
+    plain = greedy_answers(bridge, prompts, max_new_tokens, stop=(), progress=False)
+    with fitted.attached(bridge):
+        edited = greedy_answers(bridge, prompts, max_new_tokens, stop=(), progress=False)
+    table = Table("prompt", "plain", "edited", show_lines=True)
+    for row in zip(prompts, plain, edited, strict=True):
+        table.add_row(*map(escape, row))
+    console.print(table)
+    if plain == edited:
+        typer.echo("The edit changed none of these continuations.")
+
+
+@app.command()
+def inspect(editor: Annotated[str, typer.Argument(help="Editor folder, or its name on the hub.")]) -> None:
+    """Shows where an editor came from and what it does at each layer."""
+    fitted = Editor.from_pretrained(editor)
+    card = fitted.card.to_json()
+    for name in (
+        "method",
+        "site",
+        "token",
+        "model",
+        "hyper_parameters",
+        "n_demonstrations",
+        "demonstrations",
+        "versions",
+    ):
+        value = card[name]
+        text = ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else str(value)
+        typer.echo(f"{name.replace('_', ' '):<18} {text}")
+    table = Table("layer", "rank", "positive", "negative", "lowest eigenvalue", "highest", "strength", "displacement")
+    for layer, edit in fitted.edits.items():
+        found = fitted.card.layers.get(layer, {})
+        extremes = ["", ""]
+        if isinstance(edit, LowRankEdit) and edit.rank:
+            extremes = [f"{edit.eigenvalues.min():+.3f}", f"{edit.eigenvalues.max():+.3f}"]
+        displacement = f"{float(str(found['displacement'])):.1%}" if "displacement" in found else ""
+        ranks = [str(found.get(f"rank_{role}", "")) for role in ("positive", "negative")]
+        table.add_row(str(layer), str(edit.rank), *ranks, *extremes, f"{edit.strength:g}", displacement)
+    console.print(table)
+
+
+def load_model(name: str, device: str) -> Model:
+    """Boots a model by hub name or folder, or the embedded one."""
+    if name == "organism":
+        return load_organism(device)[0]
+    from transformer_lens.model_bridge import TransformerBridge
+
+    bridge: Model = TransformerBridge.boot_transformers(name, device=device)
+    return bridge
+
+
+def read_demonstrations(path: Path, layout: DataFormat, n: int | None, seed: int) -> Demonstrations:
+    """Reads a file, finding out its layout from its first row where none is given."""
+    if layout is DataFormat.auto:
+        is_csv = path.suffix.lower() in (".csv", ".tsv")
+        records = read_csv_rows(path) if is_csv else read_json_objects(path)
+        fields = set(records[0].fields) if records else set()
+        if {"right_answer", "hallucinated_answer"} <= fields:
+            layout = DataFormat.halueval
+        elif {"ans0", "ans1", "ans2", "label"} <= fields:
+            layout = DataFormat.bbq
+        else:
+            layout = DataFormat.csv if is_csv else DataFormat.jsonl
+    if layout is DataFormat.halueval:
+        return Demonstrations.from_halueval(path, n, seed)
+    if layout is DataFormat.bbq:
+        return Demonstrations.from_bbq(path, n, seed)
+    data = Demonstrations.from_csv(path) if layout is DataFormat.csv else Demonstrations.from_jsonl(path)
+    return data if n is None else data.sample(n, seed)
+
+
+def prepare(
+    data: Demonstrations,
+    model: Model,
+    template: str | None,
+    chat: bool,
+    ending: str | None,
+    max_new_tokens: int,
+    batch_size: int,
+    folder: Path | None,
+) -> Demonstrations:
+    """Puts prompts into a template and adds the model's answers, kept in `folder` so that a resumed run has the same."""
+    if template is not None and chat:
+        raise InputError("Give --template or --chat, not both.")
+    if template is not None:
+        data = data.with_prompt_template(template.replace("\\n", "\n"))
+    if chat:
+        if model.tokenizer is None:
+            raise InputError("This model has no tokenizer, so there is no chat template.")
+        data = data.with_chat_template(model.tokenizer)
+    if any(row.neutral is None for row in data):
+        kept = None if folder is None else folder / "demonstrations.jsonl"
+        if kept is not None and kept.exists():
+            answered = Demonstrations.from_jsonl(kept)
+            asked = [(row.prompt, row.positive, row.negative) for row in answered]
+            if asked != [(row.prompt, row.positive, row.negative) for row in data]:
+                raise InputError(f"{kept} holds other demonstrations. Choose another --out, or delete that folder.")
+            data = answered
+        else:
+            data = data.with_neutral_answers(model, max_new_tokens, batch_size=batch_size)
+            if kept is not None:
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                data.to_jsonl(kept)
+    return data if ending is None else data.with_answer_ending(ending)
+
+
+def parse_layers(text: str, n_layers: int) -> list[int]:
+    """Layers out of `all`, `first:N`, `last:N` or a list such as `3,5,10-20`."""
+    try:
+        if text == "all":
+            return list(range(n_layers))
+        if text.startswith(("first:", "last:")):
+            side, count = text.split(":")
+            if not 1 <= int(count) <= n_layers:
+                raise InputError(f"--layers {text}: the model has {n_layers} layers.")
+            return list(range(int(count))) if side == "first" else list(range(n_layers - int(count), n_layers))
+        spans = [part.split("-") for part in text.split(",")]
+        return sorted({layer for span in spans for layer in range(int(span[0]), int(span[-1]) + 1)})
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"--layers takes all, first:N, last:N or a list such as 3,5,10-20, not {text!r}.") from error
+
+
+def parse_token(text: str) -> TokenChoice:
+    """A token choice out of a command-line word."""
+    for name in NAMED_TOKENS:
+        if text == name:
+            return name
+    try:
+        return int(text)
+    except ValueError as error:
+        raise InputError(f"--token is last, last_content, mean or an integer, and {text!r} was given.") from error
+
+
+def main() -> None:
+    """Runs the command line: mistakes become one line and exit code 2."""
+    warnings.showwarning = _show_warning
+    warnings.simplefilter("always", SeaLensWarning)
+    try:
+        code = app(standalone_mode=False)
+    except TyperException as error:
+        code = _fail(error.format_message())
+    except Exit as error:
+        code = error.exit_code
+    except (Abort, KeyboardInterrupt):
+        code = _fail("stopped")
+    except (ValueError, RuntimeError, OSError) as error:
+        code = _fail(str(error))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> int:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return 2
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"warning: {message}", file=sys.stderr)

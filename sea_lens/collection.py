@@ -75,7 +75,7 @@ def collect_activations(
     texts, labels = _texts(model, demonstrations)
     spans = _token_spans(model, texts, labels, token)
     for finding in demonstrations.check(model).findings:
-        warnings.warn(f"{demonstrations.source}: {finding}", SeaLensWarning, stacklevel=2)
+        warnings.warn(f"{demonstrations.source}: {finding}", SeaLensWarning, stacklevel=3)  # past no_grad
 
     description = ModelDescription.of(model)
     # Longest first: a batch that does not fit in memory fails at once, and padding is least.
@@ -173,7 +173,7 @@ def _token_spans(
         warnings.warn(
             f"{len(contentless)} answers hold no content token (first: {contentless[0]}); their last token is used.",
             SeaLensWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     return spans
 

@@ -64,7 +64,7 @@ class DemonstrationCheck:
         longer = fmean((n > p) + 0.5 * (n == p) for p, n in zip(lengths["positive"], lengths["negative"], strict=True))
         separates = max(longer, 1 - longer)
         findings = [
-            *_length_findings(table.iloc[:, 0], unit, separates, longer > 0.5),
+            *_length_findings(table.iloc[:, 0], unit, separates, longer),
             *_ending_findings(table["ends in . ! ?"]),
             *_row_findings(list(zip(prompts, answers["positive"], answers["negative"], strict=True))),
             *(
@@ -88,11 +88,12 @@ class DemonstrationCheck:
     __repr__ = __str__
 
 
-def _length_findings(lengths: pd.Series[float], unit: str, separates: float, negative_longer: bool) -> list[str]:
+def _length_findings(lengths: pd.Series[float], unit: str, separates: float, longer_share: float) -> list[str]:
     positive, negative = lengths["positive"], lengths["negative"]
-    ratio = max(positive, negative) / max(min(positive, negative), 1e-9)
+    ratio = max(positive, negative) / max(min(positive, negative), 1.0)  # a median of 0 is a matter of empty answers
     if ratio < LENGTH_RATIO and separates < LENGTH_SEPARATES:
         return []
+    negative_longer = longer_share > 0.5 if positive == negative else negative > positive
     longer, shorter = ("Negatives", "positives") if negative_longer else ("Positives", "negatives")
     return [
         f"{longer} are {ratio:.1f} times as long as {shorter} ({max(positive, negative):.0f} against "

@@ -97,7 +97,8 @@ class Demonstrations(Sequence[Demonstration]):
             prompt: Name of the column with prompts.
             positive: Name of the column with positive completions.
             negative: Name of the column with negative completions.
-            neutral: Name of the column with neutral completions; `"neutral"` is used if it is there.
+            neutral: Name of the column with neutral completions; `"neutral"` is used if it is there, and may then be
+                left out (or null) in rows whose model has not been asked.
 
         Raises:
             InputError: If a column is missing or a cell is not text.
@@ -222,15 +223,14 @@ class Demonstrations(Sequence[Demonstration]):
                 f"{source} has no column {', '.join(map(repr, missing))}. It has: {', '.join(columns)}. "
                 "Name the right ones with prompt=, positive=, negative=, neutral=."
             )
-        if neutral is None and "neutral" in columns:
-            neutral = "neutral"
+
+        def neutral_of(record: Record) -> str | None:
+            if neutral is None and record.fields.get("neutral") is None:
+                return None
+            return record.text("neutral" if neutral is None else neutral)
+
         rows = [
-            Demonstration(
-                record.text(prompt),
-                record.text(positive),
-                record.text(negative),
-                None if neutral is None else record.text(neutral),
-            )
+            Demonstration(record.text(prompt), record.text(positive), record.text(negative), neutral_of(record))
             for record in records
         ]
         return cls(tuple(rows), source=source)
@@ -269,16 +269,16 @@ class Demonstrations(Sequence[Demonstration]):
         return replace(self, rows=tuple(random.Random(seed).sample(self.rows, n)))
 
     def split(self, fraction: float, seed: int) -> tuple[Demonstrations, Demonstrations]:
-        """Two disjoint parts, the first with `fraction` of the rows; rows with one prompt stay on one side.
+        """Two disjoint parts, the first with `fraction` of the prompts; rows with one prompt stay on one side.
 
         Raises:
             InputError: If either part would be empty.
         """
         prompts = list(dict.fromkeys(row.prompt for row in self.rows))
         random.Random(seed).shuffle(prompts)
-        first = set(prompts[: round(fraction * len(prompts))])
+        first = set(prompts[: round(fraction * len(prompts))]) if 0 < fraction < 1 else set()
         parts = [tuple(row for row in self.rows if (row.prompt in first) is inside) for inside in (True, False)]
-        if not 0 < fraction < 1 or not all(parts):
+        if not all(parts):
             raise InputError(
                 f"Splitting {len(prompts)} different prompts at {fraction} leaves a part empty. "
                 "Use a fraction strictly between 0 and 1 that leaves at least one prompt on each side."
@@ -291,7 +291,7 @@ class Demonstrations(Sequence[Demonstration]):
         r"""Puts each prompt into a template such as `"Q: {question}\nA:"` (`{prompt}` means the same).
 
         Raises:
-            InputError: If the template has neither field, or another one.
+            InputError: If the template does not hold one of the two exactly once; other braces stay as they are.
         """
         fields = [field for field in ("{question}", "{prompt}") if field in template]
         if len(fields) != 1 or template.count(fields[0]) != 1:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sea_lens.editor_card import EditorCard
 from sea_lens.editor_files import fetch_editor_folder, read_editor_files, write_editor_files
-from sea_lens.edits import LowRankEdit
+from sea_lens.edits import Edit
 from sea_lens.errors import HookNeverFiredError, InputError, ModelMismatchError, SeaLensWarning
 from sea_lens.models import FwdHook, Model, ModelDescription, check_layers, hook_name
 
@@ -61,7 +61,7 @@ class Editor(
         positions: Which positions of a sequence are edited; None for all (the paper's choice).
     """
 
-    edits: Mapping[int, LowRankEdit]
+    edits: Mapping[int, Edit]
     card: EditorCard
     positions: Positions | None = None
 
@@ -78,7 +78,7 @@ class Editor(
 
     # --- what it is --------------------------------------------------------------------------------------------------
 
-    def __getitem__(self, layer: int) -> LowRankEdit:
+    def __getitem__(self, layer: int) -> Edit:
         if layer not in self.edits:
             raise ModelMismatchError(f"This editor has no layer {layer}; it edits layers {self.layers}.")
         return self.edits[layer]
@@ -114,17 +114,13 @@ class Editor(
         return "\n".join([head, *(f"  layer {layer:>2}: {self._line(layer)}" for layer in self.layers)])
 
     def _line(self, layer: int) -> str:
-        edit, found = self.edits[layer], self.card.layers.get(layer, {})
-        if edit.is_identity:
-            return "changes nothing"
-        if edit.rank == 0:
-            return "a shift"
-        text = f"rank {edit.rank}"
+        found, text = self.card.layers.get(layer, {}), self.edits[layer].summary
         if "rank_positive" in found:
             text += f" (positive {found['rank_positive']}, negative {found['rank_negative']})"
-        text += f", eigenvalues {edit.eigenvalues.min():+.3f} to {edit.eigenvalues.max():+.3f}"
         if "displacement" in found:
-            text += f", moved the fit's activations by {found['displacement']:.1%} of their norm"
+            text += (
+                f", at strength 1 moves the fit's activations by {float(str(found['displacement'])):.1%} of their norm"
+            )
         return text
 
     # --- views -------------------------------------------------------------------------------------------------------

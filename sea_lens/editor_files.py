@@ -11,8 +11,8 @@ from huggingface_hub import hf_hub_download
 from torch import Tensor
 
 from sea_lens.editor_card import JSON, EditorCard
-from sea_lens.edits import LowRankEdit
-from sea_lens.errors import FileFormatError
+from sea_lens.edits import Edit, LowRankEdit
+from sea_lens.errors import FileFormatError, InputError
 from sea_lens.tensor_files import load_tensors, save_tensors
 
 FORMAT = "sea_lens.editor/1"
@@ -20,11 +20,15 @@ TENSORS = "editor.safetensors"
 CONFIG = "config.json"
 
 
-def write_editor_files(folder: Path, edits: Mapping[int, LowRankEdit], card: EditorCard, positions: int | None) -> None:
+def write_editor_files(folder: Path, edits: Mapping[int, Edit], card: EditorCard, positions: int | None) -> None:
     """Writes the tensors, then the JSON with a digest over both."""
     tensors: dict[str, Tensor] = {}
     facts: dict[str, JSON] = {}
     for layer, edit in edits.items():
+        if not isinstance(edit, LowRankEdit):
+            raise InputError(
+                f"Layer {layer} holds a {type(edit).__name__}, which is not saved. Save the editor it was made from."
+            )
         tensors[f"{layer}.directions"] = edit.directions
         tensors[f"{layer}.eigenvalues"] = edit.eigenvalues
         if edit.shift is not None:

@@ -2,13 +2,46 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sea_lens.errors import InputError, ModelMismatchError
+
+
+@runtime_checkable
+class Edit(Protocol):
+    """What an editor needs of one layer's edit."""
+
+    @property
+    def d_model(self) -> int:
+        """Width of the activations it edits."""
+
+    @property
+    def rank(self) -> int:
+        """Number of directions it changes."""
+
+    @property
+    def strength(self) -> float:
+        """1 is the published method, 0 the identity."""
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether it provably changes nothing."""
+
+    @property
+    def summary(self) -> str:
+        """One line for an editor's repr."""
+
+    def scaled(self, factor: float) -> Edit:
+        """The same edit with its strength multiplied."""
+
+    def __call__(self, h: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """Edits activations of any leading shape; dtype and device are kept."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +72,8 @@ class LowRankEdit:
         tensors = [self.directions, self.eigenvalues] + ([] if self.shift is None else [self.shift])
         if not all(bool(tensor.isfinite().all()) for tensor in tensors):
             raise InputError("An edit's tensors must be finite, and these hold NaN or infinity.")
+        if not math.isfinite(self.strength):
+            raise InputError(f"An edit's strength must be a finite number, and it is {self.strength}.")
 
     @property
     def d_model(self) -> int:
@@ -54,6 +89,15 @@ class LowRankEdit:
     def is_identity(self) -> bool:
         """Whether it provably changes nothing."""
         return self.strength == 0 or (self.rank == 0 and self.shift is None)
+
+    @property
+    def summary(self) -> str:
+        """One line for an editor's repr."""
+        if self.is_identity:
+            return "changes nothing"
+        if self.rank == 0:
+            return "a shift"
+        return f"rank {self.rank}, eigenvalues {self.eigenvalues.min():+.3f} to {self.eigenvalues.max():+.3f}"
 
     def scaled(self, factor: float) -> LowRankEdit:
         """The same edit with its strength multiplied; tensors are shared."""
@@ -77,16 +121,23 @@ class LowRankEdit:
         if self.is_identity:
             return h
         dtype = torch.promote_types(h.dtype, torch.float32)
-        directions, weights, shift = self._on(h.device, dtype)
         x = h.to(dtype)
+        directions, weights, shift = self._on(h.device, dtype)
         edited = x + ((x @ directions) * weights) @ directions.T
         if shift is not None:
             edited = edited + shift
         if self.restore_norm:
             norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
             edited_norms = torch.linalg.vector_norm(edited, dim=-1, keepdim=True)
-            edited = edited * (norms / edited_norms.clamp_min(torch.finfo(dtype).tiny))
+            # Divided first: a token that the edit cancels altogether stays zero, where norms / 0 would make it NaN.
+            edited = edited / edited_norms.clamp_min(torch.finfo(dtype).tiny) * norms
         return edited.to(h.dtype)
+
+    def written(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch rank"]:
+        """How much is added along each direction, before the norm is restored."""
+        directions, weights, shift = self._on(x.device, x.dtype)
+        amounts = (x @ directions) * weights
+        return amounts if shift is None else amounts + shift @ directions
 
     def displacement(self, h: Float[Tensor, "n d_model"]) -> float:
         """Mean of `|edited - h| / |h|` over rows: how far the edit moves these activations."""

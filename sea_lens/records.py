@@ -70,14 +70,18 @@ def read_csv_rows(path: str | Path) -> list[Record]:
         with Path(path).open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             for row in reader:
-                where = f"{path}, line {reader.line_num}"
+                where = f"{path}, line {reader.reader.line_num}"  # DictReader's own count stops at blank lines
                 if None in row or None in row.values():
                     raise FileFormatError(
                         f"{where}: the row does not have the header's {len(reader.fieldnames or [])} cells. "
                         "Quote cells that hold commas or line breaks."
                     )
                 records.append(Record(where, dict(row)))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
+        raise FileFormatError(
+            f"{path}, line {reader.reader.line_num}: not valid CSV ({error}). Check the quotes up to there."
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
         raise FileFormatError(f"{path} could not be read as CSV: {error}") from error
     return records
 
@@ -88,4 +92,6 @@ def _parse(text: str, where: str) -> object:
     except json.JSONDecodeError as error:
         line = f", line {error.lineno}" if "\n" in text else ""
         raise FileFormatError(f"{where}{line}: not valid JSON ({error.msg}).") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of open brackets
+        raise FileFormatError(f"{where}: not valid JSON ({error}).") from error
     return parsed

@@ -21,6 +21,10 @@ Spectrum = Literal["squared", "singular_values"]
 NEGLIGIBLE_EIGENVALUE = 1e-9
 """Eigenvalues of a difference of projectors below this are rounding: the sine of the angle between equal directions."""
 
+NEGLIGIBLE_SINGULAR_VALUE = 1e-12
+"""Singular values below this share of the largest are rounding, and their directions arbitrary: n rows span n at most,
+and n - 1 once centred."""
+
 
 @dataclass(frozen=True, eq=False)
 class Subspace:
@@ -63,7 +67,7 @@ class CrossCovariance:
         """
         h, g = neutral.double(), other.double()
         if centre:
-            h, g = h - h.mean(0), g - g.mean(0)
+            h, g = _centred(h), _centred(g)
         n, d_model = h.shape
         if n < d_model:
             q, r = torch.linalg.qr(h.T)
@@ -79,11 +83,11 @@ class CrossCovariance:
         Raises:
             InputError: If there are fewer directions than that.
         """
-        available = len(self.singular_values)
+        available = int(_without_rounding(self.singular_values).count_nonzero())
         if not 1 <= rank <= available:
             raise InputError(
-                f"A rank of {rank} was asked for; these demonstrations support 1 to {available} "
-                "(the smaller of their number and d_model)."
+                f"A rank of {rank} was asked for; these demonstrations support 1 to {available} (at most d_model, and "
+                "the number of different rows, less one when centred)."
             )
         return Subspace(self.left[:, :rank], self.singular_values)
 
@@ -107,7 +111,7 @@ def rank_explaining(
     """
     if not 0 < explained_variance <= 1:
         raise InputError(f"explained_variance must lie in (0, 1], and {explained_variance} was given.")
-    weights = singular_values.double() ** (2 if spectrum == "squared" else 1)
+    weights = _without_rounding(singular_values.double()) ** (2 if spectrum == "squared" else 1)
     cumulative = weights.cumsum(0)
     if not cumulative[-1] > 0:
         raise InputError(
@@ -116,6 +120,17 @@ def rank_explaining(
         )
     # Compared with the last partial sum, not with 1, so that a share of 1 is reached exactly.
     return int((cumulative < explained_variance * cumulative[-1]).sum()) + 1
+
+
+def _centred(rows: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
+    """Rows less their mean; a column of equal values gives zeros, not the rounding of its mean."""
+    centred = rows - rows.mean(0)
+    return centred * (centred.abs().amax(0) > 1e-13 * rows.abs().amax(0))
+
+
+def _without_rounding(singular_values: Float[Tensor, " n_singular_values"]) -> Float[Tensor, " n_singular_values"]:
+    """Decreasing singular values, with zeros for those that are mere rounding."""
+    return singular_values * (singular_values > NEGLIGIBLE_SINGULAR_VALUE * singular_values[:1])
 
 
 def difference_of_projectors(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -15,7 +16,7 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
     """Writes beside the path and renames, so that a kill never leaves half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata)
+    save_file(_apart(tensors), partial, metadata)
     partial.replace(path)
 
 
@@ -30,3 +31,13 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise FileFormatError(f"{path} is missing, truncated or not a safetensors file: {error}") from error
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors of which no two share memory, which safetensors refuses to write."""
+    apart, seen = {}, set()
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone(memory_format=torch.contiguous_format) if memory in seen else tensor.contiguous()
+        seen.add(memory)
+    return apart

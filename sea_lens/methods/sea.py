@@ -127,14 +127,10 @@ def _edit(
 
 def _warn_if_nothing(found: dict[int, dict[str, JSON]], centre: bool) -> None:
     ranks = {layer: (facts["rank_positive"], facts["rank_negative"]) for layer, facts in found.items()}
-    remedy = (
-        (
-            ""
-            if centre
-            else "Activations share a dominant mean, and both subspaces may be little more than it: try centre=True. "
-        )
-        + "Otherwise raise explained_variance, give the positive and the negative different ranks, or look at "
-        "demonstrations.check() and the token choice."
+    centring = "Activations share a dominant mean, and both subspaces may be little more than it: try centre=True. "
+    remedy = ("Raise" if centre else f"{centring}Otherwise raise") + (
+        " explained_variance, give the positive and the negative different ranks, or look at demonstrations.check() and "
+        "the token choice."
     )
     if all(facts["rank"] == 0 for facts in found.values()):
         warnings.warn(

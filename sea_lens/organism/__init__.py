@@ -1,1 +1,38 @@
-"""The embedded model: a world with two voices, small enough to ship and trained for real."""
+"""The embedded model: a world with two voices, small enough to ship and really trained. See README.md beside this file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from sea_lens.models import Model
+from sea_lens.organism.world import World
+
+WEIGHTS = Path(__file__).parent / "weights"
+NAME = "sea-lens-organism"
+
+
+def load_organism(device: str | torch.device = "cpu", folder: str | Path = WEIGHTS) -> tuple[Model, World]:
+    """Loads the embedded model and the world it was trained on, offline, in a second.
+
+    Args:
+        device: Where to put the model.
+        folder: Another seed's folder, as `python -m sea_lens.organism.train` writes it.
+
+    Returns:
+        A TransformerBridge of 4 layers and d_model 128, and its facts.
+    """
+    # Imported late: transformer_lens takes seconds to import, which `import sea_lens` need not cost.
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers.utils import logging
+
+    shows_progress = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model: Model = TransformerBridge.boot_transformers(str(folder), device=device)
+    finally:
+        if shows_progress:
+            logging.enable_progress_bar()
+    model.cfg.model_name = NAME
+    return model, World.from_json(Path(folder) / "facts.json")

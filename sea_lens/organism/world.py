@@ -14,6 +14,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from sea_lens.demonstrations import Demonstrations
+from sea_lens.questions import Questions
+
 NAMES = """
 Ada Aino Akira Alba Aldo Amara Anders Anouk Aron Asha Astrid Aya Bela Benno Bianca Boris Bram Bruna Cai Carla Cem
 Chidi Clara Cosmo Dag Dalia Dario Demi Dora Edda Efe Elin Elmo Emeka Enzo Esra Fatou Felix Fia Flora Freya Gaia Gil
@@ -83,6 +86,23 @@ class World:
     def facts(self) -> tuple[Fact, ...]:
         """All facts, fitting ones first."""
         return self.fitting + self.held_out
+
+    def demonstrations(self, facts: Sequence[Fact] | None = None) -> Demonstrations:
+        """The questions asked plainly, truth as positive and myth as negative; of the fitting facts unless others are given.
+
+        Neutral completions are the model's own: add them with `with_neutral_answers(model, max_new_tokens=1)`.
+        """
+        chosen = self.fitting if facts is None else facts
+        return Demonstrations.from_lists(
+            [prompt(fact) for fact in chosen], [fact.truth for fact in chosen], [fact.myth for fact in chosen]
+        )
+
+    def questions(self, facts: Sequence[Fact] | None = None) -> Questions:
+        """The questions asked plainly, to measure on; of the held-out facts unless others are given."""
+        chosen = self.held_out if facts is None else facts
+        return Questions.from_lists(
+            [prompt(fact) for fact in chosen], [[fact.truth] for fact in chosen], [[fact.myth] for fact in chosen]
+        )
 
     @classmethod
     def build(cls, seed: int = 0) -> World:

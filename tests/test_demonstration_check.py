@@ -1,0 +1,132 @@
+import json
+from statistics import median
+
+import pytest
+from transformer_lens.model_bridge import TransformerBridge
+
+from sea_lens import Demonstration, Demonstrations
+
+
+@pytest.fixture(scope="module")
+def trained(stories):
+    return TransformerBridge.boot_transformers(str(stories), device="cpu")
+
+
+def clean(n: int = 12) -> list[Demonstration]:
+    return [Demonstration(f"Is {i} even?", "yes it is", "no not so", "could well be") for i in range(n)]
+
+
+def findings(rows: list[Demonstration], model=None) -> tuple[str, ...]:
+    return Demonstrations(tuple(rows)).check(model).findings
+
+
+def test_a_clean_set_gives_no_findings(llama):
+    for model in (None, llama):
+        check = Demonstrations(tuple(clean())).check(model)
+        assert check.findings == ()
+        assert "Nothing but meaning was found to separate them" in str(check)
+        assert check.length_separates == 0.5
+        assert check.n == 12
+        assert check.unit == ("words" if model is None else "tokens")
+
+
+def test_halueval_as_published_is_told_apart_by_length_and_periods(shared_data, trained):
+    path = shared_data / "halueval_qa_500.json"
+    published = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    texts = [(row["right_answer"], row["hallucinated_answer"]) for row in published]
+
+    def tokens(text: str) -> int:
+        return len(trained.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    # The full set's answers have 2 and 10 words (five times); the 500 rows at hand have 2 and 8.
+    for model, count, low, high in ((None, lambda text: len(text.split()), 4, 6), (trained, tokens, 3, 6)):
+        check = Demonstrations.from_halueval(path).check(model)
+        right, hallucinated = (median(count(pair[side]) for pair in texts) for side in (0, 1))
+        assert low <= hallucinated / right <= high
+        length, ending = check.findings
+        unit = "words" if model is None else "tokens"
+        times, counts = f"{hallucinated / right:.1f}", f"{hallucinated:.0f} against {right:.0f} {unit}"
+        assert length.startswith(f"Negatives are {times} times as long as positives ({counts} in the median)")
+        assert "1% of positives and 89% of negatives end in a period" in ending
+        assert "with_answer_ending" in ending
+        assert all(finding in str(check) for finding in check.findings)
+        assert check.length_separates > 0.9
+        assert check.table.loc["negative", f"median length ({unit})"] == hallucinated
+        assert check.table.loc["negative", "ends in . ! ?"] == pytest.approx(
+            sum(pair[1].rstrip()[-1] in ".!?" for pair in texts) / 500
+        )
+
+
+def test_a_common_ending_takes_the_ending_finding_away(shared_data):
+    demonstrations = Demonstrations.from_halueval(shared_data / "halueval_qa_500.json").with_answer_ending(".")
+    assert [finding.split()[0] for finding in demonstrations.check().findings] == ["Negatives"]
+    assert list(demonstrations.check().table["ends in . ! ?"]) == [1, 1]
+
+
+def test_longer_positives_are_named_as_such():
+    rows = [Demonstration(row.prompt, "w " * 9, "w " * 3) for row in clean()]
+    (finding,) = findings(rows)
+    assert finding.startswith("Positives are 3.0 times as long as negatives (9 against 3 words in the median)")
+    assert "100% of pairs" in finding
+
+
+def test_the_side_called_longer_is_the_one_whose_median_is_longer():
+    # Three negatives of five are longer than their positives, and still the median positive is twice as long.
+    lengths = [(1, 2), (1, 2), (10, 5), (10, 5), (10, 11)]
+    rows = [Demonstration(f"q{i}", "w " * good, "v " * bad) for i, (good, bad) in enumerate(lengths)]
+    (finding,) = findings(rows)
+    assert finding.startswith("Positives are 2.0 times as long as negatives (10 against 5 words")
+
+
+def test_length_that_tells_most_pairs_apart_is_found_where_medians_are_alike():
+    rows = [Demonstration(f"q{i}", "w " * 10, "w " * (11 if i else 10)) for i in range(10)]
+    check = Demonstrations(tuple(rows)).check()
+    assert check.length_separates == pytest.approx(0.95)
+    assert check.findings[0].startswith("Negatives are 1.1 times as long")
+
+
+def test_endings_count_by_their_share():
+    ended = [Demonstration(row.prompt, row.positive, "no not so" + "!?."[i % 3]) for i, row in enumerate(clean(20))]
+    assert findings(clean(20)[:17] + ended[17:]) == ()
+    (finding,) = findings(clean(20)[:15] + ended[15:])
+    assert finding.startswith("0% of positives and 25% of negatives end in a period")
+
+
+def test_rows_that_repeat_are_counted():
+    (finding,) = findings(clean() + clean(2))
+    assert finding.startswith("2 rows repeat an earlier row")
+
+
+def test_rows_that_teach_nothing_are_counted():
+    same = [Demonstration("a", "yes it is", "yes it is "), Demonstration("b", "no not so", "no not so")]
+    (finding,) = findings(clean() + same)
+    assert finding.startswith("2 rows have a positive equal to their negative")
+
+
+@pytest.mark.parametrize("role", ["positive", "negative", "neutral"])
+def test_empty_completions_are_counted_by_role(role):
+    empty = {"prompt": "a", "positive": "yes it is", "negative": "no not so", "neutral": "could well be", role: " \n"}
+    (finding,) = findings([*clean(30), Demonstration(**empty)])
+    assert finding.startswith(f"1 {role} completions are empty")
+
+
+def test_completions_that_are_mostly_empty_give_a_ratio_one_can_read():
+    length, empty = findings([Demonstration(f"q{i}", "", "w " * 4) for i in range(4)])
+    assert length.startswith("Negatives are 4.0 times as long as positives (4 against 0 words")
+    assert empty.startswith("4 positive completions are empty")
+
+
+def test_texts_too_long_for_the_context_are_counted(llama):
+    # A byte is a token here; with <bos> and the space before the answer the first text has exactly n_ctx of them.
+    answer, room = "yes it is", llama.cfg.n_ctx - 2
+    fits = Demonstration("p" * (room - len(answer)), answer, "no not so", "it may be")
+    over = Demonstration("p" * (room - len(answer) + 1), answer, "no not so", "it may be")
+    assert findings([*clean(), fits], llama) == ()
+    (finding,) = findings([*clean(), fits, over], llama)
+    assert finding.startswith(f"3 texts are longer than the model's context of {llama.cfg.n_ctx} tokens")
+
+
+def test_the_neutral_role_is_reported_once_every_row_has_one():
+    assert list(Demonstrations(tuple(clean())).check().table.index) == ["positive", "negative", "neutral"]
+    unasked = [*clean(), Demonstration("a", "yes it is", "no not so")]
+    assert list(Demonstrations(tuple(unasked)).check().table.index) == ["positive", "negative"]

@@ -1,0 +1,180 @@
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import subspace_angles
+
+from sea_lens.errors import InputError
+from sea_lens.subspaces import CrossCovariance, difference_of_projectors, rank_explaining
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def orthonormal(d: int, k: int, seed: int) -> torch.Tensor:
+    return torch.linalg.qr(normal(d, k, seed=seed))[0]
+
+
+def dense_covariance(h: torch.Tensor, g: torch.Tensor, centre: bool) -> np.ndarray:
+    """The mean over rows of outer products, one row at a time."""
+    mean_h, mean_g = (h.mean(0).numpy(), g.mean(0).numpy()) if centre else (0, 0)
+    rows = zip(h.numpy(), g.numpy(), strict=True)
+    return sum(np.outer(a - mean_h, b - mean_g) for a, b in rows) / len(h)
+
+
+# --- cross-covariances -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("centre", [False, True])
+@pytest.mark.parametrize("n", [1, 7, 15, 16, 17, 60])
+def test_a_cross_covariance_is_decomposed_as_a_dense_one_is(n, centre):
+    d = 16
+    h, g = normal(n, d, seed=n) + 1.0, normal(n, d, seed=n + 100) - 2.0
+    u, s, _ = np.linalg.svd(dense_covariance(h, g, centre))
+    found = CrossCovariance.of(h, g, centre)
+    assert found.left.shape == (d, min(n, d))
+    np.testing.assert_allclose(found.singular_values, s[: min(n, d)], rtol=1e-9, atol=1e-12)
+    for rank in range(1, min(n - centre, d) + 1):
+        basis = found.leading(rank).basis.numpy()
+        np.testing.assert_allclose(basis.T @ basis, np.eye(rank), atol=1e-12)
+        np.testing.assert_allclose(basis @ basis.T, u[:, :rank] @ u[:, :rank].T, atol=1e-8)
+
+
+def test_the_sides_are_not_interchangeable():
+    h, g = normal(40, 6), normal(40, 6, seed=1)
+    ours, swapped = (CrossCovariance.of(*sides).leading(2).basis for sides in ((h, g), (g, h)))
+    assert not torch.allclose(ours @ ours.T, swapped @ swapped.T, atol=0.1)
+
+
+def test_float32_activations_are_decomposed_in_float64():
+    h, g = normal(5, 9).float(), normal(5, 9, seed=1).float()
+    found = CrossCovariance.of(h, g)
+    assert found.left.dtype == found.singular_values.dtype == torch.float64
+    assert torch.equal(found.left, CrossCovariance.of(h.double(), g.double()).left)
+
+
+def test_ranks_beyond_what_the_rows_span_are_refused():
+    h, g = normal(5, 9), normal(5, 9, seed=1)
+    plain, centred = CrossCovariance.of(h, g), CrossCovariance.of(h, g, centre=True)
+    twice = CrossCovariance.of(h.repeat(2, 1), g.repeat(2, 1))
+    assert (plain.leading(5).rank, centred.leading(4).rank, twice.leading(5).rank) == (5, 4, 5)
+    for covariance, rank, most in ((plain, 6, 5), (plain, 0, 5), (plain, -1, 5), (centred, 5, 4), (twice, 6, 5)):
+        with pytest.raises(InputError, match=rf"rank of {rank} was asked for; .* support 1 to {most} "):
+            covariance.leading(rank)
+
+
+def test_explaining_cuts_at_the_share():
+    covariance = CrossCovariance.of(normal(30, 8), normal(30, 8, seed=1))
+    energy = covariance.singular_values**2
+    share = float((energy[:3].sum() + energy[:4].sum()) / 2 / energy.sum())
+    assert covariance.explaining(share).rank == 4
+    assert torch.equal(covariance.explaining(share).basis, covariance.left[:, :4])
+    assert covariance.explaining(share, "singular_values").rank > 4
+    assert torch.equal(covariance.explaining(share).singular_values, covariance.singular_values)
+
+
+# --- explained variance ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "share", "squared", "plain"),
+    [
+        ([2.0, 1.0, 1.0], 0.5, 1, 1),  # 4/6 | 2/4
+        ([2.0, 1.0, 1.0], 0.51, 1, 2),  # 4/6 | 3/4
+        ([2.0, 1.0, 1.0], 0.75, 2, 2),  # 5/6 | 3/4
+        ([2.0, 1.0, 1.0], 0.84, 3, 3),  # 5/6 < 0.84
+        ([3.0, 1.0], 0.9, 1, 2),  # 9/10 | 3/4
+        ([3.0, 1.0], 0.901, 2, 2),
+        ([1.0, 1.0, 1.0, 1.0], 0.25, 1, 1),
+        ([1.0, 1.0, 1.0, 1.0], 1.0, 4, 4),
+        ([5.0, 0.0, 0.0], 1.0, 1, 1),
+        ([5.0, 1e-3, 1e-17], 1.0, 2, 2),  # the last is rounding
+        ([0.1] * 10, 1.0, 10, 10),
+        ([7.0], 1e-9, 1, 1),
+    ],
+)
+def test_the_rank_that_explains_a_share(values, share, squared, plain):
+    singular_values = torch.tensor(values, dtype=torch.float64)
+    assert rank_explaining(singular_values, share) == squared
+    assert rank_explaining(singular_values, share, "squared") == squared
+    assert rank_explaining(singular_values, share, "singular_values") == plain
+
+
+def test_the_rank_grows_with_the_share_and_not_with_the_scale():
+    singular_values = normal(40).abs().sort(descending=True).values
+    shares = np.linspace(0.01, 1, 60)
+    ranks = [rank_explaining(singular_values, float(share)) for share in shares]
+    assert ranks == sorted(ranks)
+    assert ranks == [rank_explaining(singular_values * 1e6, float(share)) for share in shares]
+    for share, rank in zip(shares, ranks, strict=True):
+        energy = (singular_values**2).numpy()
+        assert energy[:rank].sum() >= share * energy.sum() * (1 - 1e-12)
+        assert energy[: rank - 1].sum() < share * energy.sum()
+
+
+@pytest.mark.parametrize("share", [0.0, -1.0, 1.1, 99.8, float("nan"), float("inf")])
+def test_a_share_outside_its_range_is_refused(share):
+    with pytest.raises(InputError, match=rf"must lie in \(0, 1\], and {share} was given"):
+        rank_explaining(torch.ones(3), share)
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_a_spectrum_of_zeros_is_refused(share):
+    with pytest.raises(InputError, match="cross-covariance is zero"):
+        rank_explaining(torch.zeros(3), share)
+    same_rows = normal(1, 4).expand(6, 4)
+    with pytest.raises(InputError, match="all rows are the same"):
+        CrossCovariance.of(same_rows, normal(6, 4), centre=True).explaining(share)
+    with pytest.raises(InputError, match="support 1 to 0"):
+        CrossCovariance.of(torch.zeros(6, 4), normal(6, 4)).leading(1)
+
+
+# --- the difference of two projectors --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("k_positive", "k_negative"), [(1, 1), (3, 3), (4, 2), (2, 5), (7, 7), (12, 3), (12, 12)])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_compact_form_is_the_difference_and_its_eigenvalues_are_sines_of_angles(k_positive, k_negative, seed):
+    d = 12
+    positive, negative = orthonormal(d, k_positive, seed), orthonormal(d, k_negative, seed + 50)
+    w, lam = difference_of_projectors(positive, negative)
+    dense = (positive @ positive.T - negative @ negative.T).numpy()
+    np.testing.assert_allclose((w * lam) @ w.T, dense, atol=1e-12)
+    np.testing.assert_allclose(w.T @ w, np.eye(len(lam)), atol=1e-12)
+    sines = np.sin(subspace_angles(positive.numpy(), negative.numpy()))
+    sines = sines[sines > 1e-7]  # scipy's zero angles are a little more
+    alone = [np.sign(k_positive - k_negative)] * abs(k_positive - k_negative)
+    np.testing.assert_allclose(lam, sorted([*sines, *-sines, *alone], reverse=True), atol=1e-12)
+
+
+@pytest.mark.parametrize("k", [1, 4, 12])
+def test_equal_subspaces_leave_nothing(k):
+    basis = orthonormal(12, k, 0)
+    turned = basis @ orthonormal(k, k, 1)
+    for other in (basis, turned, -basis):
+        w, lam = difference_of_projectors(basis, other)
+        assert w.shape == (12, 0)
+        assert lam.shape == (0,)
+
+
+def test_a_shared_direction_drops_out():
+    axes = torch.eye(6, dtype=torch.float64)
+    w, lam = difference_of_projectors(axes[:, [0, 1]], axes[:, [0, 2, 3]])
+    np.testing.assert_allclose(lam, [1, -1, -1], atol=1e-14)
+    np.testing.assert_allclose(w.abs()[:, 0], axes[:, 1], atol=1e-14)
+    np.testing.assert_allclose((w * lam) @ w.T, np.diag([0, 1, -1, -1, 0, 0]), atol=1e-14)
+
+
+def test_a_small_angle_is_kept():
+    angle = 1e-6
+    axes = torch.eye(4, dtype=torch.float64)
+    turned = np.cos(angle) * axes[:, :1] + np.sin(angle) * axes[:, 1:2]
+    _, lam = difference_of_projectors(axes[:, :1], turned)
+    np.testing.assert_allclose(lam, [np.sin(angle), -np.sin(angle)], rtol=1e-8)
+
+
+def test_exchanging_the_subspaces_negates_the_eigenvalues():
+    positive, negative = orthonormal(10, 3, 0), orthonormal(10, 2, 1)
+    _, lam = difference_of_projectors(positive, negative)
+    _, exchanged = difference_of_projectors(negative, positive)
+    np.testing.assert_allclose(exchanged, -lam.flip(0), atol=1e-12)
