@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import fmean
 
 import pandas as pd
 
@@ -24,16 +24,15 @@ class DemonstrationCheck:
     """The report of `Demonstrations.check`; print it.
 
     Attributes:
-        table: One row a role (positive, negative, neutral): median length, final punctuation, empty answers.
+        table: One row a role (positive, negative, neutral): mean length in words and, given a model, tokens; final punctuation;
+            empty answers.
         findings: Plain sentences, each a confound or a defect with its remedy; empty when nothing was found.
-        unit: What lengths are counted in, `"tokens"` or `"words"`.
         n: Number of demonstrations.
-        length_separates: Share of pairs (ties count half) told apart by length alone; 0.5 means length says nothing.
+        length_separates: Share of pairs (ties count half) that length alone tells apart; 0.5 says nothing.
     """
 
     table: pd.DataFrame
     findings: tuple[str, ...]
-    unit: str
     n: int
     length_separates: float
 
@@ -41,19 +40,21 @@ class DemonstrationCheck:
     def of(
         cls, prompts: Sequence[str], answers: Mapping[str, Sequence[str]], model: Model | None = None
     ) -> DemonstrationCheck:
-        """Measures answers by role (`"positive"`, `"negative"`, ...); lengths in the model's tokens if given."""
-        unit = "words" if model is None else "tokens"
-        lengths, too_long = {}, 0
-        for role, texts in answers.items():
-            if model is None:
-                lengths[role] = [len(text.split()) for text in texts]
-            else:
-                pairs = [TokenizedAnswer.of(model, *pair) for pair in zip(prompts, texts, strict=True)]
-                lengths[role] = [len(pair.ids) - pair.answer_start for pair in pairs]
-                too_long += sum(len(pair.ids) > model.cfg.n_ctx for pair in pairs)
+        """Measures answers by role (`"positive"`, `"negative"`, ...); lengths in its tokens too if a model is given."""
+        words = {role: [len(text.split()) for text in texts] for role, texts in answers.items()}
+        lengths, too_long = words, 0
+        columns = {"mean words": {role: fmean(values) for role, values in words.items()}}
+        if model is not None:
+            pairs = {
+                role: [TokenizedAnswer.of(model, *pair) for pair in zip(prompts, texts, strict=True)]
+                for role, texts in answers.items()
+            }
+            lengths = {role: [len(p.ids) - p.answer_start for p in values] for role, values in pairs.items()}
+            columns["mean tokens"] = {role: fmean(values) for role, values in lengths.items()}
+            too_long = sum(len(p.ids) > model.cfg.n_ctx for values in pairs.values() for p in values)
         table = pd.DataFrame(
             {
-                f"median length ({unit})": {role: float(median(values)) for role, values in lengths.items()},
+                **columns,
                 "ends in . ! ?": {
                     role: fmean(answer.rstrip().endswith((".", "!", "?")) for answer in values)
                     for role, values in answers.items()
@@ -64,7 +65,7 @@ class DemonstrationCheck:
         longer = fmean((n > p) + 0.5 * (n == p) for p, n in zip(lengths["positive"], lengths["negative"], strict=True))
         separates = max(longer, 1 - longer)
         findings = [
-            *_length_findings(table.iloc[:, 0], unit, separates, longer),
+            *_length_findings(table, separates, longer),
             *_ending_findings(table["ends in . ! ?"]),
             *_row_findings(list(zip(prompts, answers["positive"], answers["negative"], strict=True))),
             *(
@@ -78,7 +79,7 @@ class DemonstrationCheck:
                 f"{too_long} texts are longer than the model's context of {model.cfg.n_ctx} tokens and cannot be read "
                 "whole. Shorten or drop them."
             )
-        return cls(table, tuple(findings), unit, len(prompts), separates)
+        return cls(table, tuple(findings), len(prompts), separates)
 
     def __str__(self) -> str:
         lines = [f"{self.n} demonstrations", self.table.round(2).to_string()]
@@ -88,17 +89,22 @@ class DemonstrationCheck:
     __repr__ = __str__
 
 
-def _length_findings(lengths: pd.Series[float], unit: str, separates: float, longer_share: float) -> list[str]:
-    positive, negative = lengths["positive"], lengths["negative"]
-    ratio = max(positive, negative) / max(min(positive, negative), 1.0)  # a median of 0 is a matter of empty answers
+def _length_findings(table: pd.DataFrame, separates: float, longer_share: float) -> list[str]:
+    means = table["mean words"]
+    positive, negative = float(means["positive"]), float(means["negative"])
+    ratio = max(positive, negative) / max(min(positive, negative), 1.0)  # below one word is a matter of empty answers
     if ratio < LENGTH_RATIO and separates < LENGTH_SEPARATES:
         return []
     negative_longer = longer_share > 0.5 if positive == negative else negative > positive
-    longer, shorter = ("Negatives", "positives") if negative_longer else ("Positives", "negatives")
+    longer, shorter = ("negative", "positive") if negative_longer else ("positive", "negative")
+    counts = "; ".join(
+        f"{table[column][longer]:.1f} against {table[column][shorter]:.1f} {column.removeprefix('mean ')}"
+        for column in ("mean words", "mean tokens")
+        if column in table
+    )
     return [
-        f"{longer} are {ratio:.1f} times as long as {shorter} ({max(positive, negative):.0f} against "
-        f"{min(positive, negative):.0f} {unit} in the median), and length alone tells {separates:.0%} of pairs apart. "
-        "The edit may learn length: choose completions of like length."
+        f"{longer.capitalize()}s are {ratio:.1f} times as long as {shorter}s ({counts} on average), and length alone tells "
+        f"{separates:.0%} of pairs apart. The edit may learn length: choose completions of like length."
     ]
 
 

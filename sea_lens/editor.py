@@ -21,7 +21,7 @@ from sea_lens.errors import HookNeverFiredError, InputError, ModelMismatchError,
 from sea_lens.models import FwdHook, Model, ModelDescription, check_layers, hook_name
 
 ModelType = TypeVar("ModelType", bound=Model)
-Positions = int | Bool[Tensor, "batch pos"]
+Positions = int | Bool[Tensor, "n_prompts prompt_length"]
 """The first position edited, or a mask over the prompt's positions; see `Editor.at_positions`."""
 
 MODEL_CARD = """---
@@ -235,7 +235,9 @@ class Editor(
             )
         if ours.name != theirs.name:
             warnings.warn(
-                f"This editor was fitted on {ours.name} and is used on {theirs.name}.", SeaLensWarning, stacklevel=3
+                f"This editor was fitted on {ours.name} and is used on {theirs.name}.",
+                SeaLensWarning,
+                stacklevel=4,  # the with statement of `attached`
             )
 
     @contextmanager
@@ -287,18 +289,32 @@ class Editor(
         write_editor_files(save_directory, self.edits, self.card, self.positions)
 
     @classmethod
-    def _from_pretrained(
+    def from_pretrained(  # type: ignore[override]  # the mixin's takes any further keyword, and reads config.json itself
         cls,
+        pretrained_model_name_or_path: str | Path,
         *,
-        model_id: str,
-        revision: str | None,
-        cache_dir: str | Path | None,
-        force_download: bool,
-        local_files_only: bool,
-        token: str | bool | None,
-        **_: object,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
     ) -> Editor:
-        folder = fetch_editor_folder(model_id, revision, cache_dir, force_download, local_files_only, token)
+        """Reads what `save_pretrained` or `push_to_hub` wrote.
+
+        Args:
+            pretrained_model_name_or_path: A folder, or a repository's name on the hub. The rest is for the hub only.
+            force_download: Whether to download what is cached already.
+            token: The hub's access token.
+            cache_dir: Where downloads are kept.
+            local_files_only: Whether to use only what is cached.
+            revision: A branch, tag or commit.
+
+        Raises:
+            FileFormatError: If a file is missing, truncated, changed since it was written, or not an editor's.
+        """
+        folder = fetch_editor_folder(
+            str(pretrained_model_name_or_path), revision, cache_dir, force_download, local_files_only, token
+        )
         return cls(*read_editor_files(folder))
 
 

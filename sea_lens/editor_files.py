@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HFValidationError
 from torch import Tensor
 
 from sea_lens.editor_card import JSON, EditorCard
@@ -91,21 +92,28 @@ def fetch_editor_folder(
     local_files_only: bool,
     token: str | bool | None,
 ) -> Path:
-    """The local folder of an editor: the folder itself, or the hub cache's after a download of its two files."""
+    """The local folder of an editor: the folder itself, or the hub cache's after a download of its two files.
+
+    Raises:
+        FileFormatError: If it is neither a folder nor the name of a repository.
+    """
     if Path(model_id).is_dir():
         return Path(model_id)
-    paths = [
-        hf_hub_download(
-            model_id,
-            name,
-            revision=revision,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-            token=token,
-        )
-        for name in (CONFIG, TENSORS)
-    ]
+    try:
+        paths = [
+            hf_hub_download(
+                model_id,
+                name,
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
+            )
+            for name in (CONFIG, TENSORS)
+        ]
+    except HFValidationError as error:
+        raise FileFormatError(f"{model_id} is neither a folder nor the name of a repository: {error}") from error
     return Path(paths[0]).parent
 
 

@@ -149,10 +149,11 @@ class LowRankEdit:
         """Directions, strength times eigenvalues and strength times shift where and as the activation is; kept."""
         key = (device, dtype)
         if key not in self._placed:
-            shift = None if self.shift is None else self.strength * self.shift.to(device, dtype)
-            self._placed[key] = (
-                self.directions.to(device, dtype),
-                self.strength * self.eigenvalues.to(device, dtype),
-                shift,
-            )
+            with torch.inference_mode(False):  # what is kept must also serve a later pass that builds a graph
+                shift = None if self.shift is None else self.strength * self.shift.to(device, dtype)
+                self._placed[key] = (
+                    self.directions.to(device, dtype),
+                    self.strength * self.eigenvalues.to(device, dtype),
+                    shift,
+                )
         return self._placed[key]

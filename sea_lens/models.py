@@ -122,17 +122,14 @@ def hook_name(model: Model, site: str, layer: int) -> str:
     Raises:
         ModelMismatchError: If the model has no such layer, or its architecture no such site.
     """
-    # Imported late: transformer_lens takes seconds to import, which `import sea_lens` need not cost.
-    from transformer_lens.utilities import get_act_name
-
     if not 0 <= layer < model.cfg.n_layers:
         raise ModelMismatchError(
             f"The model has layers 0 to {model.cfg.n_layers - 1}, and layer {layer} was asked for. "
             "Layers are counted from 0; negative ones are not taken."
         )
-    name = str(get_act_name(site, layer))
+    prefix = f"blocks.{layer}.hook_"  # sites inside attention or the MLP are not of width d_model, and are not taken
+    name = prefix + site
     if name not in model.hook_dict:
-        prefix = f"blocks.{layer}.hook_"
         sites = sorted(key.removeprefix(prefix) for key in model.hook_dict if key.startswith(prefix))
         raise ModelMismatchError(f"This architecture has no site {site!r} ({name}). It has: {', '.join(sites)}.")
     return name

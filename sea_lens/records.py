@@ -70,7 +70,7 @@ def read_csv_rows(path: str | Path) -> list[Record]:
         with Path(path).open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             for row in reader:
-                where = f"{path}, line {reader.reader.line_num}"  # DictReader's own count stops at blank lines
+                where = f"{path}, line {reader.line_num}"
                 if None in row or None in row.values():
                     raise FileFormatError(
                         f"{where}: the row does not have the header's {len(reader.fieldnames or [])} cells. "

@@ -10,7 +10,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from jaxtyping import install_import_hook
 
 with install_import_hook("sea_lens", "beartype.beartype"):
-    import sea_lens  # noqa: F401
+    import sea_lens
     import sea_lens.cli
     import sea_lens.plotting  # noqa: F401
 

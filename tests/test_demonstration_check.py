@@ -1,5 +1,5 @@
 import json
-from statistics import median
+from statistics import fmean
 
 import pytest
 from transformer_lens.model_bridge import TransformerBridge
@@ -27,7 +27,7 @@ def test_a_clean_set_gives_no_findings(llama):
         assert "Nothing but meaning was found to separate them" in str(check)
         assert check.length_separates == 0.5
         assert check.n == 12
-        assert check.unit == ("words" if model is None else "tokens")
+        assert ("mean tokens" in check.table) is (model is not None)
 
 
 def test_halueval_as_published_is_told_apart_by_length_and_periods(shared_data, trained):
@@ -38,20 +38,26 @@ def test_halueval_as_published_is_told_apart_by_length_and_periods(shared_data, 
     def tokens(text: str) -> int:
         return len(trained.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    # The full set's answers have 2 and 10 words (five times); the 500 rows at hand have 2 and 8.
-    for model, count, low, high in ((None, lambda text: len(text.split()), 4, 6), (trained, tokens, 3, 6)):
+    def words(text: str) -> int:
+        return len(text.split())
+
+    right, hallucinated = (fmean(words(pair[side]) for pair in texts) for side in (0, 1))
+    assert 4 <= hallucinated / right <= 6
+    for model in (None, trained):
         check = Demonstrations.from_halueval(path).check(model)
-        right, hallucinated = (median(count(pair[side]) for pair in texts) for side in (0, 1))
-        assert low <= hallucinated / right <= high
         length, ending = check.findings
-        unit = "words" if model is None else "tokens"
-        times, counts = f"{hallucinated / right:.1f}", f"{hallucinated:.0f} against {right:.0f} {unit}"
-        assert length.startswith(f"Negatives are {times} times as long as positives ({counts} in the median)")
+        assert length.startswith(
+            f"Negatives are {hallucinated / right:.1f} times as long as positives (9.6 against 2.1 words"
+        )
+        if model is not None:
+            counted = [fmean(tokens(pair[side]) for pair in texts) for side in (1, 0)]
+            assert check.table["mean tokens"][["negative", "positive"]].tolist() == pytest.approx(counted, abs=1.1)
+            assert "tokens on average" in length
         assert "1% of positives and 89% of negatives end in a period" in ending
         assert "with_answer_ending" in ending
         assert all(finding in str(check) for finding in check.findings)
         assert check.length_separates > 0.9
-        assert check.table.loc["negative", f"median length ({unit})"] == hallucinated
+        assert check.table.loc["negative", "mean words"] == pytest.approx(hallucinated)
         assert check.table.loc["negative", "ends in . ! ?"] == pytest.approx(
             sum(pair[1].rstrip()[-1] in ".!?" for pair in texts) / 500
         )
@@ -66,19 +72,19 @@ def test_a_common_ending_takes_the_ending_finding_away(shared_data):
 def test_longer_positives_are_named_as_such():
     rows = [Demonstration(row.prompt, "w " * 9, "w " * 3) for row in clean()]
     (finding,) = findings(rows)
-    assert finding.startswith("Positives are 3.0 times as long as negatives (9 against 3 words in the median)")
+    assert finding.startswith("Positives are 3.0 times as long as negatives (9.0 against 3.0 words on average)")
     assert "100% of pairs" in finding
 
 
-def test_the_side_called_longer_is_the_one_whose_median_is_longer():
-    # Three negatives of five are longer than their positives, and still the median positive is twice as long.
-    lengths = [(1, 2), (1, 2), (10, 5), (10, 5), (10, 11)]
+def test_the_side_called_longer_is_the_one_whose_mean_is_longer():
+    # Three negatives of five are longer than their positives, and still positives have twice the words.
+    lengths = [(1, 2), (1, 2), (14, 5), (14, 5), (10, 11)]
     rows = [Demonstration(f"q{i}", "w " * good, "v " * bad) for i, (good, bad) in enumerate(lengths)]
     (finding,) = findings(rows)
-    assert finding.startswith("Positives are 2.0 times as long as negatives (10 against 5 words")
+    assert finding.startswith("Positives are 1.6 times as long as negatives (8.0 against 5.0 words")
 
 
-def test_length_that_tells_most_pairs_apart_is_found_where_medians_are_alike():
+def test_length_that_tells_most_pairs_apart_is_found_where_means_are_alike():
     rows = [Demonstration(f"q{i}", "w " * 10, "w " * (11 if i else 10)) for i in range(10)]
     check = Demonstrations(tuple(rows)).check()
     assert check.length_separates == pytest.approx(0.95)
@@ -112,7 +118,7 @@ def test_empty_completions_are_counted_by_role(role):
 
 def test_completions_that_are_mostly_empty_give_a_ratio_one_can_read():
     length, empty = findings([Demonstration(f"q{i}", "", "w " * 4) for i in range(4)])
-    assert length.startswith("Negatives are 4.0 times as long as positives (4 against 0 words")
+    assert length.startswith("Negatives are 4.0 times as long as positives (4.0 against 0.0 words")
     assert empty.startswith("4 positive completions are empty")
 
 

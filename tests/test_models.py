@@ -65,6 +65,8 @@ def test_an_unknown_layer_error_says_which_exist(llama, layer):
 def test_an_unknown_site_error_lists_what_exists(llama):
     with pytest.raises(ModelMismatchError, match=r"no site 'resid_pots'.*mlp_out.*resid_mid.*resid_post"):
         hook_name(llama, "resid_pots", 0)
+    with pytest.raises(ModelMismatchError, match="no site 'z'"):  # blocks.0.attn.hook_z, by head
+        hook_name(llama, "z", 0)
 
 
 def test_a_site_that_this_architecture_lacks(llama):
