@@ -24,7 +24,7 @@ class DemonstrationCheck:
     """The report of `Demonstrations.check`; print it.
 
     Attributes:
-        table: One row a role (positive, negative, neutral): mean length in words and, given a model, tokens; final punctuation;
+        table: One row a role (positive, negative, neutral): mean words and, given a model, mean tokens; final punctuation;
             empty answers.
         findings: Plain sentences, each a confound or a defect with its remedy; empty when nothing was found.
         n: Number of demonstrations.

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar, TypeVar
 
+import torch
 from huggingface_hub import ModelHubMixin
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -166,8 +167,9 @@ class Editor(
     def at_positions(self, positions: Positions) -> Editor:
         """Edits only some positions of the prompt, and everything generated after it.
 
-        The rule is the same with and without a KV cache: a position that the argument does not speak of (beyond a mask,
-        or in a one-token step) was generated, and is edited.
+        With and without a KV cache the same tokens are edited: a pass over a single token is taken to go on where the
+        last one ended, and positions beyond a mask were generated. Positions count columns, padding included. Passes of
+        several tokens over a cached prefix are not supported.
 
         Args:
             positions: The first position to edit (`1` spares the first token, `prompt_length - 1` edits from the
@@ -194,13 +196,18 @@ class Editor(
 
     def _hook(self, layer: int, fired: Callable[[], None]) -> Callable[..., Tensor | None]:
         edit, positions = self.edits[layer], self.positions
+        seen = 0  # tokens so far: a pass over a single token goes on where the last pass ended
 
         def hook(tensor: Float[Tensor, "batch pos d_model"], hook: object) -> Tensor | None:
+            nonlocal seen
             fired()
+            length = tensor.shape[1]
+            start = seen if length == 1 else 0
+            seen = start + length
             if edit.is_identity:
                 return None
             edited = edit(tensor)
-            return edited if positions is None else _keep_positions(tensor, edited, positions)
+            return edited if positions is None else _keep_positions(tensor, edited, positions, start)
 
         return hook
 
@@ -319,26 +326,25 @@ class Editor(
 
 
 def _keep_positions(
-    tensor: Float[Tensor, "batch pos d_model"], edited: Float[Tensor, "batch pos d_model"], positions: Positions
+    tensor: Float[Tensor, "batch pos d_model"],
+    edited: Float[Tensor, "batch pos d_model"],
+    positions: Positions,
+    start: int,
 ) -> Float[Tensor, "batch pos d_model"]:
-    """Undoes an edit outside the chosen positions."""
+    """Undoes an edit outside the chosen positions; `start` is the position of the tensor's first column."""
     length = tensor.shape[1]
-    if length == 1:  # a step with a KV cache: this token was generated
-        return edited
     if isinstance(positions, int):
-        edited = edited.clone()
-        edited[:, :positions] = tensor[:, :positions]
-        return edited
+        chosen = torch.arange(start, start + length, device=tensor.device) >= positions
+        return edited.where(chosen[None, :, None], tensor)
     covered = positions.shape[1]
-    if positions.shape[0] != tensor.shape[0] or covered > length:
+    if positions.shape[0] != tensor.shape[0] or (start == 0 and covered > length):
         raise InputError(
             f"The position mask is for a batch of shape {tuple(positions.shape)}, and the model ran on "
             f"{tuple(tensor.shape[:2])}. Give at_positions a mask of the prompt batch it is used with."
         )
-    mask = positions.to(tensor.device).bool()
-    edited = edited.clone()
-    edited[:, :covered] = edited[:, :covered].where(mask[..., None], tensor[:, :covered])
-    return edited
+    generated = positions.new_ones(positions.shape[0], max(0, start + length - covered))
+    mask = torch.cat([positions, generated], dim=1)[:, start : start + length].to(tensor.device)
+    return edited.where(mask[..., None], tensor)
 
 
 def _describe_positions(positions: Positions) -> str:

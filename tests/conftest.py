@@ -29,6 +29,9 @@ from transformers import (
     Qwen2Config,
 )
 
+# Tiny models gain nothing from threads, and lose much where cores are shared with other workers.
+torch.set_num_threads(1)
+
 ARCHITECTURES = ["gpt2", "llama", "gemma2", "mistral", "qwen2", "gpt-neox"]
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 N_LAYERS, D_MODEL = 3, 32

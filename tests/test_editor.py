@@ -353,3 +353,10 @@ def test_editors_that_cannot_be(monkeypatch):
         hand_made().positions = 3
     with pytest.raises(TypeError):
         hand_made().edits[0] = None
+
+
+@pytest.mark.parametrize("first", [1, 5, 6, 9])
+def test_positions_within_and_beyond_the_prompt_do_not_depend_on_the_cache(llama, llama_editor, first):
+    tokens = torch.tensor([[0, *range(40, 45)]])
+    editor = llama_editor.scaled(3.0).at_positions(first)
+    assert generate(llama, tokens, editor) == generate(llama, tokens, editor, cached=False)
