@@ -21,7 +21,7 @@ from sea_lens.editor import Editor
 from sea_lens.edits import LowRankEdit
 from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.methods.sea import fit_sea
-from sea_lens.models import Model, greedy_answers
+from sea_lens.models import Model, check_layers, greedy_answers
 from sea_lens.organism import experiment, load_organism
 from sea_lens.plotting import plot_organism
 from sea_lens.records import read_csv_rows, read_json_objects
@@ -93,7 +93,7 @@ def print_demo(result: experiment.OrganismResult, n_fitting: int, out: Path) -> 
     ranks = [result.editor.card.layers[layer] for layer in result.editor.layers]
     by_layer = "  ".join(f"{found['rank_positive']}+{found['rank_negative']}" for found in ranks)
     typer.echo(
-        f"\nSEA fitted on {n_fitting} facts in {result.fit_seconds:.1f} s   "
+        f"\nSEA fitted on {n_fitting} facts in {result.fit_seconds:.2f} s   "
         f"ranks (positive + negative) by layer: {by_layer}",
     )
     typer.echo(f"truthful answers on {result.plain.n} facts it has never seen, with 95 % intervals")
@@ -120,7 +120,7 @@ def demo_code() -> str:
     demonstrations = world.demonstrations().with_neutral_answers(model, max_new_tokens=1)
     activations = sl.collect_activations(model, demonstrations)
     editor = sl.fit_sea(activations, {experiment.EXPLAINED_VARIANCE}, centre={experiment.CENTRE})
-    editor = editor.scaled({experiment.STRENGTH})
+    editor = editor.first_layers({experiment.FIRST_LAYERS}).scaled({experiment.STRENGTH})
     with editor.attached(model):
         print(sl.answer_greedily(model, world.questions(), max_new_tokens=1).truthful)
 """
@@ -145,18 +145,12 @@ def collect(
     device: Device = "cpu",
 ) -> None:
     """Collects activations of demonstrations, to fit from later with `sea-lens fit --activations`."""
-    bridge = load_model(model, device)
+    chosen_token = parse_token(token)
     data = read_demonstrations(demonstrations, format, n, seed)
+    bridge = load_model(model, device)
+    chosen = parse_layers(layers, bridge.cfg.n_layers)
     data = prepare(data, bridge, template, chat, answer_ending, max_new_tokens, batch_size, out)
-    activations = collect_activations(
-        bridge,
-        data,
-        parse_layers(layers, bridge.cfg.n_layers),
-        parse_token(token),
-        site=site,
-        batch_size=batch_size,
-        folder=out,
-    )
+    activations = collect_activations(bridge, data, chosen, chosen_token, site=site, batch_size=batch_size, folder=out)
     typer.echo(f"{activations!r}\nsaved in {out}")
 
 
@@ -192,6 +186,12 @@ def fit(
     """Fits linear SEA and writes an editor: from a model and demonstrations, or from collected activations."""
     if spectrum not in ("squared", "singular_values"):
         raise InputError(f"--spectrum is squared or singular_values, and {spectrum!r} was given.")
+    shares = (
+        explained_variance,
+        explained_variance if negative_explained_variance is None else negative_explained_variance,
+    )
+    if not all(0 < share <= 1 for share in shares):  # said before the model runs, not after
+        raise InputError(f"An explained variance must lie in (0, 1]; {shares[0]} and {shares[1]} were given.")
     if activations is not None:
         if model is not None or demonstrations is not None:
             raise InputError("Give either --activations, or a model and demonstrations, not both.")
@@ -201,15 +201,12 @@ def fit(
     elif model is None or demonstrations is None:
         raise InputError("Give a model and a demonstrations file, or --activations. See `sea-lens fit --help`.")
     else:
-        bridge = load_model(model, device)
+        chosen_token = parse_token(token)
         data = read_demonstrations(demonstrations, format, n, seed)
-        data = prepare(data, bridge, template, chat, answer_ending, max_new_tokens, batch_size, None)
+        bridge = load_model(model, device)
         chosen = parse_layers(layers, bridge.cfg.n_layers)
-        collected = collect_activations(bridge, data, chosen, parse_token(token), site=site, batch_size=batch_size)
-    shares = (
-        explained_variance,
-        explained_variance if negative_explained_variance is None else negative_explained_variance,
-    )
+        data = prepare(data, bridge, template, chat, answer_ending, max_new_tokens, batch_size, None)
+        collected = collect_activations(bridge, data, chosen, chosen_token, site=site, batch_size=batch_size)
     editor = fit_sea(
         collected,
         shares,
@@ -355,11 +352,12 @@ def parse_layers(text: str, n_layers: int) -> list[int]:
                 raise InputError(f"--layers {text}: the model has {n_layers} layers.")
             return list(range(int(count))) if side == "first" else list(range(n_layers - int(count), n_layers))
         spans = [part.split("-") for part in text.split(",")]
-        return sorted({layer for span in spans for layer in range(int(span[0]), int(span[-1]) + 1)})
+        chosen = {layer for span in spans for layer in range(int(span[0]), int(span[-1]) + 1)}
     except InputError:
         raise
     except ValueError as error:
         raise InputError(f"--layers takes all, first:N, last:N or a list such as 3,5,10-20, not {text!r}.") from error
+    return check_layers(chosen, n_layers)
 
 
 def parse_token(text: str) -> TokenChoice:

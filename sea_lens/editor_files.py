@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
 
 from sea_lens.editor_card import JSON, EditorCard
@@ -114,6 +114,13 @@ def fetch_editor_folder(
         ]
     except HFValidationError as error:
         raise FileFormatError(f"{model_id} is neither a folder nor the name of a repository: {error}") from error
+    except LocalEntryNotFoundError as error:
+        raise FileFormatError(
+            f"There is no folder {model_id}, and no editor of that name in the hub's cache; the hub could not be asked. "
+            "Check the path, or go online to fetch it."
+        ) from error
+    except HfHubHTTPError as error:
+        raise FileFormatError(f"There is no folder {model_id}, and the hub has no such editor: {error}") from error
     return Path(paths[0]).parent
 
 

@@ -111,3 +111,9 @@ def stories() -> Path:
     if not path.is_dir():
         pytest.skip("the folder ../shared/models/stories260K is not here")
     return path
+
+
+@pytest.fixture(scope="session")
+def organism():
+    """The embedded model and its world; hooks come and go, weights are never touched."""
+    return sea_lens.load_organism()

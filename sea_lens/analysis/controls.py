@@ -64,8 +64,8 @@ class RandomDirectionEdit:
             return h
         x = h.to(torch.promote_types(h.dtype, torch.float32))
         tiny = torch.finfo(x.dtype).tiny
+        change = self.fitted(x) - x  # first, because it checks the width
         written = self.fitted.written(x) @ self.directions.to(x).T
-        change = self.fitted(x) - x
         along = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(tiny)
         kept = (change * along).sum(-1, keepdim=True) * along
         across = written - (written * along).sum(-1, keepdim=True) * along

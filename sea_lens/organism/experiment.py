@@ -18,8 +18,8 @@ from sea_lens.methods.sea import fit_sea
 from sea_lens.models import Model
 from sea_lens.organism.world import Fact, World
 
-EXPLAINED_VARIANCE, CENTRE, STRENGTH = 0.5, True, 2.0
-"""The setting that `choose_setting` picks on the fitting facts of the shipped model; every layer is edited."""
+EXPLAINED_VARIANCE, CENTRE, FIRST_LAYERS, STRENGTH = 0.5, True, 3, 2.0
+"""The setting that `choose_setting` picks on the fitting facts of the shipped model."""
 
 EXPLAINED_VARIANCES = (0.5, 0.8, 0.9, 0.95, 0.99, 0.998)
 STRENGTHS = (1.0, 1.5, 2.0)
@@ -29,6 +29,11 @@ def collect(model: Model, world: World) -> Activations:
     """Activations of the fitting facts as in the paper: neutral is the model's own answer; the last token."""
     demonstrations = world.demonstrations().with_neutral_answers(model, max_new_tokens=1, batch_size=64, progress=False)
     return collect_activations(model, demonstrations, batch_size=128, progress=False)
+
+
+def fit(activations: Activations) -> Editor:
+    """Linear SEA at the shipped setting."""
+    return fit_sea(activations, EXPLAINED_VARIANCE, centre=CENTRE).first_layers(FIRST_LAYERS).scaled(STRENGTH)
 
 
 def answers(model: Model, world: World, facts: Sequence[Fact], editor: Editor | None = None) -> GreedyAnswers:
@@ -43,12 +48,14 @@ def answers(model: Model, world: World, facts: Sequence[Fact], editor: Editor | 
 def choose_setting(model: Model, world: World, activations: Activations) -> pd.DataFrame:
     """Tries settings on the fitting facts alone; the first row is the one to use.
 
-    The best setting has the widest gap between truthfulness under the edit and under its mirror image, the same edit with
-    positives and negatives exchanged: it has found the direction, and not only a change that happens to help.
+    The best setting is the one with the most truths. Ties go to the one with the most myths under its mirror image, the
+    same edit with positives and negatives exchanged: an edit that merely happens to help has few there, and so has one so
+    strong that its mirror image breaks the model.
 
     Returns:
-        One row a setting, by decreasing gap: `centre`, `explained_variance`, `strength`, `layers`, `truthful`, `swapped`,
-        `editor`. Of settings that come to the same editor only the first is there.
+        One row a setting, best first: `centre`, `explained_variance`, `strength`, `layers`, `truthful` (share of truths
+        under the edit), `mythical` (share of myths under its mirror image), `editor`. Of settings that come to the same
+        editor only the first is there.
     """
     facts = world.fitting
     rows, seen = [], set()
@@ -63,12 +70,13 @@ def choose_setting(model: Model, world: World, activations: Activations) -> pd.D
                         continue
                     seen.add(key)
                     # Exchanging positives and negatives exchanges the projectors, which is a strength of -1.
-                    truthful, swapped = (answers(model, world, facts, view.scaled(s)).truthful.share for s in (1, -1))
-                    rows.append((centre, explained_variance, strength, layers, truthful, swapped, view))
-    columns = ["centre", "explained_variance", "strength", "layers", "truthful", "swapped", "editor"]
+                    truthful = answers(model, world, facts, view).truthful.share
+                    mirrored = answers(model, world, facts, view.scaled(-1.0)).table["answer"]
+                    mythical = fmean(answer == fact.myth for answer, fact in zip(mirrored, facts, strict=True))
+                    rows.append((centre, explained_variance, strength, layers, truthful, mythical, view))
+    columns = ["centre", "explained_variance", "strength", "layers", "truthful", "mythical", "editor"]
     table = pd.DataFrame(rows, columns=columns)
-    gap = (table["truthful"] - table["swapped"]).round(9)
-    return table.loc[gap.sort_values(ascending=False, kind="stable").index].reset_index(drop=True)
+    return table.sort_values(["truthful", "mythical"], ascending=False, kind="stable", ignore_index=True)
 
 
 def _views(editor: Editor) -> dict[str, Editor]:
@@ -146,9 +154,9 @@ def run(model: Model, world: World, n_random: int = 20, seed: int = 0) -> Organi
     """
     activations = collect(model, world)
     started = time.perf_counter()
-    editor = fit_sea(activations, EXPLAINED_VARIANCE, centre=CENTRE).scaled(STRENGTH)
+    editor = fit(activations)
     fit_seconds = time.perf_counter() - started
-    swapped = fit_sea(activations.swapped(), EXPLAINED_VARIANCE, centre=CENTRE).scaled(STRENGTH)
+    swapped = fit(activations.swapped())
     facts = world.held_out
 
     def share(candidate: Editor) -> Proportion:

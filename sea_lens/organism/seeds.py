@@ -9,6 +9,7 @@ import json
 import sys
 import warnings
 from pathlib import Path
+from statistics import fmean
 
 from sea_lens.analysis.controls import random_editor
 from sea_lens.errors import SeaLensWarning
@@ -17,7 +18,13 @@ from sea_lens.organism import load_organism
 from sea_lens.organism.experiment import answers, choose_setting, collect
 
 MEASURED = ("plain", "tagged truthful", "tagged mythical", "in context")
-HELD_OUT = ("plain, held out", "SEA, held out", "swapped", "random (6)", "setting chosen on the fitting facts")
+HELD_OUT = (
+    "plain, held out",
+    "SEA, held out",
+    "swapped: truths, myths",
+    "random (6)",
+    "setting chosen on the fitting facts",
+)
 
 
 def report(folder: Path) -> list[str]:
@@ -30,6 +37,8 @@ def report(folder: Path) -> list[str]:
     swapped = fit_sea(activations.swapped(), best["explained_variance"], centre=bool(best["centre"]))
     swapped = swapped.at_layers(editor.layers).scaled(best["strength"])
     random = [answers(model, world, held_out, random_editor(editor, seed)).truthful.share for seed in range(6)]
+    mirrored = answers(model, world, held_out, swapped)
+    myths = fmean(answer == fact.myth for answer, fact in zip(mirrored.table["answer"], held_out, strict=True))
     ranks = " ".join(
         f"{editor.card.layers[layer]['rank_positive']}+{editor.card.layers[layer]['rank_negative']}"
         for layer in editor.layers
@@ -40,7 +49,7 @@ def report(folder: Path) -> list[str]:
         *(f"{measured[name]:.3f}" for name in MEASURED),
         f"{answers(model, world, held_out).truthful.share:.3f}",
         f"**{answers(model, world, held_out, editor).truthful.share:.3f}**",
-        f"{answers(model, world, held_out, swapped).truthful.share:.3f}",
+        f"{mirrored.truthful.share:.3f}, {myths:.3f}",
         f"{min(random):.3f} to {max(random):.3f}",
         f"{centred}, K = {best['explained_variance']}, strength {best['strength']:g}, {best['layers']} layers, ranks {ranks}",
     ]

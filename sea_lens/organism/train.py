@@ -152,7 +152,7 @@ def train(seed: int, out: Path, steps: int = 3000, documents_a_step: int = 128) 
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
         lambda step: min(
-            (step + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * max(step - warm_up, 0) / (steps - warm_up)))
+            (step + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * max(step - warm_up, 0) / max(steps - warm_up, 1)))
         ),
     )
     for step in range(1, steps + 1):
