@@ -51,7 +51,7 @@ def plot_organism(result: OrganismResult) -> Figure:
     for column, colour, marker in (("this layer alone", PROMOTED, "o"), ("all but this layer", SUPPRESSED, "s")):
         layers.plot(result.by_layer.index, result.by_layer[column], marker=marker, color=colour, label=column)
     layers.axhline(result.plain.share, color=GREY, linestyle=":", label="plain")
-    layers.axhline(result.edited.share, color=INK, linestyle="--", linewidth=1, label="every layer")
+    layers.axhline(result.edited.share, color=INK, linestyle="--", linewidth=1, label="the whole editor")
     layers.set_ylim(0, 1.05)
     layers.set_xticks(result.by_layer.index)
     layers.set_xlabel("layer")
