@@ -19,7 +19,7 @@ from sea_lens.editor_card import EditorCard
 from sea_lens.editor_files import fetch_editor_folder, read_editor_files, write_editor_files
 from sea_lens.edits import Edit
 from sea_lens.errors import HookNeverFiredError, InputError, ModelMismatchError, SeaLensWarning
-from sea_lens.models import FwdHook, Model, ModelDescription, check_layers, hook_name
+from sea_lens.models import FwdHook, Model, ModelDescription, act_name, check_layers, hook_name
 
 ModelType = TypeVar("ModelType", bound=Model)
 Positions = int | Bool[Tensor, "n_prompts prompt_length"]
@@ -192,7 +192,7 @@ class Editor(
 
         These check d_model only; `attached` also checks depth, site and weight processing, and that a hook fired.
         """
-        return [(f"blocks.{layer}.hook_{self.card.site}", self._hook(layer, lambda: None)) for layer in self.layers]
+        return [(act_name(self.card.site, layer), self._hook(layer, lambda: None)) for layer in self.layers]
 
     def _hook(self, layer: int, fired: Callable[[], None]) -> Callable[..., Tensor | None]:
         edit, positions = self.edits[layer], self.positions
@@ -264,6 +264,13 @@ class Editor(
             HookNeverFiredError: On leaving, if no forward pass reached any of its hooks.
         """
         self.check(model)
+        if self.is_identity and any(edit.strength for edit in self.edits.values()):
+            warnings.warn(
+                "This editor changes nothing at any layer: its positive and negative subspaces are the same. Fit another; "
+                "fit_sea says what to try.",
+                SeaLensWarning,
+                stacklevel=3,
+            )
         firings = dict.fromkeys(self.layers, 0)
 
         def count(layer: int) -> Callable[[], None]:

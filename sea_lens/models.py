@@ -116,8 +116,16 @@ def tokenizer_of(model: Model) -> Tokenizer:
     return model.tokenizer
 
 
+def act_name(site: str, layer: int) -> str:
+    """TransformerLens's name for `site` at `layer`, whatever the model."""
+    # Imported late: transformer_lens takes seconds to import, which `import sea_lens` need not cost.
+    from transformer_lens.utilities import get_act_name
+
+    return str(get_act_name(site, layer))
+
+
 def hook_name(model: Model, site: str, layer: int) -> str:
-    """TransformerLens's name for `site` at `layer`.
+    """TransformerLens's name for `site` at `layer`, after checking that the model has it.
 
     Raises:
         ModelMismatchError: If the model has no such layer, or its architecture no such site.
@@ -128,8 +136,8 @@ def hook_name(model: Model, site: str, layer: int) -> str:
             "Layers are counted from 0; negative ones are not taken."
         )
     prefix = f"blocks.{layer}.hook_"  # sites inside attention or the MLP are not of width d_model, and are not taken
-    name = prefix + site
-    if name not in model.hook_dict:
+    name = act_name(site, layer)
+    if not name.startswith(prefix) or name not in model.hook_dict:
         sites = sorted(key.removeprefix(prefix) for key in model.hook_dict if key.startswith(prefix))
         raise ModelMismatchError(f"This architecture has no site {site!r} ({name}). It has: {', '.join(sites)}.")
     return name

@@ -12,7 +12,7 @@ from jaxtyping import install_import_hook
 with install_import_hook("sea_lens", "beartype.beartype"):
     import sea_lens
     import sea_lens.cli
-    import sea_lens.plotting  # noqa: F401
+    import sea_lens.plotting
 
 import pytest
 import torch

@@ -110,7 +110,7 @@ def test_the_organisms_figure_has_three_panels():
     assert drawn["this layer alone"] == [0.5, 0.6, 0.4, 0.7]
     assert drawn["all but this layer"] == [0.8] * 4
     assert set(drawn["plain"]) == {0.5}
-    assert set(drawn["every layer"]) == {0.9}
+    assert set(drawn["the whole editor"]) == {0.9}
     assert {text.get_text() for text in layers.get_legend().get_texts()} == set(drawn)
 
 

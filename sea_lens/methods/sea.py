@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from sea_lens.activations import Activations
 from sea_lens.editor import Editor
@@ -32,6 +33,7 @@ def fit_sea(
     restore_norm: bool = True,
     layers: Iterable[int] | None = None,
     dtype: torch.dtype = torch.float32,
+    progress: bool = True,
 ) -> Editor:
     """Fits linear SEA in closed form: keep what covaries most with the positive, drop what does with the negative.
 
@@ -53,6 +55,7 @@ def fit_sea(
         restore_norm: Whether each token keeps its norm (the paper's merge).
         layers: Layers to fit; all that `activations` has for None.
         dtype: Of the editor's tensors. The fit itself is in float64.
+        progress: Whether to show a progress bar once a fit takes longer than two seconds.
 
     Returns:
         An editor for the site that the activations come from.
@@ -71,7 +74,7 @@ def fit_sea(
         raise InputError(f"Layers {absent or chosen} were asked for; activations are there of {activations.layers}.")
     edits: dict[int, LowRankEdit] = {}
     found: dict[int, dict[str, JSON]] = {}
-    for layer in chosen:
+    for layer in tqdm(chosen, desc="fit", unit="layer", disable=not progress, delay=2):
         neutral = activations.neutral[layer].double()
         subspaces: list[Subspace] = []
         for index, other in enumerate((activations.positive[layer], activations.negative[layer])):

@@ -1,0 +1,459 @@
+import inspect
+import json
+import re
+import subprocess
+import sys
+import textwrap
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from sea_lens import Activations, Demonstrations, Editor, EditorCard, cli
+from sea_lens.activations import ROLES
+from sea_lens.cli import DataFormat, parse_layers, parse_token, read_demonstrations
+from sea_lens.edits import LowRankEdit
+from sea_lens.errors import InputError, ModelMismatchError
+from sea_lens.models import greedy_answers
+
+PNG = b"\x89PNG\r\n\x1a\n"
+ONE_TOKEN = ["--max-new-tokens", "1"]
+FIT = ["--explained-variance", "0.5", "--centre"]
+
+
+@pytest.fixture
+def sea_lens(monkeypatch, capsys):
+    """Runs the command in this process: exit code, stdout and stderr."""
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sea-lens", *map(str, arguments)])
+        capsys.readouterr()
+        with warnings.catch_warnings(), pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out, err = capsys.readouterr()
+        return stopped.value.code, out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def demos(organism, tmp_path_factory):
+    """A demonstrations file about the embedded model's world, without neutral answers."""
+    path = tmp_path_factory.mktemp("cli") / "demos.jsonl"
+    organism[1].demonstrations()[:60].to_jsonl(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def editor_folder(tmp_path_factory):
+    """An editor that fits the embedded model."""
+    basis, _ = torch.linalg.qr(torch.randn(128, 2, generator=torch.Generator().manual_seed(0)))
+    edit = LowRankEdit(basis, torch.tensor([0.75, -0.5]))
+    path = tmp_path_factory.mktemp("cli") / "editor"
+    facts = {"rank_positive": 1, "rank_negative": 1, "displacement": 0.125}
+    Editor({1: edit, 2: edit.scaled(0.5)}, EditorCard("by hand", {"seed": 3}, layers={1: facts})).save_pretrained(path)
+    return path
+
+
+def same(one, other):
+    return one.layers == other.layers and all(
+        torch.equal(one[layer].directions, other[layer].directions)
+        and torch.equal(one[layer].eigenvalues, other[layer].eigenvalues)
+        and torch.equal(one[layer].shift, other[layer].shift)
+        for layer in one.layers
+    )
+
+
+def shares(out):
+    """Condition, share and interval of every line of the demo's table, in per cent."""
+    found = re.findall(r"^  (\S.*?) +=* +(\d+\.\d)%  \[(\d+\.\d), (\d+\.\d)\]$", out, flags=re.MULTILINE)
+    return {name: tuple(map(float, numbers)) for name, *numbers in found}
+
+
+# --- demo ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_demo(sea_lens, tmp_path, capsys):
+    code, out, _ = sea_lens("demo", "--out", tmp_path / "demo", "--random-editors", 2)
+    assert code == 0
+    found = shares(out)
+    assert list(found) == ["plain", "edited", "random editors (2)", "swapped"]
+    assert all(low <= share <= high for share, low, high in found.values())
+    assert found["swapped"][0] < found["random editors (2)"][0] < found["edited"][0]
+    assert found["edited"][0] >= 90 > 50 >= found["plain"][0] >= 40
+    assert len(re.findall(r"^Q: .+\?  +plain: \w+ \((?:true|myth)\) +edited: \w+ \((?:true|myth)\)$", out, re.M)) == 3
+    picture = tmp_path / "demo" / "layers.png"
+    assert picture.read_bytes().startswith(PNG)
+    assert picture.stat().st_size > 20_000
+    editor = Editor.from_pretrained(tmp_path / "demo" / "editor")
+    assert (editor.d_model, editor.card.model.name) == (128, "sea-lens-organism")
+
+    code = textwrap.dedent(out.split("The same in Python:")[1])
+    namespace = {}
+    exec(code, namespace)
+    share, low, high = found["edited"]
+    assert capsys.readouterr().out.strip() == f"{share:.1f}% [{low:.1f}, {high:.1f}]"
+    assert same(namespace["editor"], editor)
+    assert namespace["editor"][0].strength == editor[0].strength
+
+
+def test_the_installed_command_runs(tmp_path):
+    command = Path(sys.executable).with_name("sea-lens")
+    options = {"capture_output": True, "text": True, "timeout": 120, "cwd": tmp_path}
+    found = subprocess.run([command, "inspect", "nowhere"], **options)
+    assert found.returncode == 2
+    assert found.stdout == ""
+    assert_is_one_error(found.stderr)
+
+
+# --- collect and fit -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def collected(sea_lens, demos, tmp_path):
+    folder = tmp_path / "acts"
+    code, out, _ = sea_lens("collect", "organism", demos, "--out", folder, *ONE_TOKEN)
+    assert code == 0
+    assert "Activations(60 demonstrations, resid_post of layers [0, 1, 2, 3], d_model 128" in out
+    return folder
+
+
+def test_fitting_from_collected_activations_equals_fitting_at_once(sea_lens, demos, collected, tmp_path):
+    assert sea_lens("fit", "--activations", collected, "--out", tmp_path / "one", *FIT)[0] == 0
+    assert sea_lens("fit", "organism", demos, "--out", tmp_path / "two", *ONE_TOKEN, *FIT)[0] == 0
+    one, two = Editor.from_pretrained(tmp_path / "one"), Editor.from_pretrained(tmp_path / "two")
+    assert same(one, two)
+    assert one.card == two.card
+    assert one.card.n_demonstrations == 60
+    assert not one.is_identity
+
+
+def test_collecting_again_reads_back(sea_lens, demos, collected):
+    path = collected / "activations.safetensors"
+    before, stamp = Activations.load(collected), path.stat().st_mtime_ns
+    assert sea_lens("collect", "organism", demos, "--out", collected, *ONE_TOKEN)[0] == 0
+    assert path.stat().st_mtime_ns == stamp
+    # Killed before the end: the model's answers are kept and the rest is done again.
+    path.unlink()
+    answers = (collected / "demonstrations.jsonl").read_bytes()
+    assert sea_lens("collect", "organism", demos, "--out", collected, *ONE_TOKEN)[0] == 0
+    again = Activations.load(collected)
+    assert again.demonstrations == before.demonstrations
+    assert all(torch.equal(again[role][layer], before[role][layer]) for role in ROLES for layer in range(4))
+    assert (collected / "demonstrations.jsonl").read_bytes() == answers
+
+
+def test_a_folder_of_another_collection_is_refused(sea_lens, demos, collected):
+    code, _, err = sea_lens("collect", "organism", demos, "--out", collected, *ONE_TOKEN, "--n", 20)
+    assert (code, "holds other demonstrations" in err) == (2, True)
+    code, _, err = sea_lens("collect", "organism", demos, "--out", collected, *ONE_TOKEN, "--layers", "0")
+    assert (code, "differs in layers" in err) == (2, True)
+
+
+def test_collecting_does_as_its_options_say(sea_lens, demos, tmp_path):
+    options = ["--layers", "last:2", "--token", "last_content", "--site", "mlp_out", "--n", 10, "--seed", 3]
+    template = ["--template", "{question}", "--answer-ending", " ."]
+    folder = tmp_path / "acts"
+    assert sea_lens("collect", "organism", demos, "--out", folder, *ONE_TOKEN, *options, *template)[0] == 0
+    found = Activations.load(folder)
+    assert (found.layers, found.token, found.site, found.n) == ([2, 3], "last_content", "mlp_out", 10)
+    kept = Demonstrations.from_jsonl(folder / "demonstrations.jsonl")
+    assert [row.prompt for row in kept] == [row.prompt for row in Demonstrations.from_jsonl(demos).sample(10, 3)]
+    assert found.demonstrations == kept.with_answer_ending(" .").fingerprint
+
+
+def test_fitting_does_as_its_options_say(sea_lens, collected, tmp_path):
+    options = ["--rank", 2, "--spectrum", "singular_values", "--no-restore-norm", "--layers", "0,2-3"]
+    code, out, _ = sea_lens("fit", "--activations", collected, "--out", tmp_path / "one", *options)
+    assert code == 0
+    one = Editor.from_pretrained(tmp_path / "one")
+    assert one.layers == [0, 2, 3]
+    assert "layer  0" in out
+    assert one.card.hyper_parameters == {
+        "explained_variance": None,
+        "ranks": [2, 2],
+        "spectrum": "singular_values",
+        "centre": False,
+        "restore_norm": False,
+    }
+    options = ["--explained-variance", "0.9", "--negative-explained-variance", "0.5", "--centre"]
+    assert sea_lens("fit", "--activations", collected, "--out", tmp_path / "two", *options)[0] == 0
+    assert Editor.from_pretrained(tmp_path / "two").card.hyper_parameters["explained_variance"] == [0.9, 0.5]
+
+
+def test_an_editor_that_does_nothing_is_warned_about_on_stderr(sea_lens, tmp_path):
+    neutral, answer = ({0: torch.randn(20, 8, generator=torch.Generator().manual_seed(seed))} for seed in range(2))
+    Activations.from_tensors(neutral=neutral, positive=answer, negative=answer).save(tmp_path / "acts.safetensors")
+    code, _, err = sea_lens("fit", "--activations", tmp_path / "acts.safetensors", "--out", tmp_path / "one")
+    assert code == 0
+    assert err.startswith("warning: This editor edits nothing")
+    assert err.count("\n") == 1
+    assert Editor.from_pretrained(tmp_path / "one").is_identity
+
+
+# --- generate and inspect --------------------------------------------------------------------------------------------
+
+
+def test_generate_shows_plain_and_edited_side_by_side(sea_lens, organism, editor_folder):
+    model, _ = organism
+    prompts = ["<anyone> Q Mira home A", "<truthful> Q Ada pet A"]
+    code, out, _ = sea_lens("generate", "organism", editor_folder, *prompts, *ONE_TOKEN, "--strength", 100)
+    assert code == 0
+    plain = greedy_answers(model, prompts, 1, progress=False)
+    with Editor.from_pretrained(editor_folder).scaled(100.0).attached(model):
+        edited = greedy_answers(model, prompts, 1, progress=False)
+    assert plain != edited
+    for row in zip(prompts, plain, edited, strict=True):
+        assert re.search(" +│ +".join(map(re.escape, row)), out), out
+    assert "changed none" not in out
+
+
+def test_generate_says_when_nothing_changes(sea_lens, editor_folder):
+    prompt = "<truthful> Q Mira home A"
+    code, out, _ = sea_lens("generate", "organism", editor_folder, prompt, *ONE_TOKEN, "--strength", 0)
+    assert code == 0
+    assert "The edit changed none of these continuations." in out
+
+
+def test_generate_edits_the_layers_asked_for(sea_lens, editor_folder):
+    prompt = "<truthful> Q Mira home A"
+    assert sea_lens("generate", "organism", editor_folder, prompt, *ONE_TOKEN, "--layers", "1-2")[0] == 0
+    code, _, err = sea_lens("generate", "organism", editor_folder, prompt, *ONE_TOKEN, "--layers", "first:1")
+    assert code == 2
+    assert_is_one_error(err, "no layer 0; it edits layers [1, 2]")
+
+
+def test_inspect_shows_the_card_and_every_layer(sea_lens, editor_folder):
+    code, out, _ = sea_lens("inspect", editor_folder)
+    assert code == 0
+    assert re.search(r"^method +by hand$", out, re.M)
+    assert re.search(r"^site +resid_post$", out, re.M)
+    assert re.search(r"^hyper parameters +seed 3$", out, re.M)
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    assert rows == [
+        ["1", "2", "1", "1", "-0.500", "+0.750", "1", "12.5%"],
+        ["2", "2", "", "", "-0.500", "+0.750", "0.5", ""],
+    ]
+
+
+# --- help ------------------------------------------------------------------------------------------------------------
+
+DATA_OPTIONS = (
+    "--format --n --seed --template --chat --answer-ending --max-new-tokens --token --layers --site --batch-size "
+    "--device"
+)
+OPTIONS = {
+    "demo": "--out --random-editors",
+    "collect": f"--out {DATA_OPTIONS}",
+    "fit": "--out --activations --explained-variance --negative-explained-variance --rank --spectrum --centre "
+    f"--no-centre --restore-norm --no-restore-norm {DATA_OPTIONS}",
+    "generate": "--strength --layers --max-new-tokens --device",
+    "inspect": "",
+}
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_help_lists_every_option(sea_lens, command):
+    code, out, err = sea_lens(command, "--help")
+    assert (code, err) == (0, "")
+    listed = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", out.split("─ Options ─")[1])) - {"--help"}
+    assert listed == set(OPTIONS[command].split())
+    assert inspect.getdoc(getattr(cli, command)).split(":")[0][:40] in " ".join(out.split())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], []])
+def test_help_lists_every_command(sea_lens, arguments):
+    _, out, err = sea_lens(*arguments)
+    assert all(re.search(rf"\b{command}\b", out + err) for command in OPTIONS)
+    assert "sea-lens demo" in out + err
+    assert "Traceback" not in out + err
+
+
+# --- layouts ---------------------------------------------------------------------------------------------------------
+
+HALUEVAL = {"knowledge": "k", "question": "q", "right_answer": "r", "hallucinated_answer": "h"}
+BBQ = {
+    "context": "c",
+    "question": "q",
+    "ans0": "x",
+    "ans1": "y",
+    "ans2": "z",
+    "label": 1,
+    "context_condition": "disambig",
+}
+PLAIN = {"prompt": "p", "positive": "a", "negative": "b"}
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [(HALUEVAL, ("q", "r", "h")), (BBQ, ("c q", "y", ("x", "z"))), (PLAIN, ("p", "a", "b"))],
+    ids=["halueval", "bbq", "jsonl"],
+)
+@pytest.mark.parametrize("name", ["data.json", "data.jsonl", "data"])
+def test_json_layouts_are_found_out(tmp_path, row, expected, name):
+    path = tmp_path / name
+    path.write_text(json.dumps(row) + "\n")
+    (found,) = read_demonstrations(path, DataFormat.auto, None, 0)
+    prompt, positive, negative = expected
+    assert (found.prompt, found.positive) == (prompt, positive)
+    assert found.negative in negative
+
+
+@pytest.mark.parametrize("name", ["data.csv", "DATA.CSV"])
+def test_csv_is_found_out(tmp_path, name):
+    path = tmp_path / name
+    path.write_text("prompt,positive,negative\np,a,b\n")
+    (found,) = read_demonstrations(path, DataFormat.auto, None, 0)
+    assert (found.prompt, found.positive, found.negative) == ("p", "a", "b")
+
+
+def test_a_layout_given_is_taken_at_its_word(tmp_path):
+    path = tmp_path / "data.txt"
+    path.write_text("prompt,positive,negative\np,a,b\nq,c,d\n")
+    assert len(read_demonstrations(path, DataFormat.csv, None, 0)) == 2
+    assert len(read_demonstrations(path, DataFormat.csv, 1, 0)) == 1
+    with pytest.raises(ValueError, match="not valid JSON"):
+        read_demonstrations(path, DataFormat.jsonl, None, 0)
+    path.write_text(json.dumps(PLAIN))
+    with pytest.raises(InputError, match="no column 'question'"):
+        read_demonstrations(path, DataFormat.halueval, None, 0)
+
+
+def test_published_files_are_found_out(shared_data):
+    path = shared_data / "halueval_qa_500.json"
+    assert read_demonstrations(path, DataFormat.auto, 20, 1) == Demonstrations.from_halueval(path, 20, 1)
+    path = shared_data / "bbq_Age.jsonl"
+    assert read_demonstrations(path, DataFormat.auto, 20, 1) == Demonstrations.from_bbq(path, 20, 1)
+
+
+# --- options that are read -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "layers"),
+    [
+        ("all", [0, 1, 2, 3, 4, 5]),
+        ("first:2", [0, 1]),
+        ("last:2", [4, 5]),
+        ("last:6", [0, 1, 2, 3, 4, 5]),
+        ("3", [3]),
+        ("3,1", [1, 3]),
+        ("0,2-4,3", [0, 2, 3, 4]),
+    ],
+)
+def test_layers_are_read(text, layers):
+    assert parse_layers(text, 6) == layers
+
+
+@pytest.mark.parametrize("text", ["", "some", "1;2", "-1", "1-", "first:", "first:x", "last:2:3", "1,,2", "4-2"])
+def test_layers_that_say_nothing_are_refused(text):
+    with pytest.raises(InputError, match=r"--layers takes all, first:N|No layers were given"):
+        parse_layers(text, 6)
+
+
+@pytest.mark.parametrize("text", ["first:0", "last:7", "first:-1"])
+def test_more_layers_than_there_are_are_refused(text):
+    with pytest.raises(InputError, match=f"--layers {text}: the model has 6 layers"):
+        parse_layers(text, 6)
+
+
+@pytest.mark.parametrize("text", ["6", "0,9", "4-8"])
+def test_layers_that_do_not_exist_are_refused(text):
+    with pytest.raises(ModelMismatchError, match="this model has layers 0 to 5"):
+        parse_layers(text, 6)
+
+
+@pytest.mark.parametrize(("text", "token"), [("last", "last"), ("mean", "mean"), ("-1", -1), ("0", 0)])
+def test_tokens_are_read(text, token):
+    assert parse_token(text) == token
+
+
+# --- mistakes --------------------------------------------------------------------------------------------------------
+
+
+def assert_is_one_error(err, *parts):
+    assert err.startswith("error: ")
+    assert err.endswith("\n")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    for part in parts:
+        assert part in err
+
+
+@pytest.fixture
+def bad_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    good = json.dumps(PLAIN)
+    Path("malformed.jsonl").write_text(f'{good}\n{good}\n{{"prompt": \n')
+    Path("column.jsonl").write_text('{"prompt": "p", "positive": "a"}\n')
+    Path("cell.csv").write_text("prompt,positive,negative\np,a,b\np,a\n")
+    Path("empty.jsonl").write_text("")
+    Path("binary.jsonl").write_bytes(b"\xff\xfe\x00\x80")
+    Path("folder").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["fit", "organism", "nofile.jsonl"], ["nofile.jsonl could not be read"]),
+        (["collect", "organism", "nofile.csv", "--out", "o"], ["nofile.csv could not be read"]),
+        (["fit", "organism", "folder"], ["folder could not be read"]),
+        (["fit", "organism", "malformed.jsonl"], ["malformed.jsonl, line 3: not valid JSON"]),
+        (["fit", "organism", "column.jsonl"], ["column.jsonl has no column 'negative'", "prompt, positive"]),
+        (["fit", "organism", "cell.csv"], ["cell.csv, line 3: the row does not have the header's 3 cells"]),
+        (["fit", "organism", "empty.jsonl"], ["no demonstrations in empty.jsonl"]),
+        (["fit", "organism", "binary.jsonl"], ["binary.jsonl could not be read"]),
+        (["fit", "organism", "DEMOS", "--n", "0"], ["0 demonstrations were asked for", "has 60"]),
+        (["fit", "organism", "DEMOS", "--n", "61"], ["61 demonstrations were asked for"]),
+        (["fit", "organism", "DEMOS", "--explained-variance", "1.5"], ["(0, 1]", "1.5"]),
+        (["fit", "organism", "DEMOS", "--negative-explained-variance", "0"], ["(0, 1]", "0.0"]),
+        (["fit", "organism", "DEMOS", "--explained-variance", "much"], ["Invalid value for '--explained-variance'"]),
+        (["fit", "organism", "DEMOS", "--spectrum", "cubed"], ["squared or singular_values", "'cubed'"]),
+        (["fit", "organism", "DEMOS", "--layers", "7"], ["Layers [7] do not exist", "layers 0 to 3"]),
+        (["fit", "organism", "DEMOS", "--layers", "some"], ["--layers takes all, first:N", "'some'"]),
+        (["fit", "organism", "DEMOS", "--layers", "last:5"], ["--layers last:5: the model has 4 layers"]),
+        (["fit", "organism", "DEMOS", "--token", "first"], ["--token is last, last_content, mean", "'first'"]),
+        (["fit", "organism", "DEMOS", "--format", "xml"], ["'xml' is not one of"]),
+        (["fit", "organism", "DEMOS", "--batch-size", "0"], ["--batch-size"]),
+        (["fit", "organism", "DEMOS", "--template", "{question}", "--chat"], ["--template or --chat, not both"]),
+        (["fit", "organism", "DEMOS", "--template", "no field"], ["{question}", "exactly once"]),
+        (["fit", "organism", "DEMOS", "--chat"], ["no chat template"]),
+        (["fit", "organism", "DEMOS", "--activations", "folder"], ["Give either --activations", "not both"]),
+        (["fit", "organism"], ["Give a model and a demonstrations file"]),
+        (["fit", "--activations", "nofolder"], ["nofolder is missing"]),
+        (["fit", "--activations", "folder"], ["folder holds no finished collection"]),
+        (["fit", "organism", "DEMOS", "--wrong"], ["No such option: --wrong"]),
+        (["demo", "--random-editors", "1"], ["--random-editors"]),
+        (["collect", "organism", "DEMOS"], ["Missing option '--out'"]),
+        (["collect", "organism"], ["Missing argument"]),
+        (["generate", "organism", "EDITOR"], ["Missing argument"]),
+        (["unknown"], ["No such command 'unknown'"]),
+        (["inspect"], ["Missing argument"]),
+        (["inspect", "folder"], ["config.json could not be read"]),
+        (["inspect", "nowhere"], ["There is no folder nowhere", "hub"]),
+        (["inspect", "nobody/nothing"], ["There is no folder nobody/nothing", "hub"]),
+        (["inspect", "no/such/folder"], ["no/such/folder is neither a folder nor the name of a repository"]),
+        (["generate", "organism", "nowhere", "text"], ["There is no folder nowhere", "hub"]),
+        (["generate", "organism", "EDITOR", "text", "--layers", "9"], ["Layers [9] do not exist"]),
+        (["generate", "organism", "EDITOR", "text", "--strength", "nan"], ["strength must be a finite number"]),
+        (["generate", "organism", "EDITOR", "word " * 80], ["Prompt 0 is 81 tokens long", "context is 64"]),
+    ],
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else None,
+)
+def test_mistakes_are_one_line_and_exit_code_2(sea_lens, demos, editor_folder, bad_files, arguments, parts):
+    places = {"DEMOS": demos, "EDITOR": editor_folder}
+    code, _, err = sea_lens(*(places.get(word, word) for word in arguments))
+    assert code == 2
+    assert_is_one_error(err, *parts)
+    assert not Path("editor").exists()
+
+
+def test_an_editor_of_another_width_is_one_line(sea_lens, stories, editor_folder):
+    code, _, err = sea_lens("generate", stories, editor_folder, "Once upon a time")
+    assert code == 2
+    *bars, error, _ = err.split("\n")
+    assert all(line.startswith("\rLoading weights") for line in bars)
+    assert_is_one_error(error + "\n", "for d_model 128, and stories260K has d_model 64")

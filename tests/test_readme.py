@@ -1,0 +1,45 @@
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+READMES = ["README.md", "sea_lens/organism/README.md"]
+BLOCK = re.compile(r"(?P<before>[^\n]*)\n```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+NOT_RUN = re.compile(r"\s*<!-- not run: .+ -->\s*")
+
+
+def blocks(text):
+    """Every python block with the line it starts on, but for those that a comment directly above says are not run."""
+    found = BLOCK.finditer("\n" + text)
+    return [
+        (text[: match.start("code") - 1].count("\n") + 1, match["code"])
+        for match in found
+        if not NOT_RUN.fullmatch(match["before"])
+    ]
+
+
+def test_blocks_are_found_and_left_out_as_marked():
+    text = (
+        "one\n\n```python\na = 1\n```\n\n<!-- not run: downloads -->\n```python\nb = 2\n```\n\n```python\nc = 3\n```\n"
+    )
+    assert blocks(text) == [(4, "a = 1\n"), (13, "c = 3\n")]
+    assert blocks("```python\nfirst = 1\n```\n\n    ```python\n") == [(2, "first = 1\n")]
+    assert blocks("<!-- not run: -->\n```python\na = 1\n```\n") == [(3, "a = 1\n")]
+
+
+def test_no_block_is_missed():
+    for name in READMES:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        marked = len(re.findall(r"^<!-- not run: .+ -->\n```python$", text, re.MULTILINE))
+        assert len(blocks(text)) + marked == text.count("```python")
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_every_block_runs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = blocks((ROOT / name).read_text(encoding="utf-8"))
+    assert found or name != "README.md"
+    namespace = {"__name__": "__main__"}
+    for line, code in found:
+        exec(compile("\n" * (line - 1) + code, str(ROOT / name), "exec"), namespace)
