@@ -83,6 +83,17 @@ def test_case_outer_space_and_final_punctuation_do_not_count(llama, answers, cha
     assert ask(llama, [["else", change(answer)] for answer in answers]).truthful.share == 1
 
 
+@pytest.mark.parametrize("change", [str.upper, str.lower, " {} .".format])
+def test_case_does_not_count_in_words(organism, change):
+    """The tiny Llama's bytes are no letters; the embedded model answers in words."""
+    model, world = organism
+    prompts = [question.prompt for question in world.questions(world.facts[:20])]
+    words = greedy_answers(model, prompts, 1, progress=False)
+    assert all(word.isalpha() for word in words)
+    questions = Questions.from_lists(prompts, [[change(word)] for word in words], [[]] * 20)
+    assert answer_greedily(model, questions, 1).truthful.share == 1
+
+
 @pytest.mark.parametrize("change", ["{}x".format, "x{}".format, ". {}".format, lambda answer: "else"])
 def test_anything_else_is_not_truthful(llama, answers, change):
     assert ask(llama, [[change(answer)] for answer in answers]).truthful.share == 0
