@@ -436,6 +436,7 @@ def bad_files(tmp_path, monkeypatch):
         (["inspect", "nowhere"], ["There is no folder nowhere", "hub"]),
         (["inspect", "nobody/nothing"], ["There is no folder nobody/nothing", "hub"]),
         (["inspect", "no/such/folder"], ["no/such/folder is neither a folder nor the name of a repository"]),
+        (["inspect", "two\nlines"], ["two lines is neither a folder nor"]),
         (["generate", "organism", "nowhere", "text"], ["There is no folder nowhere", "hub"]),
         (["generate", "organism", "EDITOR", "text", "--layers", "9"], ["Layers [9] do not exist"]),
         (["generate", "organism", "EDITOR", "text", "--strength", "nan"], ["strength must be a finite number"]),
