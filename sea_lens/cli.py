@@ -282,7 +282,10 @@ def load_model(name: str, device: str) -> Model:
         return load_organism(device)[0]
     from transformer_lens.model_bridge import TransformerBridge
 
-    bridge: Model = TransformerBridge.boot_transformers(name, device=device)
+    try:
+        bridge: Model = TransformerBridge.boot_transformers(name, device=device)
+    except OSError as error:
+        raise InputError(f"No model could be loaded from {name!r}, as a folder or from the hub: {error}") from error
     return bridge
 
 
@@ -326,7 +329,7 @@ def prepare(
             raise InputError("This model has no tokenizer, so there is no chat template.")
         data = data.with_chat_template(model.tokenizer)
     if any(row.neutral is None for row in data):
-        kept = None if folder is None else folder / "demonstrations.jsonl"
+        kept = None if folder is None else folder / f"demonstrations-with-{max_new_tokens}-token-answers.jsonl"
         if kept is not None and kept.exists():
             answered = Demonstrations.from_jsonl(kept)
             asked = [(row.prompt, row.positive, row.negative) for row in answered]

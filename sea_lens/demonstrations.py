@@ -239,7 +239,9 @@ class Demonstrations(Sequence[Demonstration]):
         """Writes one JSON object a line; `from_jsonl` reads it back."""
         rows = [{name: text for name, text in asdict(row).items() if text is not None} for row in self.rows]
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        Path(path).write_text("".join(lines), encoding="utf-8")
+        partial = Path(path).with_name(Path(path).name + ".partial")
+        partial.write_text("".join(lines), encoding="utf-8")
+        partial.replace(path)  # whole or not at all
 
     # --- choosing rows -----------------------------------------------------------------------------------------------
 

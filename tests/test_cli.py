@@ -137,17 +137,19 @@ def test_collecting_again_reads_back(sea_lens, demos, collected):
     assert path.stat().st_mtime_ns == stamp
     # Killed before the end: the model's answers are kept and the rest is done again.
     path.unlink()
-    answers = (collected / "demonstrations.jsonl").read_bytes()
+    answers = (collected / "demonstrations-with-1-token-answers.jsonl").read_bytes()
     assert sea_lens("collect", "organism", demos, "--out", collected, *ONE_TOKEN)[0] == 0
     again = Activations.load(collected)
     assert again.demonstrations == before.demonstrations
     assert all(torch.equal(again[role][layer], before[role][layer]) for role in ROLES for layer in range(4))
-    assert (collected / "demonstrations.jsonl").read_bytes() == answers
+    assert (collected / "demonstrations-with-1-token-answers.jsonl").read_bytes() == answers
 
 
 def test_a_folder_of_another_collection_is_refused(sea_lens, demos, collected):
     code, _, err = sea_lens("collect", "organism", demos, "--out", collected, *ONE_TOKEN, "--n", 20)
     assert (code, "holds other demonstrations" in err) == (2, True)
+    code, _, err = sea_lens("collect", "organism", demos, "--out", collected, "--max-new-tokens", 2)
+    assert (code, "differs in demonstrations" in err) == (2, True)
     code, _, err = sea_lens("collect", "organism", demos, "--out", collected, *ONE_TOKEN, "--layers", "0")
     assert (code, "differs in layers" in err) == (2, True)
 
@@ -159,7 +161,7 @@ def test_collecting_does_as_its_options_say(sea_lens, demos, tmp_path):
     assert sea_lens("collect", "organism", demos, "--out", folder, *ONE_TOKEN, *options, *template)[0] == 0
     found = Activations.load(folder)
     assert (found.layers, found.token, found.site, found.n) == ([2, 3], "last_content", "mlp_out", 10)
-    kept = Demonstrations.from_jsonl(folder / "demonstrations.jsonl")
+    kept = Demonstrations.from_jsonl(folder / "demonstrations-with-1-token-answers.jsonl")
     assert [row.prompt for row in kept] == [row.prompt for row in Demonstrations.from_jsonl(demos).sample(10, 3)]
     assert found.demonstrations == kept.with_answer_ending(" .").fingerprint
 
@@ -458,3 +460,9 @@ def test_an_editor_of_another_width_is_one_line(sea_lens, stories, editor_folder
     *bars, error, _ = err.split("\n")
     assert all(line.startswith("\rLoading weights") for line in bars)
     assert_is_one_error(error + "\n", "for d_model 128, and stories260K has d_model 64")
+
+
+def test_a_model_that_cannot_be_found_is_named(sea_lens, demos, tmp_path):
+    code, _, err = sea_lens("collect", "no-such-model", demos, "--out", tmp_path / "acts")
+    assert code == 2
+    assert err.startswith("error: No model could be loaded from 'no-such-model'")
