@@ -135,7 +135,7 @@ class Activations:
             "demonstrations": self.demonstrations,
         }
         tensors = {f"{role}.{layer}": t for role in ROLES for layer, t in self[role].items()}
-        save_tensors(tensors, Path(path), {"format": FORMAT, "facts": json.dumps(facts)})
+        save_tensors(tensors, Path(path), {FORMAT: json.dumps(facts)})  # one key: their order is random
 
     @classmethod
     def load(cls, path: str | Path) -> Activations:
@@ -153,10 +153,10 @@ class Activations:
                 )
             path = path / "activations.safetensors"
         tensors, metadata = load_tensors(path)
-        if metadata.get("format") != FORMAT:
+        if FORMAT not in metadata:
             raise FileFormatError(f"{path} is not an activations file of sea_lens ({FORMAT}).")
         try:
-            facts = json.loads(metadata["facts"])
+            facts = json.loads(metadata[FORMAT])
             roles: dict[str, dict[int, Tensor]] = {role: {} for role in ROLES}
             for key, tensor in tensors.items():
                 role, layer = key.split(".")

@@ -20,11 +20,12 @@ from sea_lens.demonstrations import Demonstrations
 from sea_lens.editor import Editor
 from sea_lens.edits import LowRankEdit
 from sea_lens.errors import InputError, SeaLensWarning
-from sea_lens.methods.sea import fit_sea
+from sea_lens.methods.sea import Merge, Projections, fit_sea
 from sea_lens.models import Model, check_layers, greedy_answers
 from sea_lens.organism import experiment, load_organism
 from sea_lens.plotting import plot_organism
 from sea_lens.records import read_csv_rows, read_json_objects
+from sea_lens.subspaces import Spectrum
 
 app = typer.Typer(
     name="sea-lens",
@@ -167,9 +168,10 @@ def fit(
         Optional[float], typer.Option(help="The same for the negative subspace, where it should differ.")
     ] = None,
     rank: Annotated[Optional[int], typer.Option(help="Rank of both subspaces, instead of a share.")] = None,
-    spectrum: Annotated[str, typer.Option(help="Share of what: squared or singular_values.")] = "squared",
+    spectrum: Annotated[Spectrum, typer.Option(help="What the explained variance is a share of.")] = "squared",
     centre: Annotated[bool, typer.Option("--centre/--no-centre", help="Subtract means first.")] = False,
-    restore_norm: Annotated[bool, typer.Option(help="Whether each token keeps its norm.")] = True,
+    projections: Annotated[Projections, typer.Option(help="The method is both; the others are ablations.")] = "both",
+    merge: Annotated[Merge, typer.Option(help="norm keeps each token's norm, sum and average do not.")] = "norm",
     format: Format = DataFormat.auto,
     n: Number = None,
     seed: Seed = 0,
@@ -184,8 +186,6 @@ def fit(
     device: Device = "cpu",
 ) -> None:
     """Fits linear SEA and writes an editor: from a model and demonstrations, or from collected activations."""
-    if spectrum not in ("squared", "singular_values"):
-        raise InputError(f"--spectrum is squared or singular_values, and {spectrum!r} was given.")
     shares = (
         explained_variance,
         explained_variance if negative_explained_variance is None else negative_explained_variance,
@@ -211,9 +211,10 @@ def fit(
         collected,
         shares,
         ranks=rank,
-        spectrum="squared" if spectrum == "squared" else "singular_values",
+        spectrum=spectrum,
         centre=centre,
-        restore_norm=restore_norm,
+        projections=projections,
+        merge=merge,
         layers=chosen,
     )
     editor.save_pretrained(out)

@@ -37,6 +37,7 @@ def write_editor_files(folder: Path, edits: Mapping[int, Edit], card: EditorCard
         facts[str(layer)] = {
             "strength": edit.strength,
             "restore_norm": edit.restore_norm,
+            "kept": edit.kept,
             "shifted": edit.shift is not None,
         }
     save_tensors({name: tensor.cpu() for name, tensor in tensors.items()}, folder / TENSORS, {"format": FORMAT})
@@ -76,6 +77,7 @@ def read_editor_files(folder: Path) -> tuple[dict[int, LowRankEdit], EditorCard,
                 tensors[f"{layer}.shift"] if facts["shifted"] else None,
                 strength=facts["strength"],
                 restore_norm=facts["restore_norm"],
+                kept=facts["kept"],
             )
             for layer, facts in config["edits"].items()
         }

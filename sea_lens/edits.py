@@ -46,7 +46,7 @@ class Edit(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class LowRankEdit:
-    """`h + strength * ((h W) diag(lam) W^T + shift)`, then (if asked) rescaled to the token's own norm.
+    """`h + strength * ((kept - 1) h + (h W) diag(lam) W^T + shift)`, then (if asked) rescaled to the token's own norm.
 
     Computed in float32 (float64 for float64 activations) and cast back. A rank of 0 without a shift, or a strength of
     0, returns the activation untouched, bit for bit.
@@ -57,6 +57,7 @@ class LowRankEdit:
         shift: Added to every activation, `[d_model]`, or None. A centred edit puts `-mu W diag(lam) W^T` here.
         strength: 1 is the published method, 0 the identity.
         restore_norm: Whether each edited token is rescaled to its norm before the edit (paper, section 3.2).
+        kept: How much of the activation itself stays: 1 for SEA's merge, 0 for its positive projection alone.
     """
 
     directions: Float[Tensor, "d_model rank"]
@@ -64,6 +65,7 @@ class LowRankEdit:
     shift: Float[Tensor, " d_model"] | None = None
     strength: float = 1.0
     restore_norm: bool = True
+    kept: float = 1.0
     _placed: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor, Tensor | None]] = field(
         default_factory=dict, repr=False, init=False
     )
@@ -72,8 +74,9 @@ class LowRankEdit:
         tensors = [self.directions, self.eigenvalues] + ([] if self.shift is None else [self.shift])
         if not all(bool(tensor.isfinite().all()) for tensor in tensors):
             raise InputError("An edit's tensors must be finite, and these hold NaN or infinity.")
-        if not math.isfinite(self.strength):
-            raise InputError(f"An edit's strength must be a finite number, and it is {self.strength}.")
+        for name, value in (("strength", self.strength), ("kept", self.kept)):
+            if not math.isfinite(value):
+                raise InputError(f"An edit's {name} must be a finite number, and it is {value}.")
 
     @property
     def d_model(self) -> int:
@@ -88,7 +91,7 @@ class LowRankEdit:
     @property
     def is_identity(self) -> bool:
         """Whether it provably changes nothing."""
-        return self.strength == 0 or (self.rank == 0 and self.shift is None)
+        return self.strength == 0 or (self.rank == 0 and self.shift is None and self.kept == 1)
 
     @property
     def summary(self) -> str:
@@ -96,7 +99,7 @@ class LowRankEdit:
         if self.is_identity:
             return "changes nothing"
         if self.rank == 0:
-            return "a shift"
+            return "a shift" if self.kept == 1 else f"keeps {self.kept:g} of the activation"
         return f"rank {self.rank}, eigenvalues {self.eigenvalues.min():+.3f} to {self.eigenvalues.max():+.3f}"
 
     def scaled(self, factor: float) -> LowRankEdit:
@@ -123,7 +126,7 @@ class LowRankEdit:
         dtype = torch.promote_types(h.dtype, torch.float32)
         x = h.to(dtype)
         directions, weights, shift = self._on(h.device, dtype)
-        edited = x + ((x @ directions) * weights) @ directions.T
+        edited = (1 + self.strength * (self.kept - 1)) * x + ((x @ directions) * weights) @ directions.T
         if shift is not None:
             edited = edited + shift
         if self.restore_norm:

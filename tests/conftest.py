@@ -7,6 +7,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import jaxtyping
 from jaxtyping import install_import_hook
 
 with install_import_hook("sea_lens", "beartype.beartype"):
@@ -117,3 +118,9 @@ def stories() -> Path:
 def organism():
     """The embedded model and its world; hooks come and go, weights are never touched."""
     return sea_lens.load_organism()
+
+
+@pytest.fixture
+def without_type_checks(monkeypatch):
+    """As users run it: our own errors, where the tests' type checks would speak first."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

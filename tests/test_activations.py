@@ -1,6 +1,5 @@
 import json
 
-import jaxtyping
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -19,12 +18,6 @@ def example(**changes):
     return Activations.from_tensors(
         **{"neutral": tensors(0), "positive": tensors(1), "negative": tensors(2), **changes}
     )
-
-
-@pytest.fixture
-def without_type_checks(monkeypatch):
-    """As users run it: our own errors, where the tests' shape checks would speak first."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def equal(one, other):
@@ -163,7 +156,7 @@ def test_files_that_are_not_ours_are_refused(tmp_path):
     ],
 )
 def test_a_file_of_our_format_with_other_contents_is_refused(tmp_path, names, facts):
-    metadata = {"format": "sea_lens.activations/1"} | ({} if facts is None else {"facts": json.dumps(facts)})
+    metadata = {"sea_lens.activations/1": "" if facts is None else json.dumps(facts)}
     save_file({name: torch.zeros(2, 2) for name in names}, tmp_path / "a", metadata)
     with pytest.raises(FileFormatError, match="is damaged"):
         Activations.load(tmp_path / "a")

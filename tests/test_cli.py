@@ -167,7 +167,7 @@ def test_collecting_does_as_its_options_say(sea_lens, demos, tmp_path):
 
 
 def test_fitting_does_as_its_options_say(sea_lens, collected, tmp_path):
-    options = ["--rank", 2, "--spectrum", "singular_values", "--no-restore-norm", "--layers", "0,2-3"]
+    options = ["--rank", 2, "--spectrum", "singular_values", "--merge", "sum", "--layers", "0,2-3"]
     code, out, _ = sea_lens("fit", "--activations", collected, "--out", tmp_path / "one", *options)
     assert code == 0
     one = Editor.from_pretrained(tmp_path / "one")
@@ -178,7 +178,8 @@ def test_fitting_does_as_its_options_say(sea_lens, collected, tmp_path):
         "ranks": [2, 2],
         "spectrum": "singular_values",
         "centre": False,
-        "restore_norm": False,
+        "projections": "both",
+        "merge": "sum",
     }
     options = ["--explained-variance", "0.9", "--negative-explained-variance", "0.5", "--centre"]
     assert sea_lens("fit", "--activations", collected, "--out", tmp_path / "two", *options)[0] == 0
@@ -250,7 +251,7 @@ OPTIONS = {
     "demo": "--out --random-editors",
     "collect": f"--out {DATA_OPTIONS}",
     "fit": "--out --activations --explained-variance --negative-explained-variance --rank --spectrum --centre "
-    f"--no-centre --restore-norm --no-restore-norm {DATA_OPTIONS}",
+    f"--no-centre --projections --merge {DATA_OPTIONS}",
     "generate": "--strength --layers --max-new-tokens --device",
     "inspect": "",
 }
@@ -413,7 +414,7 @@ def bad_files(tmp_path, monkeypatch):
         (["fit", "organism", "DEMOS", "--explained-variance", "1.5"], ["(0, 1]", "1.5"]),
         (["fit", "organism", "DEMOS", "--negative-explained-variance", "0"], ["(0, 1]", "0.0"]),
         (["fit", "organism", "DEMOS", "--explained-variance", "much"], ["Invalid value for '--explained-variance'"]),
-        (["fit", "organism", "DEMOS", "--spectrum", "cubed"], ["squared or singular_values", "'cubed'"]),
+        (["fit", "organism", "DEMOS", "--spectrum", "cubed"], ["--spectrum", "'cubed'"]),
         (["fit", "organism", "DEMOS", "--layers", "7"], ["Layers [7] do not exist", "layers 0 to 3"]),
         (["fit", "organism", "DEMOS", "--layers", "some"], ["--layers takes all, first:N", "'some'"]),
         (["fit", "organism", "DEMOS", "--layers", "last:5"], ["--layers last:5: the model has 4 layers"]),

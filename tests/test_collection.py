@@ -1,6 +1,5 @@
 import warnings
 
-import jaxtyping
 import pytest
 import torch
 from conftest import build_bridge
@@ -17,12 +16,6 @@ DEMONSTRATIONS = Demonstrations.from_lists(
     negatives=["no one.", "efg", "into a tree", "salt", "a lot"],
     neutrals=["it was she", "hij, k?", "it", "red...", "a few"],
 )
-
-
-@pytest.fixture
-def without_type_checks(monkeypatch):
-    """As users run it: our own errors, where the tests' type checks would speak first."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def collect(model, demonstrations=DEMONSTRATIONS, *args, **options):

@@ -38,7 +38,9 @@ def same(one, other):
         and (one[layer].shift is None) == (other[layer].shift is None)
         and (one[layer].shift is None or torch.equal(one[layer].shift, other[layer].shift))
         and one[layer].directions.dtype == other[layer].directions.dtype
-        and (one[layer].strength, one[layer].restore_norm) == (other[layer].strength, other[layer].restore_norm)
+        and all(
+            getattr(one[layer], fact) == getattr(other[layer], fact) for fact in ("strength", "restore_norm", "kept")
+        )
         for layer in one.layers
     )
 
@@ -52,8 +54,9 @@ def same(one, other):
         lambda e: e.at_layers([1]).scaled(0.0),
         lambda e: replace(e, edits={layer: edit.cast(torch.bfloat16) for layer, edit in e.edits.items()}),
         lambda e: replace(e, edits={layer: replace(e[layer], shift=None, restore_norm=False) for layer in e.layers}),
+        lambda e: replace(e, edits={layer: replace(e[layer], kept=0.5) for layer in e.layers}),
     ],
-    ids=["whole", "scaled", "layers, strength, positions", "identity", "bfloat16", "no shift, no norm"],
+    ids=["whole", "scaled", "layers, strength, positions", "identity", "bfloat16", "no shift, no norm", "half kept"],
 )
 def test_saving_and_loading_is_bit_identical(editor, llama, tmp_path, view):
     saved = view(editor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Literal, TypeVar, get_args
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,8 @@ from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.subspaces import CrossCovariance, Spectrum, Subspace, difference_of_projectors
 
 T = TypeVar("T")
+Projections = Literal["both", "positive", "negative", "reversed"]
+Merge = Literal["norm", "sum", "average"]
 NEARLY_NOTHING = 0.01
 """Share of the norm below which an edit is reported as doing next to nothing."""
 
@@ -30,7 +32,8 @@ def fit_sea(
     ranks: int | tuple[int, int] | None = None,
     spectrum: Spectrum = "squared",
     centre: bool = False,
-    restore_norm: bool = True,
+    projections: Projections = "both",
+    merge: Merge = "norm",
     layers: Iterable[int] | None = None,
     dtype: torch.dtype = torch.float32,
     progress: bool = True,
@@ -52,7 +55,10 @@ def fit_sea(
         spectrum: Whether the share is of the squared singular values (the paper's) or of the singular values.
         centre: Whether to subtract means: of each side before the cross-covariance, and the neutral mean around the
             edit. Uncentred, as published, the leading direction is mostly the mean itself.
-        restore_norm: Whether each token keeps its norm (the paper's merge).
+        projections: `"both"` is the method. The paper's ablations: `"positive"` alone, `h' = P+ h`; `"negative"` alone,
+            `h' = P- h`; and `"reversed"`, positives and negatives exchanged, which should do harm.
+        merge: `"norm"` gives each token its own norm back (the paper's merge); `"sum"` leaves the sum of the projections
+            as it is; `"average"` halves it (the same as the sum where only one projection is used).
         layers: Layers to fit; all that `activations` has for None.
         dtype: Of the editor's tensors. The fit itself is in float64.
         progress: Whether to show a progress bar once a fit takes longer than two seconds.
@@ -66,6 +72,11 @@ def fit_sea(
     Warns:
         SeaLensWarning: If the editor edits nothing or next to nothing, with the reason and what to try.
     """
+    if projections not in get_args(Projections) or merge not in get_args(Merge):
+        raise InputError(
+            f"projections is one of {', '.join(get_args(Projections))} and merge one of {', '.join(get_args(Merge))}; "
+            f"{projections!r} and {merge!r} were given."
+        )
     shares = _pair(explained_variance)
     chosen_ranks = None if ranks is None else _pair(ranks)
     chosen = activations.layers if layers is None else sorted(set(layers))
@@ -84,7 +95,7 @@ def fit_sea(
             else:
                 subspaces.append(covariance.leading(chosen_ranks[index]))
         positive, negative = subspaces
-        edit = _edit(positive, negative, neutral.mean(0) if centre else None, restore_norm)
+        edit = _edit(positive, negative, neutral.mean(0) if centre else None, projections, merge)
         found[layer] = {
             "rank_positive": positive.rank,
             "rank_negative": negative.rank,
@@ -99,7 +110,8 @@ def fit_sea(
             "ranks": None if chosen_ranks is None else list(chosen_ranks),
             "spectrum": spectrum,
             "centre": centre,
-            "restore_norm": restore_norm,
+            "projections": projections,
+            "merge": merge,
         },
         site=activations.site,
         token=activations.token,
@@ -109,8 +121,9 @@ def fit_sea(
         layers=found,
         versions=library_versions(),
     )
-    _warn_if_nothing(found, centre)
-    return Editor(edits, card)
+    editor = Editor(edits, card)
+    _warn_if_nothing(found, centre, editor.is_identity)
+    return editor
 
 
 def _pair(value: T | tuple[T, T]) -> tuple[T, T]:
@@ -118,24 +131,38 @@ def _pair(value: T | tuple[T, T]) -> tuple[T, T]:
 
 
 def _edit(
-    positive: Subspace, negative: Subspace, mean: Float[Tensor, " d_model"] | None, restore_norm: bool
+    positive: Subspace,
+    negative: Subspace,
+    mean: Float[Tensor, " d_model"] | None,
+    projections: Projections,
+    merge: Merge,
 ) -> LowRankEdit:
-    directions, eigenvalues = difference_of_projectors(positive.basis, negative.basis)
-    # A centred edit acts on h - mean, so the mean's own share is taken back by a constant.
+    """The sum of the chosen projections, as `kept * h` and a low-rank rest."""
+    kept = 1.0
+    if projections == "positive":
+        kept, directions, eigenvalues = 0.0, positive.basis, torch.ones(positive.rank, dtype=torch.float64)
+    elif projections == "negative":
+        directions, eigenvalues = negative.basis, -torch.ones(negative.rank, dtype=torch.float64)
+    else:
+        first, second = (negative, positive) if projections == "reversed" else (positive, negative)
+        directions, eigenvalues = difference_of_projectors(first.basis, second.basis)
+        if merge == "average":
+            kept, eigenvalues = 0.5, eigenvalues / 2
+    # A centred edit acts on h - mean, so the mean's own share of the change is taken back by a constant.
     shift = None
-    if mean is not None and len(eigenvalues):
-        shift = -((mean @ directions) * eigenvalues) @ directions.T
-    return LowRankEdit(directions, eigenvalues, shift, restore_norm=restore_norm)
+    if mean is not None and (len(eigenvalues) or kept != 1):
+        shift = (1 - kept) * mean - ((mean @ directions) * eigenvalues) @ directions.T
+    return LowRankEdit(directions, eigenvalues, shift, restore_norm=merge == "norm", kept=kept)
 
 
-def _warn_if_nothing(found: dict[int, dict[str, JSON]], centre: bool) -> None:
+def _warn_if_nothing(found: dict[int, dict[str, JSON]], centre: bool, edits_nothing: bool) -> None:
     ranks = {layer: (facts["rank_positive"], facts["rank_negative"]) for layer, facts in found.items()}
     centring = "Activations share a dominant mean, and both subspaces may be little more than it: try centre=True. "
     remedy = ("Raise" if centre else f"{centring}Otherwise raise") + (
         " explained_variance, give the positive and the negative different ranks, or look at demonstrations.check() and "
         "the token choice."
     )
-    if all(facts["rank"] == 0 for facts in found.values()):
+    if edits_nothing:
         warnings.warn(
             "This editor edits nothing: at every layer the positive and the negative subspace are the same, so their "
             f"projectors cancel (ranks by layer: {ranks}). {remedy}",

@@ -21,7 +21,7 @@ def fit(centre=False, restore_norm=True, model=None, dtype=torch.float64, scale=
         {layer: scale * (normal(40, D_MODEL, seed=10 * role + layer) + mean) for layer in LAYERS} for role in range(3)
     )
     activations = Activations.from_tensors(neutral=neutral, positive=positive, negative=negative, model=model)
-    return fit_sea(activations, ranks=(3, 2), centre=centre, restore_norm=restore_norm, dtype=dtype)
+    return fit_sea(activations, ranks=(3, 2), centre=centre, merge="norm" if restore_norm else "sum", dtype=dtype)
 
 
 def length(rows):

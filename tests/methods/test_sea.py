@@ -127,11 +127,55 @@ def test_strength_and_norm_by_hand(centre):
     h = probes()
     for alpha in (-1.0, 0.25, 1.0, 2.0):
         expected = h + alpha * (h - mean) @ difference.T
-        editor = fit_sea(activations(arrays), 0.9, centre=centre, restore_norm=False, dtype=torch.float64)
+        editor = fit_sea(activations(arrays), 0.9, centre=centre, merge="sum", dtype=torch.float64)
         close(editor.scaled(alpha)[0](torch.tensor(h)).numpy(), expected)
         expected *= np.linalg.norm(h, axis=1, keepdims=True) / np.linalg.norm(expected, axis=1, keepdims=True)
         editor = fit_sea(activations(arrays), 0.9, centre=centre, dtype=torch.float64)
         close(editor.scaled(alpha)[0](torch.tensor(h)).numpy(), expected)
+
+
+@pytest.mark.parametrize("centre", [False, True])
+@pytest.mark.parametrize("merge", ["norm", "sum", "average"])
+@pytest.mark.parametrize("projections", ["both", "positive", "negative", "reversed"])
+def test_the_papers_ablations_equal_their_dense_form(projections, merge, centre):
+    arrays = sides(40)
+    keep, remove, _ = oracle_projectors(arrays, (0.95, 0.8), centre=centre)
+    mean = arrays[0].mean(0) if centre else np.zeros(D)
+    reversed_keep, reversed_remove = np.eye(D) - remove, np.eye(D) - keep
+    total = {
+        "both": keep + remove,
+        "positive": keep,
+        "negative": remove,
+        "reversed": reversed_keep + reversed_remove,
+    }[projections]
+    if merge == "average" and projections in ("both", "reversed"):
+        total = total / 2
+    h = probes()
+    expected = mean + (h - mean) @ total.T
+    if merge == "norm":
+        expected *= np.linalg.norm(h, axis=1, keepdims=True) / np.linalg.norm(expected, axis=1, keepdims=True)
+    options = {"projections": projections, "merge": merge, "centre": centre, "dtype": torch.float64}
+    editor = fit_sea(activations(arrays), (0.95, 0.8), **options)
+    close(editor[0](torch.tensor(h)).numpy(), expected)
+    assert torch.equal(editor.scaled(0.0)[0](torch.tensor(h)), torch.tensor(h))
+    half = h + 0.5 * (mean + (h - mean) @ total.T - h)
+    if merge == "norm":
+        half *= np.linalg.norm(h, axis=1, keepdims=True) / np.linalg.norm(half, axis=1, keepdims=True)
+    close(editor.scaled(0.5)[0](torch.tensor(h)).numpy(), half)
+
+
+def test_reversed_projections_are_the_swapped_fit():
+    both = activations(sides(40))
+    reversed_ = fit_sea(both, (0.95, 0.8), projections="reversed", dtype=torch.float64)
+    swapped = fit_sea(both.swapped(), (0.8, 0.95), dtype=torch.float64)
+    close(matrix(reversed_), matrix(swapped))
+
+
+@pytest.mark.parametrize("wrong", [{"projections": "neither"}, {"merge": "median"}])
+@pytest.mark.usefixtures("without_type_checks")
+def test_an_unknown_variant_is_refused(wrong):
+    with pytest.raises(InputError, match="projections is one of both, positive, negative, reversed and merge one of"):
+        fit_sea(activations(sides(20)), **wrong)
 
 
 def test_layers_are_fitted_each_on_its_own():
@@ -292,7 +336,8 @@ def test_the_card_says_how_it_was_fitted():
         "ranks": None,
         "spectrum": "singular_values",
         "centre": True,
-        "restore_norm": True,
+        "projections": "both",
+        "merge": "norm",
     }
     by_rank = fit_sea(activations(sides(20)), ranks=(1, 2)).card
     assert (by_rank.hyper_parameters["explained_variance"], by_rank.hyper_parameters["ranks"]) == (None, [1, 2])
