@@ -83,6 +83,7 @@ class Activations:
         positive: LayerActivations,
         negative: LayerActivations,
         site: str = "resid_post",
+        token: TokenChoice = "last",
         model: Model | None = None,
     ) -> Activations:
         """Builds activations from tensors of your own.
@@ -92,14 +93,18 @@ class Activations:
             positive: By layer, `[n, d_model]`.
             negative: By layer, `[n, d_model]`.
             site: The hook they come from.
+            token: The token they belong to; goes on the card of editors fitted on them.
             model: The model they come from; editors fitted on them then know its depth and name.
 
         Raises:
             InputError: If roles differ in layers or shapes, or hold NaN or infinity (which rows and layer).
         """
-        copied = [{layer: t.detach().clone() for layer, t in role.items()} for role in (neutral, positive, negative)]
+        copied = [
+            {layer: t.detach().to("cpu", copy=True) for layer, t in role.items()}
+            for role in (neutral, positive, negative)
+        ]
         description = None if model is None else ModelDescription.of(model)
-        return cls(copied[0], copied[1], copied[2], site=site, model=description)
+        return cls(copied[0], copied[1], copied[2], site=site, token=token, model=description)
 
     @property
     def layers(self) -> list[int]:
@@ -118,7 +123,14 @@ class Activations:
 
     def swapped(self) -> Activations:
         """Positive and negative exchanged: an editor fitted on these should do the opposite."""
-        return replace(self, positive=self.negative, negative=self.positive)
+        known, mark = self.demonstrations, " swapped"
+        if known is not None:
+            known = known.removesuffix(mark) if known.endswith(mark) else known + mark
+        return replace(self, positive=self.negative, negative=self.positive, demonstrations=known)
+
+    def __reduce__(self) -> tuple[type[Activations], tuple[object, ...]]:
+        roles = (dict(self.neutral), dict(self.positive), dict(self.negative))
+        return Activations, (*roles, self.site, self.token, self.model, self.demonstrations)
 
     def rows(self, indices: Sequence[int]) -> Activations:
         """Some of the demonstrations, in the order given."""

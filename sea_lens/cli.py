@@ -21,7 +21,7 @@ from sea_lens.editor import Editor
 from sea_lens.edits import LowRankEdit
 from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.methods.sea import Merge, Projections, fit_sea
-from sea_lens.models import Model, check_layers, greedy_answers
+from sea_lens.models import Model, check_layers, greedy_answers, weights_fingerprint
 from sea_lens.organism import experiment, load_organism
 from sea_lens.plotting import plot_organism
 from sea_lens.records import read_csv_rows, read_json_objects
@@ -34,7 +34,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,
 )
 console = Console()
 NAMED_TOKENS: tuple[Literal["last", "last_content", "mean"], ...] = ("last", "last_content", "mean")
@@ -64,7 +64,7 @@ Template = Annotated[
 ]
 Chat = Annotated[bool, typer.Option("--chat", help="Put prompts into the tokenizer's own chat template.")]
 Ending = Annotated[Optional[str], typer.Option(help="Give every answer this ending, such as '.'.")]
-NewTokens = Annotated[int, typer.Option(help="Longest answer the model may give, in tokens.")]
+NewTokens = Annotated[int, typer.Option(help="Longest answer the model may give, in tokens.", min=1)]
 TokenOption = Annotated[
     str, typer.Option(help="Token collected: last, last_content, mean, or an index into the answer.")
 ]
@@ -235,10 +235,12 @@ def generate(
     fitted = Editor.from_pretrained(editor).scaled(strength)
     bridge = load_model(model, device)
     if layers != "all":
-        fitted = fitted.at_layers(parse_layers(layers, bridge.cfg.n_layers))
-    plain = greedy_answers(bridge, prompts, max_new_tokens, stop=(), progress=False)
+        chosen = parse_layers(layers, bridge.cfg.n_layers)
+        fitted = fitted.at_layers([layer for layer in chosen if layer in fitted.layers])
+    # One prompt a batch: an editor at positions would count padding.
+    plain = greedy_answers(bridge, prompts, max_new_tokens, stop=(), batch_size=1, progress=False)
     with fitted.attached(bridge):
-        edited = greedy_answers(bridge, prompts, max_new_tokens, stop=(), progress=False)
+        edited = greedy_answers(bridge, prompts, max_new_tokens, stop=(), batch_size=1, progress=False)
     table = Table("prompt", "plain", "edited", show_lines=True)
     for row in zip(prompts, plain, edited, strict=True):
         table.add_row(*map(escape, row))
@@ -265,7 +267,9 @@ def inspect(editor: Annotated[str, typer.Argument(help="Editor folder, or its na
         value = card[name]
         text = ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else str(value)
         typer.echo(f"{name.replace('_', ' '):<18} {text}")
-    table = Table("layer", "rank", "positive", "negative", "lowest eigenvalue", "highest", "strength", "displacement")
+    if fitted.positions is not None:
+        typer.echo(f"{'positions':<18} from {fitted.positions} on")
+    table = Table("layer", "rank", "positive", "negative", "lowest", "highest", "strength", "moved")
     for layer, edit in fitted.edits.items():
         found = fitted.card.layers.get(layer, {})
         extremes = ["", ""]
@@ -293,7 +297,7 @@ def load_model(name: str, device: str) -> Model:
 def read_demonstrations(path: Path, layout: DataFormat, n: int | None, seed: int) -> Demonstrations:
     """Reads a file, finding out its layout from its first row where none is given."""
     if layout is DataFormat.auto:
-        is_csv = path.suffix.lower() in (".csv", ".tsv")
+        is_csv = path.suffix.lower() == ".csv"
         records = read_csv_rows(path) if is_csv else read_json_objects(path)
         fields = set(records[0].fields) if records else set()
         if {"right_answer", "hallucinated_answer"} <= fields:
@@ -330,7 +334,11 @@ def prepare(
             raise InputError("This model has no tokenizer, so there is no chat template.")
         data = data.with_chat_template(model.tokenizer)
     if any(row.neutral is None for row in data):
-        kept = None if folder is None else folder / f"demonstrations-with-{max_new_tokens}-token-answers.jsonl"
+        kept = (
+            None
+            if folder is None
+            else folder / f"answers-of-{weights_fingerprint(model)}-{max_new_tokens}-tokens.jsonl"
+        )
         if kept is not None and kept.exists():
             answered = Demonstrations.from_jsonl(kept)
             asked = [(row.prompt, row.positive, row.negative) for row in answered]
@@ -382,13 +390,15 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except TyperException as error:
-        code = _fail(error.format_message())
+        code = _fail(error.format_message()) if error.format_message() else 2  # empty after printing help
     except Exit as error:
         code = error.exit_code
     except (Abort, KeyboardInterrupt):
         code = _fail("stopped")
     except (ValueError, RuntimeError, OSError) as error:
         code = _fail(str(error))
+    except Exception as error:  # from a library below: still one line
+        code = _fail(f"{type(error).__name__}: {error}")
     sys.exit(code if isinstance(code, int) else 0)
 
 

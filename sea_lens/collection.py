@@ -25,8 +25,9 @@ from sea_lens.models import (
     check_layers,
     hook_name,
     tokenizer_of,
+    weights_fingerprint,
 )
-from sea_lens.tensor_files import load_tensors, save_tensors
+from sea_lens.tensor_files import load_tensors, save_tensors, write_text
 
 
 @torch.no_grad()
@@ -87,16 +88,19 @@ def collect_activations(
             "format": FORMAT,
             "demonstrations": demonstrations.fingerprint,
             "model": asdict(description),
+            "weights": weights_fingerprint(model),
             "layers": chosen_layers,
             "site": site,
             "token": token,
             "batch_size": batch_size,
         }
-        shards = _Shards(Path(folder), manifest, len(batches))
+        shape = (len(chosen_layers), model.cfg.d_model)
+        shards = _Shards(Path(folder), manifest, [(len(batch), *shape) for batch in batches])
         if shards.is_finished:
             return Activations.load(folder)
 
-    collected = torch.empty(len(texts), len(chosen_layers), model.cfg.d_model)
+    n = len(demonstrations)
+    by_role = {role: {layer: torch.empty(n, model.cfg.d_model) for layer in chosen_layers} for role in ROLES}
     with tqdm(total=len(texts), desc="activations", unit="text", disable=not progress) as bar:
         for number, batch in enumerate(batches):
             gathered = shards.read(number) if shards is not None else None
@@ -104,15 +108,15 @@ def collect_activations(
                 gathered = _gather(
                     model, [texts[index].ids for index in batch], [spans[index] for index in batch], names
                 )
+                _check_finite(gathered, [labels[index] for index in batch], chosen_layers)
                 if shards is not None:
                     shards.write(number, gathered)
-            collected[batch] = gathered
+            rows = torch.tensor(batch)
+            for number_of_role, role in enumerate(ROLES):
+                theirs = rows // n == number_of_role
+                for column, layer in enumerate(chosen_layers):
+                    by_role[role][layer][rows[theirs] % n] = gathered[theirs, column]
             bar.update(len(batch))
-    n = len(demonstrations)
-    by_role = {
-        role: {layer: collected[i * n : (i + 1) * n, j].clone() for j, layer in enumerate(chosen_layers)}
-        for i, role in enumerate(ROLES)
-    }
     activations = Activations(
         by_role["neutral"],
         by_role["positive"],
@@ -225,12 +229,26 @@ def _gather(
     return torch.stack([gathered[layer] for layer in names], dim=1)
 
 
+def _check_finite(
+    gathered: Float[Tensor, "batch n_layers d_model"], labels: Sequence[str], layers: Sequence[int]
+) -> None:
+    """Stops at the first batch that holds NaN or infinity, before it is saved."""
+    bad = ~gathered.isfinite().all(-1)
+    if bad.any():
+        rows = [label for label, row in zip(labels, bad.any(1).tolist(), strict=True) if row]
+        where = [layer for layer, column in zip(layers, bad.any(0).tolist(), strict=True) if column]
+        raise InputError(
+            f"NaN or infinity in the activations of layers {where}, in {len(rows)} texts of this batch: "
+            f"{', '.join(rows[:5])}. Look at those demonstrations, or run the model in float32 or bfloat16."
+        )
+
+
 class _Shards:
     """The folder of a running collection: a manifest and one file a finished batch, each whole or absent."""
 
-    def __init__(self, folder: Path, manifest: Mapping[str, object], n_batches: int) -> None:
+    def __init__(self, folder: Path, manifest: Mapping[str, object], shapes: Sequence[tuple[int, ...]]) -> None:
         self.folder = folder
-        self.n_batches = n_batches
+        self.shapes = shapes
         path = folder / "collection.json"
         wanted = json.loads(json.dumps(manifest))
         if path.exists():
@@ -238,6 +256,8 @@ class _Shards:
                 found = json.loads(path.read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:
                 raise FileFormatError(f"{path} could not be read: {error}. Delete the folder to start anew.") from error
+            if not isinstance(found, dict):
+                raise FileFormatError(f"{path} is not a collection's. Delete the folder to start anew.")
             different = sorted(key for key in {*wanted, *found} if wanted.get(key) != found.get(key))
             if different:
                 raise FileFormatError(
@@ -246,7 +266,7 @@ class _Shards:
                 )
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
+            write_text(path, json.dumps(wanted, indent=1) + "\n")
 
     @property
     def is_finished(self) -> bool:
@@ -256,12 +276,17 @@ class _Shards:
         return self.folder / f"batch-{number:06d}.safetensors"
 
     def read(self, number: int) -> Tensor | None:
-        return load_tensors(self._path(number))[0]["activations"] if self._path(number).exists() else None
+        """A finished batch; None where it is missing or damaged, and so to be done again."""
+        try:
+            found = load_tensors(self._path(number))[0].get("activations")
+        except FileFormatError:
+            return None
+        return found if found is not None and tuple(found.shape) == self.shapes[number] else None
 
     def write(self, number: int, gathered: Tensor) -> None:
         save_tensors({"activations": gathered}, self._path(number), {"format": FORMAT})
 
     def finish(self, activations: Activations) -> None:
         activations.save(self.folder / "activations.safetensors")
-        for number in range(self.n_batches):
+        for number in range(len(self.shapes)):
             self._path(number).unlink(missing_ok=True)

@@ -90,11 +90,14 @@ class DemonstrationCheck:
 
 
 def _length_findings(table: pd.DataFrame, separates: float, longer_share: float) -> list[str]:
-    means = table["mean words"]
-    positive, negative = float(means["positive"]), float(means["negative"])
-    ratio = max(positive, negative) / max(min(positive, negative), 1.0)  # below one word is a matter of empty answers
-    if ratio < LENGTH_RATIO and separates < LENGTH_SEPARATES:
-        return []
+    for column in [name for name in ("mean words", "mean tokens") if name in table]:
+        positive, negative = float(table[column]["positive"]), float(table[column]["negative"])
+        ratio = max(positive, negative) / max(min(positive, negative), 1.0)  # below 1 is a matter of empty answers
+        if ratio >= LENGTH_RATIO:
+            break
+    else:
+        if separates < LENGTH_SEPARATES:
+            return []
     negative_longer = longer_share > 0.5 if positive == negative else negative > positive
     longer, shorter = ("negative", "positive") if negative_longer else ("positive", "negative")
     counts = "; ".join(

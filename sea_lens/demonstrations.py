@@ -16,6 +16,7 @@ from sea_lens.demonstration_check import DemonstrationCheck
 from sea_lens.errors import InputError
 from sea_lens.models import Model, Tokenizer, greedy_answers
 from sea_lens.records import Record, read_csv_rows, read_json_objects
+from sea_lens.tensor_files import write_text
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ class Demonstrations(Sequence[Demonstration]):
         Raises:
             InputError: If a column is missing or a cell is not text.
         """
+        frame = frame.astype(object).where(frame.notna(), None)  # pandas turns a missing text into NaN
         records = [
             Record(f"data frame, row {label}", dict(zip(map(str, frame.columns), cells, strict=True)))
             for label, cells in zip(frame.index, frame.itertuples(index=False, name=None), strict=True)
@@ -221,7 +223,7 @@ class Demonstrations(Sequence[Demonstration]):
         if missing:
             raise InputError(
                 f"{source} has no column {', '.join(map(repr, missing))}. It has: {', '.join(columns)}. "
-                "Name the right ones with prompt=, positive=, negative=, neutral=."
+                "Rename them, or name the right ones with prompt=, positive=, negative=, neutral=."
             )
 
         def neutral_of(record: Record) -> str | None:
@@ -239,9 +241,7 @@ class Demonstrations(Sequence[Demonstration]):
         """Writes one JSON object a line; `from_jsonl` reads it back."""
         rows = [{name: text for name, text in asdict(row).items() if text is not None} for row in self.rows]
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        partial = Path(path).with_name(Path(path).name + ".partial")
-        partial.write_text("".join(lines), encoding="utf-8")
-        partial.replace(path)  # whole or not at all
+        write_text(Path(path), "".join(lines))
 
     # --- choosing rows -----------------------------------------------------------------------------------------------
 

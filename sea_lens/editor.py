@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import ClassVar, TypeVar
 
 import torch
 from huggingface_hub import ModelHubMixin
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sea_lens.editor_card import EditorCard
@@ -124,6 +125,9 @@ class Editor(
             )
         return text
 
+    def __reduce__(self) -> tuple[type[Editor], tuple[object, ...]]:
+        return Editor, (dict(self.edits), self.card, self.positions)
+
     # --- views -------------------------------------------------------------------------------------------------------
 
     def at_layers(self, layers: Iterable[int]) -> Editor:
@@ -164,12 +168,12 @@ class Editor(
         """Every layer's strength multiplied by `factor`: 0 is the identity, 1 leaves it as it is."""
         return replace(self, edits={layer: edit.scaled(factor) for layer, edit in self.edits.items()})
 
-    def at_positions(self, positions: Positions) -> Editor:
+    def at_positions(self, positions: Positions | Int[Tensor, "n_prompts prompt_length"]) -> Editor:
         """Edits only some positions of the prompt, and everything generated after it.
 
         With and without a KV cache the same tokens are edited: a pass over a single token is taken to go on where the
         last one ended, and positions beyond a mask were generated. Positions count columns, padding included. Passes of
-        several tokens over a cached prefix are not supported.
+        several tokens over a cached prefix are not supported, and `fwd_hooks()` are to be taken anew for each text.
 
         Args:
             positions: The first position to edit (`1` spares the first token, `prompt_length - 1` edits from the
@@ -178,12 +182,24 @@ class Editor(
         Raises:
             InputError: If the first position is negative: how far from the end it lies changes as text is generated.
         """
-        if isinstance(positions, int) and positions < 0:
+        if isinstance(positions, Tensor) and positions.ndim == 2:
+            values = positions if positions.dtype == torch.bool else positions.bool()
+            if not torch.equal(values.to(positions.dtype), positions):
+                raise InputError("A position mask holds true and false, or 1 and 0, and other numbers were given.")
+            return replace(self, positions=values)
+        try:
+            first = operator.index(positions)
+        except (TypeError, RuntimeError) as error:
             raise InputError(
-                f"Position {positions} is counted from an end that moves while text is generated. "
-                "Give the position from the start (prompt length - 1 for the prompt's last token), or a mask."
+                "Positions are the first position to edit, or a mask [batch, pos] over the tokens of a prompt batch; "
+                f"{positions!r} was given."
+            ) from error
+        if isinstance(positions, bool) or first < 0:
+            raise InputError(
+                f"Position {positions} is not counted from the start of the prompt. An end would move while text is "
+                "generated, so give the position from the start (prompt length - 1 for the last token), or a mask."
             )
-        return replace(self, positions=positions)
+        return replace(self, positions=first)
 
     # --- at work -----------------------------------------------------------------------------------------------------
 
@@ -200,10 +216,11 @@ class Editor(
 
         def hook(tensor: Float[Tensor, "batch pos d_model"], hook: object) -> Tensor | None:
             nonlocal seen
-            fired()
             length = tensor.shape[1]
             start = seen if length == 1 else 0
             seen = start + length
+            if not isinstance(positions, int) or positions < seen:
+                fired()
             if edit.is_identity:
                 return None
             edited = edit(tensor)
@@ -284,8 +301,9 @@ class Editor(
             yield model
         if not any(firings.values()):
             raise HookNeverFiredError(
-                f"The editor was attached at {self.card.site} of layers {self.layers}, and no forward pass reached any, so "
-                "nothing was edited. Run the model inside the with block, and not with a stop_at_layer below them."
+                f"The editor was attached at {self.card.site} of layers {self.layers}, and no forward pass reached any"
+                f"{'' if self.positions is None else ' at the positions chosen'}, so nothing was edited. Run the model "
+                "inside the with block, and not with a stop_at_layer below them."
             )
         silent = [layer for layer, count_ in firings.items() if not count_]
         if silent:

@@ -26,7 +26,7 @@ class EditorCard:
         model: The model it was fitted on, where known.
         n_demonstrations: How many demonstrations it was fitted on.
         demonstrations: Their fingerprint, where known.
-        layers: By layer, what the fit found: ranks, strongest eigenvalues, displacement.
+        layers: By layer, what the fit found: ranks and displacement.
         versions: Of sea_lens, torch and (where it took part) transformer_lens.
     """
 

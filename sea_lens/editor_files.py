@@ -14,7 +14,7 @@ from torch import Tensor
 from sea_lens.editor_card import JSON, EditorCard
 from sea_lens.edits import Edit, LowRankEdit
 from sea_lens.errors import FileFormatError, InputError
-from sea_lens.tensor_files import load_tensors, save_tensors
+from sea_lens.tensor_files import load_tensors, save_tensors, write_text
 
 FORMAT = "sea_lens.editor/1"
 TENSORS = "editor.safetensors"
@@ -49,7 +49,7 @@ def write_editor_files(folder: Path, edits: Mapping[int, Edit], card: EditorCard
         "card": card.to_json(),
     }
     config["sha256"] = _digest(config, folder / TENSORS)
-    (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    write_text(folder / CONFIG, json.dumps(config, indent=1) + "\n")
 
 
 def read_editor_files(folder: Path) -> tuple[dict[int, LowRankEdit], EditorCard, int | None]:

@@ -6,6 +6,7 @@ may equal the end token) and a left-padded batch without a mask is silently wron
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -69,6 +70,8 @@ class Model(Protocol):
     @property
     def hook_dict(self) -> Mapping[str, object]: ...
 
+    def parameters(self) -> Iterable[Tensor]: ...
+
     def hooks(self, fwd_hooks: list[FwdHook]) -> AbstractContextManager[object]: ...
 
     def generate(self, input: Tensor, **options: object) -> Tensor: ...
@@ -100,6 +103,18 @@ class ModelDescription:
         name = Path(cfg.model_name).name if Path(cfg.model_name).is_dir() else cfg.model_name
         folded = bool(getattr(model, "_weights_processed", False)) and (cfg.normalization_type or "").startswith("LN")
         return cls(name, cfg.n_layers, cfg.d_model, "layernorm folded" if folded else "raw")
+
+
+def weights_fingerprint(model: Model) -> str:
+    """The first 16 hexadecimal digits of a SHA-256 over shape, dtype and first values of every parameter.
+
+    Tells models of one name apart: checkpoints of a training run, or one model in two precisions.
+    """
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        first = parameter.detach().flatten()[:64].float().cpu()
+        digest.update(f"{tuple(parameter.shape)} {parameter.dtype} {first.tolist()}".encode())
+    return digest.hexdigest()[:16]
 
 
 def tokenizer_of(model: Model) -> Tokenizer:
@@ -268,7 +283,8 @@ def greedy_answers(
 ) -> list[str]:
     """The model's own most likely continuation of every prompt.
 
-    Hooks that are on the model act, so under `editor.attached(model)` these are the edited answers.
+    Hooks that are on the model act, so under `editor.attached(model)` these are the edited answers. Prompts of different
+    lengths are padded on the left, so with an editor `at_positions` use a batch size of 1: positions count padding.
 
     Args:
         model: A TransformerBridge with a tokenizer.
@@ -288,6 +304,10 @@ def greedy_answers(
     rows = [token_ids(model, prompt) for prompt in prompts]
     if not rows:
         raise InputError("No prompts were given.")
+    if max_new_tokens < 1 or batch_size < 1:
+        raise InputError(
+            f"max_new_tokens and batch_size must be at least 1, and {max_new_tokens} and {batch_size} were given."
+        )
     check_context_length(model, [len(row) for row in rows], [f"Prompt {i}" for i in range(len(rows))], max_new_tokens)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     # The model may stop at more tokens than the tokenizer's own end token (turn ends of chat models).

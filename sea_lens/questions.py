@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import overload
 
 from sea_lens.errors import InputError
 
@@ -63,5 +64,11 @@ class Questions(Sequence[Question]):
     def __iter__(self) -> Iterator[Question]:
         return iter(self.rows)
 
-    def __getitem__(self, index: int) -> Question:  # type: ignore[override]
-        return self.rows[index]
+    @overload
+    def __getitem__(self, index: int) -> Question: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Questions: ...
+
+    def __getitem__(self, index: int | slice) -> Question | Questions:
+        return replace(self, rows=self.rows[index]) if isinstance(index, slice) else self.rows[index]

@@ -7,7 +7,7 @@ NeurIPS 2024 (arXiv 2405.09719), sections 3.1 and 3.2, for the projections; the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -109,6 +109,8 @@ def rank_explaining(
     Raises:
         InputError: If the share is outside (0, 1], or every singular value is zero.
     """
+    if spectrum not in get_args(Spectrum):
+        raise InputError(f"spectrum is one of {', '.join(get_args(Spectrum))}, and {spectrum!r} was given.")
     if not 0 < explained_variance <= 1:
         raise InputError(f"explained_variance must lie in (0, 1], and {explained_variance} was given.")
     weights = _without_rounding(singular_values.double()) ** (2 if spectrum == "squared" else 1)

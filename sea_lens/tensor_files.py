@@ -1,4 +1,4 @@
-"""safetensors files, written whole or not at all and read without running anything."""
+"""Files written whole or not at all: safetensors, read without running anything, and the text beside them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,13 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     save_file(_apart(tensors), partial, metadata)
+    partial.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file the same way."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 
 

@@ -2,14 +2,15 @@ import warnings
 
 import pytest
 import torch
-from conftest import build_bridge
+from conftest import D_MODEL, build_bridge
+from safetensors.torch import save_file
 
 from sea_lens import Activations, Demonstrations, collect_activations
 from sea_lens import collection as module
+from sea_lens.activations import ROLES
 from sea_lens.errors import FileFormatError, InputError, ModelMismatchError, SeaLensWarning
-from sea_lens.models import TokenizedAnswer, token_ids
+from sea_lens.models import TokenizedAnswer, token_ids, weights_fingerprint
 
-ROLES = ("neutral", "positive", "negative")
 DEMONSTRATIONS = Demonstrations.from_lists(
     prompts=["Q: who made it?", "a", "Where does the sun go at night?", "Colour:", "Q: how many?"],
     positives=["we did!", "bcd", "to the west", "blue .", "seven"],
@@ -193,7 +194,9 @@ def test_nan_activations_name_the_demonstration():
     with torch.no_grad():
         model.original_model.get_input_embeddings().weight[token_ids(model, "#")[-1]] = float("nan")
     rows = Demonstrations.from_lists(["a", "b"], ["c", "d"], ["e", "f #"], ["g", "h"])
-    with pytest.raises(InputError, match=r"negative activations of layer 0 hold NaN .* 1 of 2 rows: \[1\]"):
+    with pytest.raises(
+        InputError, match=r"NaN or infinity .* layers \[0, 1, 2\], in 1 texts .*: Demonstration 1 \(negative\)"
+    ):
         collect(model, rows)
 
 
@@ -291,3 +294,46 @@ def test_a_folder_with_a_damaged_manifest_is_refused(llama, tmp_path):
     (tmp_path / "collection.json").write_text("{")
     with pytest.raises(FileFormatError, match=r"could not be read.*Delete the folder"):
         collect(llama, folder=tmp_path)
+
+
+def test_another_model_of_the_same_name_is_refused(llama, tmp_path):
+    collect(llama, folder=tmp_path)
+    other = build_bridge("llama", initializer_range=0.3)
+    with pytest.raises(FileFormatError, match="differs in weights"):
+        collect(other, folder=tmp_path)
+    half = build_bridge("llama", torch.bfloat16)
+    assert weights_fingerprint(half) != weights_fingerprint(llama) == weights_fingerprint(build_bridge("llama"))
+
+
+def test_activations_that_are_not_finite_stop_the_first_batch_and_are_not_kept(llama, tmp_path):
+    name = "blocks.1.hook_resid_post"
+    with (
+        llama.hooks(fwd_hooks=[(name, lambda tensor, hook: tensor * float("inf"))]),
+        pytest.raises(InputError, match=r"NaN or infinity in the activations of layers \[1, 2\].*Demonstration"),
+    ):
+        collect(llama, folder=tmp_path)
+    assert not list(tmp_path.glob("batch-*"))
+    assert collect(llama, folder=tmp_path).n == len(DEMONSTRATIONS)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:40]),
+        lambda path: save_file({"other": torch.zeros(2)}, path),
+        lambda path: save_file({"activations": torch.ones(1, 3, D_MODEL)}, path),
+    ],
+    ids=["truncated", "another key", "another shape"],
+)
+def test_a_damaged_batch_is_collected_again(llama, tmp_path, damage):
+    whole = collect(llama, batch_size=4)
+    collect(llama, folder=tmp_path, batch_size=4)
+    (tmp_path / "activations.safetensors").unlink()
+    save_file({"activations": torch.zeros(4, 3, D_MODEL)}, tmp_path / "batch-000001.safetensors")
+    damage(tmp_path / "batch-000001.safetensors")
+    found = collect(llama, folder=tmp_path, batch_size=4)
+    assert all(torch.equal(found[role][layer], whole[role][layer]) for role in ROLES for layer in whole.layers)
+    (tmp_path / "activations.safetensors").unlink()
+    (tmp_path / "collection.json").write_text("[]")
+    with pytest.raises(FileFormatError, match="not a collection's"):
+        collect(llama, folder=tmp_path, batch_size=4)

@@ -99,11 +99,11 @@ def test_malformed_files_name_the_line(tmp_path):
         Demonstrations.from_csv(path)
 
 
-@pytest.mark.parametrize("column", ["positive", "neutral"])
+@pytest.mark.parametrize("column", ["prompt", "positive"])
 def test_an_empty_cell_of_a_data_frame_names_its_row(column):
     frame = pd.DataFrame([dataclasses.asdict(row) for row in ROWS], index=["x", "y", "z"])
     frame.loc["y", column] = float("nan")
-    with pytest.raises(InputError, match=f"row y: '{column}' must be text, and is nan"):
+    with pytest.raises(InputError, match=f"row y: '{column}' must be text, and is None"):
         Demonstrations.from_dataframe(frame)
 
 
@@ -331,3 +331,11 @@ def test_demonstrations_never_change(llama):
     demonstrations.with_neutral_answers(llama, 1, progress=False)
     assert demonstrations.fingerprint == before
     assert demonstrations.rows == ROWS
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), pd.NA])
+def test_missing_neutral_cells_of_a_data_frame_are_no_answers(missing):
+    frame = pd.DataFrame(
+        {"prompt": ["a", "b"], "positive": ["x", "y"], "negative": ["z", "w"], "neutral": ["m", missing]}
+    )
+    assert [row.neutral for row in Demonstrations.from_dataframe(frame)] == ["m", None]

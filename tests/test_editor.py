@@ -360,3 +360,14 @@ def test_positions_within_and_beyond_the_prompt_do_not_depend_on_the_cache(llama
     tokens = torch.tensor([[0, *range(40, 45)]])
     editor = llama_editor.scaled(3.0).at_positions(first)
     assert generate(llama, tokens, editor) == generate(llama, tokens, editor, cached=False)
+
+
+def test_positions_that_no_pass_reaches_are_reported(llama, llama_editor):
+    tokens = torch.tensor([[0, 40, 41]])
+    with (
+        pytest.raises(HookNeverFiredError, match="at the positions chosen"),
+        llama_editor.at_positions(3).attached(llama),
+    ):
+        llama(tokens)
+    with llama_editor.at_positions(2).attached(llama):
+        llama(tokens)

@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -112,7 +115,7 @@ def test_views_compose_in_any_order():
 
 
 def test_positions_from_the_end_are_refused():
-    with pytest.raises(InputError, match="Position -1 is counted from an end that moves"):
+    with pytest.raises(InputError, match="Position -1 is not counted from the start"):
         hand_made().at_positions(-1)
 
 
@@ -150,3 +153,22 @@ def test_repr_has_one_line_a_layer():
     assert "positions from 3 on" in repr(editor.at_positions(3))
     assert "by a mask of shape (1, 2)" in repr(editor.at_positions(torch.ones(1, 2, dtype=torch.bool)))
     assert "unknown model" in repr(hand_made(model=None))
+
+
+@pytest.mark.parametrize("wrong", [[0, 1], slice(2), True, -1, torch.ones(3), torch.full((1, 3), 2), 1.5], ids=repr)
+@pytest.mark.usefixtures("without_type_checks")
+def test_positions_that_are_neither_a_start_nor_a_mask_are_refused(wrong):
+    with pytest.raises(InputError, match="osition"):
+        hand_made().at_positions(wrong)
+
+
+def test_a_mask_of_ones_and_zeros_is_a_mask():
+    mask = torch.tensor([[0, 1, 1]])
+    assert torch.equal(hand_made().at_positions(mask).positions, mask.bool())
+
+
+def test_editors_can_be_copied_and_pickled():
+    editor = hand_made()
+    for again in (copy.deepcopy(editor), pickle.loads(pickle.dumps(editor))):
+        assert again.card == editor.card
+        assert all(torch.equal(again[layer].directions, editor[layer].directions) for layer in editor.layers)

@@ -238,3 +238,9 @@ def test_a_prompt_beyond_the_context_is_named(llama):
     check_context_length(llama, [128], ["Text"])
     with pytest.raises(InputError, match="Text is 129 tokens long, but the model's context is 128"):
         check_context_length(llama, [129], ["Text"])
+
+
+@pytest.mark.parametrize("options", [{"max_new_tokens": 0}, {"batch_size": 0}])
+def test_no_new_tokens_and_empty_batches_are_refused(llama, options):
+    with pytest.raises(InputError, match="must be at least 1"):
+        greedy_answers(llama, ["a"], progress=False, **options)

@@ -45,3 +45,8 @@ def test_no_questions_are_refused():
 def test_questions_without_a_true_completion_are_named():
     with pytest.raises(InputError, match=r"Questions \[1, 3\] of lists have no true completion"):
         Questions.from_lists(["q", "r", "s", "t"], [["a"], [], ["b"], []], [["x"]] * 4)
+
+
+def test_a_slice_is_questions_again():
+    questions = Questions.from_lists(["a", "b"], [["x"], ["y"]], [[], []])
+    assert questions[1:] == Questions.from_lists(["b"], [["y"]], [[]])

@@ -127,7 +127,11 @@ def fit_sea(
 
 
 def _pair(value: T | tuple[T, T]) -> tuple[T, T]:
-    return value if isinstance(value, tuple) else (value, value)
+    if not isinstance(value, tuple | list):  # cards hold lists
+        return (value, value)
+    if len(value) != 2:
+        raise InputError(f"A pair (positive, negative) was expected, and {value} was given.")
+    return (value[0], value[1])
 
 
 def _edit(

@@ -14,7 +14,7 @@ NAME = "sea-lens-organism"
 
 
 def load_organism(device: str | torch.device = "cpu", folder: str | Path = WEIGHTS) -> tuple[Model, World]:
-    """Loads the embedded model and the world it was trained on, offline, in a second.
+    """Loads the embedded model and the world it was trained on, offline, in a second once transformer_lens is imported.
 
     Args:
         device: Where to put the model.

@@ -1,7 +1,7 @@
 """How the embedded model was made: `python -m sea_lens.organism.train --seed 0 --out runs/seed0`.
 
-Seven minutes on one core. Training is deterministic for a seed on one machine with one thread; another processor may
-round differently. Which seed ships is decided by in-context truthfulness alone (see README.md beside this file).
+Ten to thirteen minutes on one core. Training is deterministic for a seed on one machine with one thread; another
+processor may round differently. Which seed ships is decided by in-context truthfulness alone (see README.md).
 """
 
 from __future__ import annotations

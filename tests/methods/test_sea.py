@@ -341,3 +341,20 @@ def test_the_card_says_how_it_was_fitted():
     }
     by_rank = fit_sea(activations(sides(20)), ranks=(1, 2)).card
     assert (by_rank.hyper_parameters["explained_variance"], by_rank.hyper_parameters["ranks"]) == (None, [1, 2])
+
+
+@pytest.mark.usefixtures("without_type_checks")
+def test_pairs_may_be_lists_as_cards_hold_them():
+    both = activations(sides(40))
+    pair = fit_sea(both, ranks=(2, 3))
+    again = fit_sea(both, ranks=pair.card.hyper_parameters["ranks"])
+    close(matrix(again), matrix(pair))
+
+
+@pytest.mark.usefixtures("without_type_checks")
+def test_wrong_pairs_and_spectra_are_refused():
+    both = activations(sides(40))
+    with pytest.raises(InputError, match="A pair"):
+        fit_sea(both, ranks=(1, 2, 3))
+    with pytest.raises(InputError, match="spectrum is one of squared, singular_values"):
+        fit_sea(both, 0.9, spectrum="square")
