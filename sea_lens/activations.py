@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -131,12 +130,6 @@ class Activations:
     def __reduce__(self) -> tuple[type[Activations], tuple[object, ...]]:
         roles = (dict(self.neutral), dict(self.positive), dict(self.negative))
         return Activations, (*roles, self.site, self.token, self.model, self.demonstrations)
-
-    def rows(self, indices: Sequence[int]) -> Activations:
-        """Some of the demonstrations, in the order given."""
-        chosen = torch.as_tensor(list(indices), dtype=torch.long)
-        neutral, positive, negative = ({layer: t[chosen] for layer, t in self[role].items()} for role in ROLES)
-        return replace(self, neutral=neutral, positive=positive, negative=negative, demonstrations=None)
 
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file; what is not a tensor goes into its header as JSON."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 import warnings
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Optional
 
 import typer
 from rich.console import Console
@@ -14,17 +13,16 @@ from rich.markup import escape
 from rich.table import Table
 from typer.exceptions import Abort, Exit, TyperException
 
-from sea_lens.activations import Activations, TokenChoice
+from sea_lens.activations import Activations
+from sea_lens.cli_inputs import DataFormat, load_model, parse_layers, parse_token, prepare, read_demonstrations
 from sea_lens.collection import collect_activations
-from sea_lens.demonstrations import Demonstrations
 from sea_lens.editor import Editor
 from sea_lens.edits import LowRankEdit
 from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.methods.sea import Merge, Projections, fit_sea
-from sea_lens.models import Model, check_layers, greedy_answers, weights_fingerprint
+from sea_lens.models import greedy_answers
 from sea_lens.organism import experiment, load_organism
 from sea_lens.plotting import plot_organism
-from sea_lens.records import read_csv_rows, read_json_objects
 from sea_lens.subspaces import Spectrum
 
 app = typer.Typer(
@@ -37,18 +35,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 console = Console()
-NAMED_TOKENS: tuple[Literal["last", "last_content", "mean"], ...] = ("last", "last_content", "mean")
-
-
-class DataFormat(str, Enum):
-    """How a demonstrations file is laid out."""
-
-    auto = "auto"
-    halueval = "halueval"
-    bbq = "bbq"
-    jsonl = "jsonl"
-    csv = "csv"
-
 
 ModelName = Annotated[
     str, typer.Argument(help="Model name on the hub, a local folder, or `organism` for the embedded model.")
@@ -104,10 +90,8 @@ def print_demo(result: experiment.OrganismResult, n_fitting: int, out: Path) -> 
         typer.echo(f"  {name:<22} {bar:<24} {row['truthful']:>6.1%}  {interval}")
     typer.echo("")
     for example in result.examples.to_dict("records"):
-        plain, edited = (
-            f"{example[name]} ({'true' if example[name] == example['truth'] else 'myth'})"
-            for name in ("plain", "edited")
-        )
+        kinds = {example["myth"]: "myth", example["truth"]: "true"}
+        plain, edited = (f"{example[name]} ({kinds.get(example[name], 'neither')})" for name in ("plain", "edited"))
         typer.echo(f"Q: {example['question']:<34} plain: {plain:<20} edited: {edited}")
     typer.echo(f"\nPicture, layer by layer: {out / 'layers.png'}    editor: {out / 'editor'}")
     typer.echo("\nThe same in Python:\n")
@@ -195,6 +179,18 @@ def fit(
     if activations is not None:
         if model is not None or demonstrations is not None:
             raise InputError("Give either --activations, or a model and demonstrations, not both.")
+        settings = {
+            "--format": format is not DataFormat.auto,
+            "--n": n is not None,
+            "--template": template is not None,
+            "--chat": chat,
+            "--answer-ending": answer_ending is not None,
+            "--token": token != "last",
+            "--site": site != "resid_post",
+        }
+        late = ", ".join(option for option, given in settings.items() if given)
+        if late:
+            raise InputError(f"{late}: no effect on activations that are collected already. Collect them anew with it.")
         collected = Activations.load(activations)
         depth = collected.model.n_layers if collected.model is not None else collected.layers[-1] + 1
         chosen = None if layers == "all" else parse_layers(layers, depth)
@@ -279,108 +275,6 @@ def inspect(editor: Annotated[str, typer.Argument(help="Editor folder, or its na
         ranks = [str(found.get(f"rank_{role}", "")) for role in ("positive", "negative")]
         table.add_row(str(layer), str(edit.rank), *ranks, *extremes, f"{edit.strength:g}", displacement)
     console.print(table)
-
-
-def load_model(name: str, device: str) -> Model:
-    """Boots a model by hub name or folder, or the embedded one."""
-    if name == "organism":
-        return load_organism(device)[0]
-    from transformer_lens.model_bridge import TransformerBridge
-
-    try:
-        bridge: Model = TransformerBridge.boot_transformers(name, device=device)
-    except OSError as error:
-        raise InputError(f"No model could be loaded from {name!r}, as a folder or from the hub: {error}") from error
-    return bridge
-
-
-def read_demonstrations(path: Path, layout: DataFormat, n: int | None, seed: int) -> Demonstrations:
-    """Reads a file, finding out its layout from its first row where none is given."""
-    if layout is DataFormat.auto:
-        is_csv = path.suffix.lower() == ".csv"
-        records = read_csv_rows(path) if is_csv else read_json_objects(path)
-        fields = set(records[0].fields) if records else set()
-        if {"right_answer", "hallucinated_answer"} <= fields:
-            layout = DataFormat.halueval
-        elif {"ans0", "ans1", "ans2", "label"} <= fields:
-            layout = DataFormat.bbq
-        else:
-            layout = DataFormat.csv if is_csv else DataFormat.jsonl
-    if layout is DataFormat.halueval:
-        return Demonstrations.from_halueval(path, n, seed)
-    if layout is DataFormat.bbq:
-        return Demonstrations.from_bbq(path, n, seed)
-    data = Demonstrations.from_csv(path) if layout is DataFormat.csv else Demonstrations.from_jsonl(path)
-    return data if n is None else data.sample(n, seed)
-
-
-def prepare(
-    data: Demonstrations,
-    model: Model,
-    template: str | None,
-    chat: bool,
-    ending: str | None,
-    max_new_tokens: int,
-    batch_size: int,
-    folder: Path | None,
-) -> Demonstrations:
-    """Puts prompts into a template and adds the model's answers, kept in `folder` so that a resumed run has the same."""
-    if template is not None and chat:
-        raise InputError("Give --template or --chat, not both.")
-    if template is not None:
-        data = data.with_prompt_template(template.replace("\\n", "\n"))
-    if chat:
-        if model.tokenizer is None:
-            raise InputError("This model has no tokenizer, so there is no chat template.")
-        data = data.with_chat_template(model.tokenizer)
-    if any(row.neutral is None for row in data):
-        kept = (
-            None
-            if folder is None
-            else folder / f"answers-of-{weights_fingerprint(model)}-{max_new_tokens}-tokens.jsonl"
-        )
-        if kept is not None and kept.exists():
-            answered = Demonstrations.from_jsonl(kept)
-            asked = [(row.prompt, row.positive, row.negative) for row in answered]
-            if asked != [(row.prompt, row.positive, row.negative) for row in data]:
-                raise InputError(f"{kept} holds other demonstrations. Choose another --out, or delete that folder.")
-            data = answered
-        else:
-            data = data.with_neutral_answers(model, max_new_tokens, batch_size=batch_size)
-            if kept is not None:
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                data.to_jsonl(kept)
-    return data if ending is None else data.with_answer_ending(ending)
-
-
-def parse_layers(text: str, n_layers: int) -> list[int]:
-    """Layers out of `all`, `first:N`, `last:N` or a list such as `3,5,10-20`."""
-    try:
-        if text == "all":
-            return list(range(n_layers))
-        if text.startswith(("first:", "last:")):
-            side, count = text.split(":")
-            if not 1 <= int(count) <= n_layers:
-                raise InputError(f"--layers {text}: the model has {n_layers} layers.")
-            return list(range(int(count))) if side == "first" else list(range(n_layers - int(count), n_layers))
-        spans = [part.split("-") for part in text.split(",")]
-        chosen = {layer for span in spans for layer in range(int(span[0]), int(span[-1]) + 1)}
-    except InputError:
-        raise
-    except ValueError as error:
-        raise InputError(f"--layers takes all, first:N, last:N or a list such as 3,5,10-20, not {text!r}.") from error
-    return check_layers(chosen, n_layers)
-
-
-def parse_token(text: str) -> TokenChoice:
-    """A token choice out of a command-line word."""
-    for name in NAMED_TOKENS:
-        if text == name:
-            return name
-    try:
-        return int(text)
-    except ValueError as error:
-        raise InputError(f"--token is last, last_content, mean or an integer, and {text!r} was given.") from error
 
 
 def main() -> None:

@@ -12,10 +12,11 @@ import torch
 
 from sea_lens import Activations, Demonstrations, Editor, EditorCard, cli
 from sea_lens.activations import ROLES
-from sea_lens.cli import DataFormat, parse_layers, parse_token, read_demonstrations
+from sea_lens.cli_inputs import DataFormat, parse_layers, parse_token, read_demonstrations
 from sea_lens.edits import LowRankEdit
 from sea_lens.errors import InputError, ModelMismatchError
 from sea_lens.models import greedy_answers
+from sea_lens.organism import experiment
 
 PNG = b"\x89PNG\r\n\x1a\n"
 ONE_TOKEN = ["--max-new-tokens", "1"]
@@ -467,3 +468,20 @@ def test_a_model_that_cannot_be_found_is_named(sea_lens, demos, tmp_path):
     code, _, err = sea_lens("collect", "no-such-model", demos, "--out", tmp_path / "acts")
     assert code == 2
     assert err.startswith("error: No model could be loaded from 'no-such-model'")
+
+
+@pytest.mark.parametrize("option", [("--token", "mean"), ("--n", 5), ("--site", "mlp_out")])
+def test_options_that_cannot_act_on_collected_activations_are_refused(sea_lens, collected, tmp_path, option):
+    code, _, err = sea_lens("fit", "--activations", collected, "--out", tmp_path / "one", *option)
+    assert (code, err.startswith(f"error: {option[0]}: no effect on activations that are collected")) == (2, True)
+    assert not (tmp_path / "one").exists()
+
+
+def test_the_demo_does_not_call_every_other_answer_a_myth(organism, tmp_path, capsys):
+    result = experiment.run(*organism, n_random=2)
+    result.examples.loc[0, ["plain", "edited"]] = ["banana", result.examples.loc[0, "myth"]]
+    cli.print_demo(result, 240, tmp_path)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Q: ")]
+    assert "banana (neither)" in lines[0]
+    assert lines[0].endswith("(myth)")
+    assert lines[1].endswith("(true)")

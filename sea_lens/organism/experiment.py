@@ -118,7 +118,7 @@ class OrganismResult:
         swapped: Edited by the same fit with positives and negatives exchanged.
         random: Edited by norm-matched random editors.
         by_layer: One row a layer: truthfulness with this layer's edit alone, and with every other layer's.
-        examples: Three held-out questions whose answer the edit changes: question, plain, edited, truth.
+        examples: Three held-out questions whose answer the edit changes: question, plain, edited, truth, myth.
         fit_seconds: Wall time of the fit, without collecting activations.
     """
 
@@ -184,8 +184,8 @@ def run(model: Model, world: World, n_random: int = 20, seed: int = 0) -> Organi
 
 def _examples(facts: Sequence[Fact], plain: GreedyAnswers, edited: GreedyAnswers) -> pd.DataFrame:
     """The first three questions, of different attributes, that the edit answers otherwise."""
-    rows: dict[str, tuple[str, str, str, str]] = {}
+    rows: dict[str, tuple[str, ...]] = {}
     for fact, before, after in zip(facts, plain.table["answer"], edited.table["answer"], strict=True):
         if before != after:
-            rows.setdefault(fact.attribute, (fact.question, before, after, fact.truth))
-    return pd.DataFrame(list(rows.values())[:3], columns=["question", "plain", "edited", "truth"])
+            rows.setdefault(fact.attribute, (fact.question, before, after, fact.truth, fact.myth))
+    return pd.DataFrame(list(rows.values())[:3], columns=["question", "plain", "edited", "truth", "myth"])

@@ -162,12 +162,13 @@ def test_by_layer_says_what_each_layers_edit_does_alone_and_what_the_others_do(r
 
 def test_examples_are_questions_whose_answer_changes(result, organism):
     model, world = organism
-    assert list(result.examples.columns) == ["question", "plain", "edited", "truth"]
+    assert list(result.examples.columns) == ["question", "plain", "edited", "truth", "myth"]
     assert len(result.examples) == 3
     assert (result.examples["plain"] != result.examples["edited"]).all()
     facts = {fact.question: fact for fact in world.held_out}
     chosen = [facts[question] for question in result.examples["question"]]
     assert [fact.truth for fact in chosen] == result.examples["truth"].tolist()
+    assert [fact.myth for fact in chosen] == result.examples["myth"].tolist()
     assert len({fact.attribute for fact in chosen}) == 3
     assert (
         answer_greedily(model, world.questions(chosen), 1).table["answer"].tolist() == result.examples["plain"].tolist()
