@@ -3,29 +3,40 @@
 from sea_lens import plotting
 from sea_lens.activations import Activations
 from sea_lens.analysis.controls import random_editor
-from sea_lens.analysis.effects import answer_greedily
+from sea_lens.analysis.effects import answer_greedily, kl_to_unedited, prefer_truth
 from sea_lens.collection import collect_activations
 from sea_lens.demonstrations import Demonstration, Demonstrations
 from sea_lens.editor import Editor
 from sea_lens.editor_card import EditorCard
 from sea_lens.errors import SeaLensWarning
-from sea_lens.methods.sea import fit_sea
+from sea_lens.feature_maps import ELU, FeatureMap, Identity, SquaredExponential, Tanh
+from sea_lens.methods.sea import fit_sea, refit_sea
 from sea_lens.organism import load_organism
 from sea_lens.questions import Question, Questions
+from sea_lens.tuning import tune_sea
 
 __all__ = [
+    "ELU",
     "Activations",
     "Demonstration",
     "Demonstrations",
     "Editor",
     "EditorCard",
+    "FeatureMap",
+    "Identity",
     "Question",
     "Questions",
     "SeaLensWarning",
+    "SquaredExponential",
+    "Tanh",
     "answer_greedily",
     "collect_activations",
     "fit_sea",
+    "kl_to_unedited",
     "load_organism",
     "plotting",
+    "prefer_truth",
     "random_editor",
+    "refit_sea",
+    "tune_sea",
 ]

@@ -14,16 +14,17 @@ from rich.table import Table
 from typer.exceptions import Abort, Exit, TyperException
 
 from sea_lens.activations import Activations
-from sea_lens.cli_inputs import DataFormat, load_model, parse_layers, parse_token, prepare, read_demonstrations
+from sea_lens.cli_inputs import DataFormat, load_model, parse_token, prepare, read_demonstrations
 from sea_lens.collection import collect_activations
 from sea_lens.editor import Editor
 from sea_lens.edits import LowRankEdit
 from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.methods.sea import Merge, Projections, fit_sea
-from sea_lens.models import greedy_answers
+from sea_lens.models import greedy_answers, named_layers
 from sea_lens.organism import experiment, load_organism
-from sea_lens.plotting import plot_organism
+from sea_lens.plotting import plot_organism, plot_tuning
 from sea_lens.subspaces import Spectrum
+from sea_lens.tuning import describe_setting
 
 app = typer.Typer(
     name="sea-lens",
@@ -66,12 +67,13 @@ def demo(
     random_editors: Annotated[int, typer.Option(help="How many random editors to compare with.", min=2)] = 20,
 ) -> None:
     """Shows the whole path on the embedded model, offline, in under a minute."""
-    with console.status("Loading the embedded model, fitting, and asking 240 held-out questions ..."):
-        model, world = load_organism()
-        result = experiment.run(model, world, n_random=random_editors)
-        out.mkdir(parents=True, exist_ok=True)
-        plot_organism(result).savefig(out / "layers.png", dpi=150)
-        result.editor.save_pretrained(out / "editor")
+    typer.echo("Loading the embedded model, trying settings on 240 facts, asking 240 others ...")
+    model, world = load_organism()
+    result = experiment.run(model, world, n_random=random_editors, progress=True)
+    out.mkdir(parents=True, exist_ok=True)
+    plot_organism(result).savefig(out / "layers.png", dpi=150)
+    plot_tuning(result.tuning).savefig(out / "settings.png", dpi=150)
+    result.editor.save_pretrained(out / "editor")
     print_demo(result, len(world.fitting), out)
 
 
@@ -81,7 +83,8 @@ def print_demo(result: experiment.OrganismResult, n_fitting: int, out: Path) -> 
     by_layer = "  ".join(f"{found['rank_positive']}+{found['rank_negative']}" for found in ranks)
     typer.echo(
         f"\nSEA fitted on {n_fitting} facts in {result.fit_seconds:.2f} s   "
-        f"ranks (positive + negative) by layer: {by_layer}",
+        f"ranks (positive + negative) by layer: {by_layer}\n"
+        f"best of {len(result.tuning.table)} settings there: {describe_setting(result.tuning.table.iloc[0])}"
     )
     typer.echo(f"truthful answers on {result.plain.n} facts it has never seen, with 95 % intervals")
     for name, row in result.table.iterrows():
@@ -93,7 +96,7 @@ def print_demo(result: experiment.OrganismResult, n_fitting: int, out: Path) -> 
         kinds = {example["myth"]: "myth", example["truth"]: "true"}
         plain, edited = (f"{example[name]} ({kinds.get(example[name], 'neither')})" for name in ("plain", "edited"))
         typer.echo(f"Q: {example['question']:<34} plain: {plain:<20} edited: {edited}")
-    typer.echo(f"\nPicture, layer by layer: {out / 'layers.png'}    editor: {out / 'editor'}")
+    typer.echo(f"\nPictures: {out / 'layers.png'} (layer by layer), {out / 'settings.png'}    editor: {out / 'editor'}")
     typer.echo("\nThe same in Python:\n")
     typer.echo(demo_code())
 
@@ -104,9 +107,10 @@ def demo_code() -> str:
     model, world = sl.load_organism()
     demonstrations = world.demonstrations().with_neutral_answers(model, max_new_tokens=1)
     activations = sl.collect_activations(model, demonstrations)
-    editor = sl.fit_sea(activations, {experiment.EXPLAINED_VARIANCE}, centre={experiment.CENTRE})
-    editor = editor.first_layers({experiment.FIRST_LAYERS}).scaled({experiment.STRENGTH})
-    with editor.attached(model):
+    questions = world.questions(world.fitting)
+    tuning = sl.tune_sea(model, activations, questions, strengths={experiment.STRENGTHS}, max_new_tokens=1)
+    print(tuning.table.head())
+    with tuning.best.attached(model):
         print(sl.answer_greedily(model, world.questions(), max_new_tokens=1).truthful)
 """
 
@@ -133,7 +137,7 @@ def collect(
     chosen_token = parse_token(token)
     data = read_demonstrations(demonstrations, format, n, seed)
     bridge = load_model(model, device)
-    chosen = parse_layers(layers, bridge.cfg.n_layers)
+    chosen = named_layers(layers, bridge.cfg.n_layers)
     data = prepare(data, bridge, template, chat, answer_ending, max_new_tokens, batch_size, out)
     activations = collect_activations(bridge, data, chosen, chosen_token, site=site, batch_size=batch_size, folder=out)
     typer.echo(f"{activations!r}\nsaved in {out}")
@@ -193,14 +197,14 @@ def fit(
             raise InputError(f"{late}: no effect on activations that are collected already. Collect them anew with it.")
         collected = Activations.load(activations)
         depth = collected.model.n_layers if collected.model is not None else collected.layers[-1] + 1
-        chosen = None if layers == "all" else parse_layers(layers, depth)
+        chosen = None if layers == "all" else named_layers(layers, depth)
     elif model is None or demonstrations is None:
         raise InputError("Give a model and a demonstrations file, or --activations. See `sea-lens fit --help`.")
     else:
         chosen_token = parse_token(token)
         data = read_demonstrations(demonstrations, format, n, seed)
         bridge = load_model(model, device)
-        chosen = parse_layers(layers, bridge.cfg.n_layers)
+        chosen = named_layers(layers, bridge.cfg.n_layers)
         data = prepare(data, bridge, template, chat, answer_ending, max_new_tokens, batch_size, None)
         collected = collect_activations(bridge, data, chosen, chosen_token, site=site, batch_size=batch_size)
     editor = fit_sea(
@@ -231,7 +235,7 @@ def generate(
     fitted = Editor.from_pretrained(editor).scaled(strength)
     bridge = load_model(model, device)
     if layers != "all":
-        chosen = parse_layers(layers, bridge.cfg.n_layers)
+        chosen = named_layers(layers, bridge.cfg.n_layers)
         fitted = fitted.at_layers([layer for layer in chosen if layer in fitted.layers])
     # One prompt a batch: an editor at positions would count padding.
     plain = greedy_answers(bridge, prompts, max_new_tokens, stop=(), batch_size=1, progress=False)

@@ -1,4 +1,4 @@
-"""What the words on the command line stand for: models, demonstrations, layers, tokens."""
+"""What the words on the command line stand for: models, demonstrations, tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 from sea_lens.activations import TokenChoice
 from sea_lens.demonstrations import Demonstrations
 from sea_lens.errors import InputError
-from sea_lens.models import Model, check_layers, weights_fingerprint
+from sea_lens.models import Model, weights_fingerprint
 from sea_lens.organism import load_organism
 from sea_lens.records import read_csv_rows, read_json_objects
 
@@ -96,25 +96,6 @@ def prepare(
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 data.to_jsonl(kept)
     return data if ending is None else data.with_answer_ending(ending)
-
-
-def parse_layers(text: str, n_layers: int) -> list[int]:
-    """Layers out of `all`, `first:N`, `last:N` or a list such as `3,5,10-20`."""
-    try:
-        if text == "all":
-            return list(range(n_layers))
-        if text.startswith(("first:", "last:")):
-            side, count = text.split(":")
-            if not 1 <= int(count) <= n_layers:
-                raise InputError(f"--layers {text}: the model has {n_layers} layers.")
-            return list(range(int(count))) if side == "first" else list(range(n_layers - int(count), n_layers))
-        spans = [part.split("-") for part in text.split(",")]
-        chosen = {layer for span in spans for layer in range(int(span[0]), int(span[-1]) + 1)}
-    except InputError:
-        raise
-    except ValueError as error:
-        raise InputError(f"--layers takes all, first:N, last:N or a list such as 3,5,10-20, not {text!r}.") from error
-    return check_layers(chosen, n_layers)
 
 
 def parse_token(text: str) -> TokenChoice:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,21 +10,20 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar, TypeVar
 
-import torch
 from huggingface_hub import ModelHubMixin
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sea_lens.editor_card import EditorCard
 from sea_lens.editor_files import fetch_editor_folder, read_editor_files, write_editor_files
 from sea_lens.edits import Edit
 from sea_lens.errors import HookNeverFiredError, InputError, ModelMismatchError, SeaLensWarning
-from sea_lens.models import FwdHook, Model, ModelDescription, act_name, check_layers, hook_name
+from sea_lens.feature_maps import FeatureMap
+from sea_lens.models import UNKNOWN_MODEL, FwdHook, Model, ModelDescription, act_name, check_layers, hook_name
+from sea_lens.positions import Positions, check_positions, describe_positions, keep_positions
+from sea_lens.published_projections import FeatureFunction, Normalisation, published_edits
 
 ModelType = TypeVar("ModelType", bound=Model)
-Positions = int | Bool[Tensor, "n_prompts prompt_length"]
-"""The first position edited, or a mask over the prompt's positions; see `Editor.at_positions`."""
-
 MODEL_CARD = """---
 {{ card_data }}
 ---
@@ -106,9 +104,9 @@ class Editor(
         return all(edit.is_identity for edit in self.edits.values())
 
     def __repr__(self) -> str:
-        origin = "unknown model" if self.card.model is None else self.card.model.name
+        origin = UNKNOWN_MODEL if self.card.model is None else self.card.model.name
         strengths = sorted({edit.strength for edit in self.edits.values()})
-        where = "every position" if self.positions is None else "positions " + _describe_positions(self.positions)
+        where = "every position" if self.positions is None else "positions " + describe_positions(self.positions)
         head = (
             f"Editor({self.card.method}, fitted on {origin}, {self.card.site}, d_model {self.d_model}, {where}, "
             f"strength {', '.join(f'{strength:g}' for strength in strengths)})"
@@ -182,24 +180,7 @@ class Editor(
         Raises:
             InputError: If the first position is negative: how far from the end it lies changes as text is generated.
         """
-        if isinstance(positions, Tensor) and positions.ndim == 2:
-            values = positions if positions.dtype == torch.bool else positions.bool()
-            if not torch.equal(values.to(positions.dtype), positions):
-                raise InputError("A position mask holds true and false, or 1 and 0, and other numbers were given.")
-            return replace(self, positions=values)
-        try:
-            first = operator.index(positions)
-        except (TypeError, RuntimeError) as error:
-            raise InputError(
-                "Positions are the first position to edit, or a mask [batch, pos] over the tokens of a prompt batch; "
-                f"{positions!r} was given."
-            ) from error
-        if isinstance(positions, bool) or first < 0:
-            raise InputError(
-                f"Position {positions} is not counted from the start of the prompt. An end would move while text is "
-                "generated, so give the position from the start (prompt length - 1 for the last token), or a mask."
-            )
-        return replace(self, positions=first)
+        return replace(self, positions=check_positions(positions))
 
     # --- at work -----------------------------------------------------------------------------------------------------
 
@@ -224,7 +205,7 @@ class Editor(
             if edit.is_identity:
                 return None
             edited = edit(tensor)
-            return edited if positions is None else _keep_positions(tensor, edited, positions, start)
+            return edited if positions is None else keep_positions(tensor, edited, positions, start)
 
         return hook
 
@@ -257,7 +238,7 @@ class Editor(
                 f"{self.card.site} holds other values then. Call enable_compatibility_mode() both when fitting and "
                 "when editing, or neither time."
             )
-        if ours.name != theirs.name:
+        if ours.name not in (theirs.name, UNKNOWN_MODEL):
             warnings.warn(
                 f"This editor was fitted on {ours.name} and is used on {theirs.name}.",
                 SeaLensWarning,
@@ -330,47 +311,64 @@ class Editor(
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         revision: str | None = None,
+        feature_map: FeatureMap | None = None,
     ) -> Editor:
         """Reads what `save_pretrained` or `push_to_hub` wrote.
 
         Args:
-            pretrained_model_name_or_path: A folder, or a repository's name on the hub. The rest is for the hub only.
+            pretrained_model_name_or_path: A folder, or a repository's name on the hub.
             force_download: Whether to download what is cached already.
             token: The hub's access token.
             cache_dir: Where downloads are kept.
             local_files_only: Whether to use only what is cached.
             revision: A branch, tag or commit.
+            feature_map: The feature map of an editor that was fitted with one of your own: files hold no code.
 
         Raises:
-            FileFormatError: If a file is missing, truncated, changed since it was written, or not an editor's.
+            FileFormatError: If a file is missing, truncated, changed since it was written, or not an editor's, or if it
+                names a feature map that is not the library's and none is given.
         """
         folder = fetch_editor_folder(
             str(pretrained_model_name_or_path), revision, cache_dir, force_download, local_files_only, token
         )
-        return cls(*read_editor_files(folder))
+        return cls(*read_editor_files(folder, feature_map))
 
+    @classmethod
+    def from_published_projections(
+        cls,
+        positive: str | Path | Tensor,
+        negative: str | Path | Tensor,
+        layers: Iterable[int] | None = None,
+        *,
+        site: str = "mlp_out",
+        normalisation: Normalisation = "token",
+        feature_function: FeatureFunction | None = None,
+        model: Model | None = None,
+        progress: bool = True,
+    ) -> Editor:
+        """Makes an editor of the projections that the SEA authors' code writes and their release holds.
 
-def _keep_positions(
-    tensor: Float[Tensor, "batch pos d_model"],
-    edited: Float[Tensor, "batch pos d_model"],
-    positions: Positions,
-    start: int,
-) -> Float[Tensor, "batch pos d_model"]:
-    """Undoes an edit outside the chosen positions; `start` is the position of the tensor's first column."""
-    length = tensor.shape[1]
-    if isinstance(positions, int):
-        chosen = torch.arange(start, start + length, device=tensor.device) >= positions
-        return edited.where(chosen[None, :, None], tensor)
-    covered = positions.shape[1]
-    if positions.shape[0] != tensor.shape[0] or (start == 0 and covered > length):
-        raise InputError(
-            f"The position mask is for a batch of shape {tuple(positions.shape)}, and the model ran on "
-            f"{tuple(tensor.shape[:2])}. Give at_positions a mask of the prompt batch it is used with."
-        )
-    generated = positions.new_ones(positions.shape[0], max(0, start + length - covered))
-    mask = torch.cat([positions, generated], dim=1)[:, start : start + length].to(tensor.device)
-    return edited.where(mask[..., None], tensor)
+        Their dense `P+` and `P-` become low-rank factors, after a check that they are projectors; the ranks stand in the
+        editor's repr and on its card.
 
+        Args:
+            positive: `uu_positive.pt`, or its tensor `[n_layers, d_model, d_model]`: `P+ = U U^T`.
+            negative: `uu_negative.pt`: `P- = I - U U^T`.
+            layers: Layers to edit; all in the file for None. (They edit the last 21 for truthfulness: `.last_layers(21)`.)
+            site: Where to edit. Their code edits MLP outputs, with projections fitted on the residual stream.
+            normalisation: `"token"` restores each token's norm, as everywhere in this library. `"feature"` is their rule,
+                for reproducing their numbers: each feature's norm over the positions of a pass. It is not causal, changes
+                with the KV cache and with padding, and leaves nothing but signs of a single cached token.
+            feature_function: With `"feature"`, the function whose published inverse is applied, for their non-linear runs.
+            model: The model they are for, to check sizes against and to name on the card.
+            progress: Whether to show a progress bar once it takes longer than two seconds.
 
-def _describe_positions(positions: Positions) -> str:
-    return f"from {positions} on" if isinstance(positions, int) else f"by a mask of shape {tuple(positions.shape)}"
+        Raises:
+            FileFormatError: If a file does not hold a tensor. No code is loaded from it.
+            InputError: If shapes are wrong, or a matrix is not a projector (which layer, and how far from it).
+            ModelMismatchError: If a layer does not exist, or the projections do not fit `model`.
+
+        Warns:
+            SeaLensWarning: With `normalisation="feature"`, of what it does; if the files look exchanged.
+        """
+        return cls(*published_edits(positive, negative, layers, site, normalisation, feature_function, model, progress))

@@ -6,16 +6,20 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
 
 from sea_lens.editor_card import JSON, EditorCard
-from sea_lens.edits import Edit, LowRankEdit
+from sea_lens.edits import Edit, FeatureSpaceEdit, LowRankEdit
 from sea_lens.errors import FileFormatError, InputError
+from sea_lens.feature_maps import KNOWN, FeatureMap, parameters_of
+from sea_lens.published_projections import PublishedEdit
 from sea_lens.tensor_files import load_tensors, save_tensors, write_text
 
+SavedEdit = LowRankEdit | FeatureSpaceEdit | PublishedEdit
 FORMAT = "sea_lens.editor/1"
 TENSORS = "editor.safetensors"
 CONFIG = "config.json"
@@ -26,20 +30,8 @@ def write_editor_files(folder: Path, edits: Mapping[int, Edit], card: EditorCard
     tensors: dict[str, Tensor] = {}
     facts: dict[str, JSON] = {}
     for layer, edit in edits.items():
-        if not isinstance(edit, LowRankEdit):
-            raise InputError(
-                f"Layer {layer} holds a {type(edit).__name__}, which is not saved. Save the editor it was made from."
-            )
-        tensors[f"{layer}.directions"] = edit.directions
-        tensors[f"{layer}.eigenvalues"] = edit.eigenvalues
-        if edit.shift is not None:
-            tensors[f"{layer}.shift"] = edit.shift
-        facts[str(layer)] = {
-            "strength": edit.strength,
-            "restore_norm": edit.restore_norm,
-            "kept": edit.kept,
-            "shifted": edit.shift is not None,
-        }
+        their_tensors, facts[str(layer)] = _write_edit(edit, layer)
+        tensors |= {f"{layer}.{name}": tensor for name, tensor in their_tensors.items()}
     save_tensors({name: tensor.cpu() for name, tensor in tensors.items()}, folder / TENSORS, {"format": FORMAT})
     config: dict[str, JSON] = {
         "format": FORMAT,
@@ -52,11 +44,18 @@ def write_editor_files(folder: Path, edits: Mapping[int, Edit], card: EditorCard
     write_text(folder / CONFIG, json.dumps(config, indent=1) + "\n")
 
 
-def read_editor_files(folder: Path) -> tuple[dict[int, LowRankEdit], EditorCard, int | None]:
+def read_editor_files(
+    folder: Path, feature_map: FeatureMap | None = None
+) -> tuple[dict[int, SavedEdit], EditorCard, int | None]:
     """Reads edits, card and positions.
 
+    Args:
+        folder: Where they are.
+        feature_map: Stands in for a feature map that is not one of ours, of which the file holds only the name.
+
     Raises:
-        FileFormatError: If a file is missing, truncated, changed since it was written, or not an editor's.
+        FileFormatError: If a file is missing, truncated, changed since it was written, or not an editor's, or if it names a
+            feature map that is not ours and none is given.
     """
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -71,17 +70,12 @@ def read_editor_files(folder: Path) -> tuple[dict[int, LowRankEdit], EditorCard,
         )
     try:
         edits = {
-            int(layer): LowRankEdit(
-                tensors[f"{layer}.directions"],
-                tensors[f"{layer}.eigenvalues"],
-                tensors[f"{layer}.shift"] if facts["shifted"] else None,
-                strength=facts["strength"],
-                restore_norm=facts["restore_norm"],
-                kept=facts["kept"],
-            )
+            int(layer): _read_edit(facts, {name: tensors[f"{layer}.{name}"] for name in facts["tensors"]}, feature_map)
             for layer, facts in config["edits"].items()
         }
         return edits, EditorCard.from_json(config["card"]), config["positions"]
+    except FileFormatError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FileFormatError(f"The editor in {folder} is damaged: {error}") from error
 
@@ -124,6 +118,76 @@ def fetch_editor_folder(
     except HfHubHTTPError as error:
         raise FileFormatError(f"There is no folder {model_id}, and the hub has no such editor: {error}") from error
     return Path(paths[0]).parent
+
+
+def _write_edit(edit: Edit, layer: int) -> tuple[dict[str, Tensor], dict[str, JSON]]:
+    """The tensors of an edit, and all else about it."""
+    if isinstance(edit, LowRankEdit):
+        tensors = {"directions": edit.directions, "eigenvalues": edit.eigenvalues}
+        if edit.shift is not None:
+            tensors["shift"] = edit.shift
+        facts: dict[str, JSON] = {"kind": "low rank", "restore_norm": edit.restore_norm, "kept": edit.kept}
+    elif isinstance(edit, FeatureSpaceEdit):
+        parts = [_write_edit(part, layer) for part in edit.parts]
+        tensors = {
+            f"{index}.{name}": tensor for index, (found, _) in enumerate(parts) for name, tensor in found.items()
+        }
+        facts = {
+            "kind": "feature space",
+            "feature_map": type(edit.feature_map).__name__,
+            "parameters": dict(parameters_of(edit.feature_map)),
+            "parts": [part for _, part in parts],
+            "unit": edit.unit,
+            "weight": edit.weight,
+            "restore_norm": edit.restore_norm,
+        }
+    elif isinstance(edit, PublishedEdit):
+        tensors = {"kept": edit.kept, "removed": edit.removed}
+        facts = {"kind": "published", "feature_function": edit.feature_function}
+    else:
+        raise InputError(
+            f"Layer {layer} holds a {type(edit).__name__}, which is not saved. Save the editor it was made from."
+        )
+    return tensors, {**facts, "strength": edit.strength, "tensors": list(tensors)}
+
+
+def _read_edit(facts: Mapping[str, Any], tensors: Mapping[str, Tensor], feature_map: FeatureMap | None) -> SavedEdit:
+    if facts["kind"] == "low rank":
+        return _read_low_rank(facts, tensors)
+    if facts["kind"] == "published":
+        return PublishedEdit(tensors["kept"], tensors["removed"], facts["feature_function"], facts["strength"])
+    if facts["kind"] != "feature space":
+        raise FileFormatError(f"It holds an edit of a kind that this version does not know: {facts['kind']!r}.")
+    return FeatureSpaceEdit(
+        _feature_map(facts["feature_map"], facts["parameters"], feature_map),
+        tuple(_read_low_rank(part, tensors, f"{index}.") for index, part in enumerate(facts["parts"])),
+        unit=facts["unit"],
+        weight=facts["weight"],
+        strength=facts["strength"],
+        restore_norm=facts["restore_norm"],
+    )
+
+
+def _read_low_rank(facts: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str = "") -> LowRankEdit:
+    return LowRankEdit(
+        tensors[f"{prefix}directions"],
+        tensors[f"{prefix}eigenvalues"],
+        tensors.get(f"{prefix}shift"),
+        strength=facts["strength"],
+        restore_norm=facts["restore_norm"],
+        kept=facts["kept"],
+    )
+
+
+def _feature_map(name: str, parameters: Mapping[str, float], own: FeatureMap | None) -> FeatureMap:
+    if own is not None and type(own).__name__ == name:
+        return own
+    if name not in KNOWN:
+        raise FileFormatError(
+            f"The editor was fitted with a feature map of its maker's own, {name}, and files hold no code. Give it: "
+            f"from_pretrained(..., feature_map={name}(...))."
+        )
+    return KNOWN[name](**parameters)
 
 
 def _digest(config: dict[str, JSON], tensors: Path) -> str:

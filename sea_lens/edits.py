@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sea_lens.errors import InputError, ModelMismatchError
+from sea_lens.feature_maps import FeatureMap, bounded
 
 
 @runtime_checkable
@@ -117,10 +118,7 @@ class LowRankEdit:
         Raises:
             ModelMismatchError: If the last dimension is not `d_model`.
         """
-        if h.shape[-1] != self.d_model:
-            raise ModelMismatchError(
-                f"This edit was made for d_model {self.d_model}, and the activation's last dimension is {h.shape[-1]}."
-            )
+        check_width(self, h)
         if self.is_identity:
             return h
         dtype = torch.promote_types(h.dtype, torch.float32)
@@ -129,24 +127,7 @@ class LowRankEdit:
         edited = (1 + self.strength * (self.kept - 1)) * x + ((x @ directions) * weights) @ directions.T
         if shift is not None:
             edited = edited + shift
-        if self.restore_norm:
-            norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-            edited_norms = torch.linalg.vector_norm(edited, dim=-1, keepdim=True)
-            # Divided first: a token that the edit cancels altogether stays zero, where norms / 0 would make it NaN.
-            edited = edited / edited_norms.clamp_min(torch.finfo(dtype).tiny) * norms
-        return edited.to(h.dtype)
-
-    def written(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch rank"]:
-        """How much is added along each direction, before the norm is restored."""
-        directions, weights, shift = self._on(x.device, x.dtype)
-        amounts = (x @ directions) * weights
-        return amounts if shift is None else amounts + shift @ directions
-
-    def displacement(self, h: Float[Tensor, "n d_model"]) -> float:
-        """Mean of `|edited - h| / |h|` over rows: how far the edit moves these activations."""
-        x = h.double()
-        moved = torch.linalg.vector_norm(self(x) - x, dim=-1)
-        return float((moved / torch.linalg.vector_norm(x, dim=-1).clamp_min(1e-300)).mean())
+        return (with_norms_of(x, edited) if self.restore_norm else edited).to(h.dtype)
 
     def _on(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
         """Directions, strength times eigenvalues and strength times shift where and as the activation is; kept."""
@@ -160,3 +141,130 @@ class LowRankEdit:
                     shift,
                 )
         return self._placed[key]
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureSpaceEdit:
+    """An edit made in the space of a feature map: `h + strength * (weight * sum_i phi^-1(part_i(phi(h))) - phi^-1(phi(h)))`.
+
+    With one part, projections are merged in feature space and mapped back once; with two, each is mapped back by itself and
+    the results are added up. As what the map loses is part of `h` and never taken away, a part that does nothing leaves
+    activations as they were, massive ones included. Computed in float64 (float32 on devices without it), token by token.
+
+    Attributes:
+        feature_map: phi.
+        parts: Linear edits of features, at strength 1 and without their norm restored.
+        unit: Activations are divided by it before phi and multiplied by it after the inverse.
+        weight: Of the sum: 1, or 1/2 to average two parts.
+        strength: 1 is the published method, 0 the identity.
+        restore_norm: Whether each edited token is rescaled to its norm before the edit.
+    """
+
+    feature_map: FeatureMap
+    parts: tuple[LowRankEdit, ...]
+    unit: float = 1.0
+    weight: float = 1.0
+    strength: float = 1.0
+    restore_norm: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.parts or any(part.restore_norm or part.d_model != self.d_model for part in self.parts):
+            raise InputError("A feature-space edit needs parts of one width, made with restore_norm=False.")
+        for name, value in (("strength", self.strength), ("weight", self.weight), ("unit", self.unit)):
+            if not math.isfinite(value) or (name == "unit" and value <= 0):
+                raise InputError(f"An edit's {name} must be finite, and a unit above zero; {value} was given.")
+
+    @property
+    def d_model(self) -> int:
+        """Width of the activations it edits."""
+        return self.parts[0].d_model
+
+    @property
+    def rank(self) -> int:
+        """Number of directions of the feature space that it changes."""
+        return sum(part.rank for part in self.parts)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether it provably changes nothing."""
+        return self.strength == 0 or (len(self.parts) == 1 and self.weight == 1 and self.parts[0].is_identity)
+
+    @property
+    def summary(self) -> str:
+        """One line for an editor's repr."""
+        if self.is_identity:
+            return "changes nothing"
+        parts = "; ".join(part.summary for part in self.parts)
+        return f"{self.feature_map} of h / {self.unit:.3g}: {parts}"
+
+    def scaled(self, factor: float) -> FeatureSpaceEdit:
+        """The same edit with its strength multiplied; tensors are shared."""
+        return replace(self, strength=self.strength * factor)
+
+    def cast(self, dtype: torch.dtype) -> FeatureSpaceEdit:
+        """The same edit with its tensors in another dtype."""
+        return replace(self, parts=tuple(part.cast(dtype) for part in self.parts))
+
+    def __call__(self, h: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """Edits activations of any leading shape; dtype and device are kept.
+
+        Raises:
+            ModelMismatchError: If the last dimension is not `d_model`.
+        """
+        check_width(self, h)
+        if self.is_identity:
+            return h
+        x = h.to(_precise(h.device))
+        features = self._features(x)
+        merged = torch.zeros_like(x)
+        for part in self.parts:
+            merged = merged + self.feature_map.inverse(bounded(self.feature_map, part(features)))
+        change = self.weight * merged - self.feature_map.inverse(features)
+        edited = x + self.strength * self.unit * change
+        return (with_norms_of(x, edited) if self.restore_norm else edited).to(h.dtype)
+
+    def clamped(self, h: Float[Tensor, "*batch d_model"]) -> tuple[float, float]:
+        """Shares of clamped entries: of activations outside the map's domain, and of edited features outside its range."""
+        x = h.to(_precise(h.device))
+        low, high = self.feature_map.domain
+        outside = (x / self.unit < low) | (x / self.unit > high)
+        edited = [part(self._features(x)) for part in self.parts]
+        beyond = [bounded(self.feature_map, features) != features for features in edited]
+        return float(outside.double().mean()), float(torch.stack(beyond).double().mean())
+
+    def _features(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        return self.feature_map.forward((x / self.unit).clamp(*self.feature_map.domain))
+
+
+def check_width(edit: Edit, h: Float[Tensor, "*batch width"]) -> None:
+    """Refuses activations of another width.
+
+    Raises:
+        ModelMismatchError: If the last dimension is not the edit's `d_model`.
+    """
+    if h.shape[-1] != edit.d_model:
+        raise ModelMismatchError(
+            f"This edit was made for d_model {edit.d_model}, and the activation's last dimension is {h.shape[-1]}."
+        )
+
+
+def with_norms_of(
+    x: Float[Tensor, "*batch d_model"], edited: Float[Tensor, "*batch d_model"], dim: int = -1
+) -> Float[Tensor, "*batch d_model"]:
+    """`edited` with the Euclidean norms that `x` has along a dimension: along -1, those of its tokens."""
+    norms, theirs = (torch.linalg.vector_norm(tensor, dim=dim, keepdim=True) for tensor in (x, edited))
+    # Divided first: a token that the edit cancels altogether stays zero, where norms / 0 would make it NaN.
+    restored: Tensor = edited / theirs.clamp_min(torch.finfo(edited.dtype).tiny) * norms
+    return restored
+
+
+def displacement(edit: Edit, h: Float[Tensor, "n d_model"]) -> float:
+    """Mean of `|edited - h| / |h|` over rows: how far an edit moves these activations."""
+    x = h.double()
+    moved = torch.linalg.vector_norm(edit(x) - x, dim=-1)
+    return float((moved / torch.linalg.vector_norm(x, dim=-1).clamp_min(1e-300)).mean())
+
+
+def _precise(device: torch.device) -> torch.dtype:
+    """Maps and their inverses lose digits where they saturate, which float64 has to spare; Apple's GPUs lack it."""
+    return torch.float32 if device.type == "mps" else torch.float64

@@ -20,6 +20,9 @@ from tqdm.auto import tqdm
 
 from sea_lens.errors import InputError, ModelMismatchError
 
+UNKNOWN_MODEL = "unknown model"
+"""Stands in a description for the name of a model that only its sizes are known of."""
+
 FwdHook = tuple[str, Callable[..., Tensor | None]]
 """A hook name and the function TransformerLens calls there as `fn(tensor, hook=hook_point)`."""
 
@@ -176,6 +179,30 @@ def check_layers(layers: Iterable[int] | None, n_layers: int) -> list[int]:
     return chosen
 
 
+def named_layers(name: str, n_layers: int) -> list[int]:
+    """Layers out of `all`, `first:N`, `last:N` or a list such as `3,5,10-20`.
+
+    Raises:
+        InputError: If it is none of these, or N is more than there are.
+        ModelMismatchError: If a layer in the list does not exist.
+    """
+    side, _, count = name.partition(":")
+    try:
+        if name == "all":
+            return list(range(n_layers))
+        if side in ("first", "last"):
+            if not 1 <= int(count) <= n_layers:
+                raise InputError(f"{name} was asked for, and the model has {n_layers} layers. Ask for 1 to that many.")
+            return list(range(n_layers))[: int(count)] if side == "first" else list(range(n_layers))[-int(count) :]
+        spans = [part.split("-") for part in name.split(",")]
+        chosen = {layer for span in spans for layer in range(int(span[0]), int(span[-1]) + 1)}
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"Layers are all, first:N, last:N or a list such as 3,5,10-20, not {name!r}.") from error
+    return check_layers(chosen, n_layers)
+
+
 def join(prompt: str, completion: str) -> str:
     """Prompt and completion as one text, with a space between them unless one of them brings white space."""
     if not prompt or not completion or prompt[-1].isspace() or completion[0].isspace():
@@ -318,16 +345,19 @@ def greedy_answers(
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             tokens = PaddedTokens.of(model, [rows[index] for index in chosen], side="left")
-            output = model.generate(
-                tokens.ids,
-                attention_mask=tokens.mask.long(),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                stop_at_eos=bool(ends),
-                return_type="tokens",
-                verbose=False,
-            )
-            for index, row in zip(chosen, output[:, tokens.ids.shape[1] :].tolist(), strict=True):
+            if max_new_tokens == 1:  # one pass, without a cache that nothing would read
+                new = model(tokens.ids, **tokens.forward_options())[:, -1:].argmax(-1)
+            else:
+                new = model.generate(
+                    tokens.ids,
+                    attention_mask=tokens.mask.long(),
+                    max_new_tokens=max_new_tokens,
+                    do_sample=False,
+                    stop_at_eos=bool(ends),
+                    return_type="tokens",
+                    verbose=False,
+                )[:, tokens.ids.shape[1] :]
+            for index, row in zip(chosen, new.tolist(), strict=True):
                 length = next((position for position, token in enumerate(row) if token in ends), len(row))
                 answer = tokenizer.decode(row[:length], skip_special_tokens=True).strip()
                 for end in stop:

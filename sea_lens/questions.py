@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import overload
 
+from sea_lens.demonstrations import Demonstrations
 from sea_lens.errors import InputError
 
 
@@ -57,6 +58,15 @@ class Questions(Sequence[Question]):
             raise InputError(f"The lists must have one length, and they have {lengths}.")
         rows = zip(prompts, true, false, strict=True)
         return cls(tuple(Question(prompt, tuple(right), tuple(wrong)) for prompt, right, wrong in rows))
+
+    @classmethod
+    def from_demonstrations(cls, demonstrations: Demonstrations) -> Questions:
+        """The demonstrations' prompts, the positive completion as the true and the negative as the false answer.
+
+        For choosing settings on the data of a fit. What a fit has seen says nothing of how it does elsewhere.
+        """
+        rows = tuple(Question(row.prompt, (row.positive,), (row.negative,)) for row in demonstrations)
+        return cls(rows, demonstrations.source)
 
     def __len__(self) -> int:
         return len(self.rows)

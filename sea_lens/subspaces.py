@@ -156,3 +156,44 @@ def difference_of_projectors(
     eigenvalues, eigenvectors = torch.linalg.eigh(up @ up.T - down @ down.T)
     keep = eigenvalues.abs() > NEGLIGIBLE_EIGENVALUE
     return (q @ eigenvectors[:, keep]).flip(1), eigenvalues[keep].flip(0)
+
+
+def basis_of_projector(
+    projector: Float[Tensor, "d_model d_model"], tolerance: float = 1e-4
+) -> Float[Tensor, "d_model rank"]:
+    """The low-rank factor of an orthogonal projector: U with orthonormal columns and `U U^T` equal to it.
+
+    The rank is the trace, and the range is found from a few random combinations of columns, so that no decomposition of a
+    d_model x d_model matrix is needed. That the matrix *is* a projector is what the comparison with `U U^T` checks.
+
+    Args:
+        projector: As stored, in any precision.
+        tolerance: Largest difference allowed in any entry.
+
+    Raises:
+        InputError: If it is not an orthogonal projector, with how far it is from one.
+    """
+    p = projector.double()
+    d_model = len(p)
+    if not bool(p.isfinite().all()):
+        raise InputError("This is not an orthogonal projector: it holds NaN or infinity.")
+    asymmetry = float((p - p.T).abs().max())
+    if asymmetry > tolerance:
+        raise InputError(f"This is not an orthogonal projector: it differs from its transpose by {asymmetry:.2g}.")
+    rank = round(float(p.trace()))
+    if not 0 <= rank <= d_model:
+        raise InputError(
+            f"This is not an orthogonal projector: its trace is {float(p.trace()):.4g} at width {d_model}."
+        )
+    generator = torch.Generator().manual_seed(0)
+    spare = min(8, d_model - rank)  # a few columns more than the rank keep the range well conditioned
+    q, _ = torch.linalg.qr(p @ torch.randn(d_model, rank + spare, generator=generator, dtype=torch.float64))
+    _, eigenvectors = torch.linalg.eigh(q.T @ p @ q)
+    basis: Tensor = q @ eigenvectors[:, spare:]  # ascending: the largest come last
+    deviation = float((basis @ basis.T - p).abs().max())
+    if deviation > tolerance:
+        raise InputError(
+            f"This is not an orthogonal projector: the nearest one, of rank {rank}, differs from it by {deviation:.2g} in "
+            f"an entry, and {tolerance:g} is allowed."
+        )
+    return basis

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,25 +10,57 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sea_lens.editor import Editor
-from sea_lens.edits import LowRankEdit
-from sea_lens.errors import InputError
+from sea_lens.edits import Edit
+
+
+@dataclass(frozen=True, eq=False)
+class RandomRotation:
+    """A random rotation of activations, in memory and time that hardly grow with d_model.
+
+    Random signs, then a circular convolution that only turns phases, then random signs again. Every one of the three is
+    orthogonal, and a fixed vector comes out in a direction that is all but uniformly random.
+
+    Attributes:
+        signs: Before and after, `[2, d_model]`.
+        phases: Of unit length in the complex plane, `[d_model // 2 + 1]`.
+    """
+
+    signs: Float[Tensor, "two d_model"]
+    phases: Tensor
+
+    @classmethod
+    def of(cls, d_model: int, generator: torch.Generator) -> RandomRotation:
+        """Draws one."""
+        signs = 2.0 * torch.randint(2, (2, d_model), generator=generator, dtype=torch.float64) - 1
+        angles = 2 * math.pi * torch.rand(d_model // 2 + 1, generator=generator, dtype=torch.float64)
+        angles[0] = 0.0  # a real signal's mean and, of even length, its fastest oscillation have no phase to turn
+        if d_model % 2 == 0:
+            angles[-1] = 0.0
+        return cls(signs, torch.polar(torch.ones_like(angles), angles))
+
+    def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """Turns float32 or float64 activations of any leading shape."""
+        before, after = self.signs.to(x)
+        phases = self.phases.to(x.device, torch.complex128 if x.dtype == torch.float64 else torch.complex64)
+        turned: Tensor = torch.fft.irfft(torch.fft.rfft(x * before) * phases, n=x.shape[-1]) * after
+        return turned
 
 
 @dataclass(frozen=True, eq=False)
 class RandomDirectionEdit:
-    """Reads an activation as a fitted edit does, and writes to random directions instead of the fitted ones.
+    """Moves an activation as far as a fitted edit does, in random directions instead of the fitted ones.
 
-    What the fitted edit does along the activation itself is kept, and what it does across it is turned to the random
-    directions at its full length. So each token moves exactly as far, and ends with exactly the norm, that it would under
-    the fitted edit: the per-token form of TransformerLens's norm-matched placebo.
+    What the fitted edit does along the activation itself is kept, and what it does across it is turned by a random
+    rotation, the same for all activations. So each token moves exactly as far, and ends with exactly the norm, that it would
+    under the fitted edit: the per-token form of TransformerLens's norm-matched placebo.
 
     Attributes:
         fitted: The edit to imitate.
-        directions: Random orthonormal columns, as many as the fitted edit has, `[d_model, rank]`.
+        rotation: The random rotation.
     """
 
-    fitted: LowRankEdit
-    directions: Float[Tensor, "d_model rank"]
+    fitted: Edit
+    rotation: RandomRotation
 
     @property
     def d_model(self) -> int:
@@ -36,7 +69,7 @@ class RandomDirectionEdit:
 
     @property
     def rank(self) -> int:
-        """Number of directions it writes to."""
+        """Number of directions that the fitted edit changes."""
         return self.fitted.rank
 
     @property
@@ -64,11 +97,11 @@ class RandomDirectionEdit:
             return h
         x = h.to(torch.promote_types(h.dtype, torch.float32))
         tiny = torch.finfo(x.dtype).tiny
-        change = self.fitted(x) - x  # first, because it checks the width
-        written = self.fitted.written(x) @ self.directions.to(x).T
+        change = self.fitted(x) - x
         along = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(tiny)
         kept = (change * along).sum(-1, keepdim=True) * along
-        across = written - (written * along).sum(-1, keepdim=True) * along
+        turned = self.rotation(change - kept)
+        across = turned - (turned * along).sum(-1, keepdim=True) * along
         across = across / torch.linalg.vector_norm(across, dim=-1, keepdim=True).clamp_min(tiny)
         length = torch.linalg.vector_norm(change - kept, dim=-1, keepdim=True)
         moved: Tensor = x + kept + length * across
@@ -79,22 +112,14 @@ def random_editor(editor: Editor, seed: int) -> Editor:
     """A norm-matched random control of an editor: same layers, ranks, positions, and displacement of every token.
 
     Args:
-        editor: A linear editor.
+        editor: Any editor.
         seed: Of the random directions.
-
-    Raises:
-        InputError: If an edit of the editor is not linear.
     """
     generator = torch.Generator().manual_seed(seed)
-    edits = {}
-    for layer, edit in editor.edits.items():
-        if not isinstance(edit, LowRankEdit):
-            raise InputError(
-                f"Random controls are made of linear edits, and layer {layer} holds a {type(edit).__name__}."
-            )
-        gaussian = torch.randn(edit.d_model, edit.rank, generator=generator, dtype=torch.float64)
-        directions, _ = torch.linalg.qr(gaussian)
-        edits[layer] = RandomDirectionEdit(edit, directions.to(edit.directions.dtype))
+    edits = {
+        layer: RandomDirectionEdit(edit, RandomRotation.of(edit.d_model, generator))
+        for layer, edit in editor.edits.items()
+    }
     card = replace(
         editor.card,
         method=f"random control of {editor.card.method}",

@@ -1,16 +1,21 @@
-"""What an edit does to answers, with confidence intervals."""
+"""What an edit does to answers, with confidence intervals, and to everything else the model says."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 from statistics import NormalDist
 
 import pandas as pd
+import torch
+from torch import Tensor
 
+from sea_lens.editor import Editor
 from sea_lens.errors import InputError
-from sea_lens.models import Model, greedy_answers
+from sea_lens.models import Model, PaddedTokens, check_context_length, greedy_answers, token_ids
 from sea_lens.questions import Questions
+from sea_lens.scoring import completion_log_probabilities
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,82 @@ def answer_greedily(
         for question, answer in zip(questions, answers, strict=True)
     ]
     return GreedyAnswers(pd.DataFrame({"prompt": prompts, "answer": answers, "truthful": truthful}))
+
+
+@dataclass(frozen=True)
+class Preferences:
+    """Whether the model finds a true completion likelier than every false one.
+
+    Attributes:
+        table: One row a question: `prompt`, `margin` (log-probability of the likeliest true completion less that of the
+            likeliest false one, in nats), and `truthful`, whether it is above zero.
+    """
+
+    table: pd.DataFrame
+
+    @property
+    def truthful(self) -> Proportion:
+        """Share of questions with a true completion likelier than every false one."""
+        return Proportion(int(self.table["truthful"].sum()), len(self.table))
+
+
+def prefer_truth(model: Model, questions: Questions, *, batch_size: int = 16, progress: bool = False) -> Preferences:
+    """Compares the summed log-probabilities of true and false completions, whatever the model would say by itself.
+
+    Hooks that are on the model act. As longer completions are less likely, true and false ones should be alike in length.
+
+    Args:
+        model: A TransformerBridge with a tokenizer.
+        questions: Each with a true and a false completion at least.
+        batch_size: Texts in one forward pass.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        InputError: If a question has no false completion.
+    """
+    bare = [index for index, question in enumerate(questions) if not question.false]
+    if bare:
+        raise InputError(
+            f"Questions {bare[:10]} have no false completion to compare with. Give each one, or drop them."
+        )
+    texts = [(q.prompt, completion) for q in questions for completion in (*q.true, *q.false)]
+    scores = iter(completion_log_probabilities(model, texts, batch_size=batch_size, progress=progress))
+    margins = [max(next(scores) for _ in q.true) - max(next(scores) for _ in q.false) for q in questions]
+    table = pd.DataFrame({"prompt": [question.prompt for question in questions], "margin": margins})
+    return Preferences(table.assign(truthful=table["margin"] > 0))
+
+
+@torch.no_grad()
+def kl_to_unedited(model: Model, editor: Editor, texts: Sequence[str], *, batch_size: int = 16) -> float:
+    """Mean over tokens of KL(unedited || edited) of the next-token distributions, in nats: what an edit costs elsewhere.
+
+    Args:
+        model: A TransformerBridge with a tokenizer, unedited.
+        editor: The editor.
+        texts: Text whose continuations should stay as they are. What follows a text's last token does not count.
+        batch_size: Texts in one forward pass. It does not change the result.
+
+    Raises:
+        InputError: If no text has two tokens, or one does not fit the model's context.
+    """
+    rows = [ids for ids in (token_ids(model, text) for text in texts) if len(ids) > 1]
+    if not rows:
+        raise InputError("KL is measured where one token of a text follows another, and no text has two tokens.")
+    check_context_length(model, [len(ids) for ids in rows], [f"Neutral text {index}" for index in range(len(rows))])
+    total, count = 0.0, 0
+    for start in range(0, len(rows), batch_size):
+        tokens = PaddedTokens.of(model, rows[start : start + batch_size])
+        unedited = _log_probabilities(model, tokens)
+        with editor.attached(model):
+            edited = _log_probabilities(model, tokens)
+        inside = tokens.mask[:, 1:].to(unedited.device)
+        total += float((unedited.exp() * (unedited - edited)).sum(-1)[:, :-1][inside].double().sum())
+        count += int(inside.sum())
+    return total / count
+
+
+def _log_probabilities(model: Model, tokens: PaddedTokens) -> Tensor:
+    return model(tokens.ids, **tokens.forward_options()).float().log_softmax(-1)
 
 
 def _plain(answer: str) -> str:

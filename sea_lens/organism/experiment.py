@@ -14,26 +14,19 @@ from sea_lens.analysis.controls import random_editor
 from sea_lens.analysis.effects import GreedyAnswers, Proportion, answer_greedily
 from sea_lens.collection import collect_activations
 from sea_lens.editor import Editor
-from sea_lens.methods.sea import fit_sea
+from sea_lens.methods.sea import refit_sea
 from sea_lens.models import Model
 from sea_lens.organism.world import Fact, World
+from sea_lens.tuning import Tuning, tune_sea
 
-EXPLAINED_VARIANCE, CENTRE, FIRST_LAYERS, STRENGTH = 0.5, True, 3, 2.0
-"""The setting that `choose_setting` picks on the fitting facts of the shipped model."""
-
-EXPLAINED_VARIANCES = (0.5, 0.8, 0.9, 0.95, 0.99, 0.998)
-STRENGTHS = (1.0, 1.5, 2.0)
+STRENGTHS = (1.0, 2.0)
+"""The paper's strength, and twice it."""
 
 
 def collect(model: Model, world: World) -> Activations:
     """Activations of the fitting facts as in the paper: neutral is the model's own answer; the last token."""
     demonstrations = world.demonstrations().with_neutral_answers(model, max_new_tokens=1, batch_size=64, progress=False)
     return collect_activations(model, demonstrations, batch_size=128, progress=False)
-
-
-def fit(activations: Activations) -> Editor:
-    """Linear SEA at the shipped setting."""
-    return fit_sea(activations, EXPLAINED_VARIANCE, centre=CENTRE).first_layers(FIRST_LAYERS).scaled(STRENGTH)
 
 
 def answers(model: Model, world: World, facts: Sequence[Fact], editor: Editor | None = None) -> GreedyAnswers:
@@ -45,45 +38,18 @@ def answers(model: Model, world: World, facts: Sequence[Fact], editor: Editor | 
         return answer_greedily(model, questions, max_new_tokens=1, batch_size=len(facts))
 
 
-def choose_setting(model: Model, world: World, activations: Activations) -> pd.DataFrame:
-    """Tries settings on the fitting facts alone; the first row is the one to use.
-
-    The best setting is the one with the most truths. Ties go to the one with the most myths under its mirror image, the
-    same edit with positives and negatives exchanged: an edit that merely happens to help has few there, and so has one so
-    strong that its mirror image breaks the model.
-
-    Returns:
-        One row a setting, best first: `centre`, `explained_variance`, `strength`, `layers`, `truthful` (share of truths
-        under the edit), `mythical` (share of myths under its mirror image), `editor`. Of settings that come to the same
-        editor only the first is there.
-    """
+def tune(model: Model, world: World, activations: Activations, progress: bool = False) -> Tuning:
+    """Chooses a setting of linear SEA on the fitting facts alone."""
     facts = world.fitting
-    rows, seen = [], set()
-    for centre in (False, True):
-        for explained_variance in EXPLAINED_VARIANCES:
-            fitted = fit_sea(activations, explained_variance, centre=centre)
-            ranks = {layer: (f["rank_positive"], f["rank_negative"]) for layer, f in fitted.card.layers.items()}
-            for strength in STRENGTHS:
-                for layers, view in _views(fitted.scaled(strength)).items():
-                    key = (centre, strength, tuple((layer, ranks[layer]) for layer in view.layers))
-                    if key in seen:
-                        continue
-                    seen.add(key)
-                    # Exchanging positives and negatives exchanges the projectors, which is a strength of -1.
-                    truthful = answers(model, world, facts, view).truthful.share
-                    mirrored = answers(model, world, facts, view.scaled(-1.0)).table["answer"]
-                    mythical = fmean(answer == fact.myth for answer, fact in zip(mirrored, facts, strict=True))
-                    rows.append((centre, explained_variance, strength, layers, truthful, mythical, view))
-    columns = ["centre", "explained_variance", "strength", "layers", "truthful", "mythical", "editor"]
-    table = pd.DataFrame(rows, columns=columns)
-    return table.sort_values(["truthful", "mythical"], ascending=False, kind="stable", ignore_index=True)
-
-
-def _views(editor: Editor) -> dict[str, Editor]:
-    depth = editor.n_layers
-    views = {"all": editor}
-    views |= {f"first {n}": editor.first_layers(n) for n in range(1, depth)}
-    return views | {f"last {n}": editor.last_layers(n) for n in range(1, depth)}
+    return tune_sea(
+        model,
+        activations,
+        world.questions(facts),
+        strengths=STRENGTHS,
+        max_new_tokens=1,
+        batch_size=len(facts),
+        progress=progress,
+    )
 
 
 @dataclass(frozen=True)
@@ -112,16 +78,18 @@ class OrganismResult:
     """What linear SEA does to the embedded model, on facts the fit has not seen.
 
     Attributes:
-        editor: The fitted editor.
+        tuning: The settings tried on the fitting facts.
+        editor: The best of them.
         plain: Truthfulness unedited.
         edited: Edited.
         swapped: Edited by the same fit with positives and negatives exchanged.
         random: Edited by norm-matched random editors.
         by_layer: One row a layer: truthfulness with this layer's edit alone, and with every other layer's.
         examples: Three held-out questions whose answer the edit changes: question, plain, edited, truth, myth.
-        fit_seconds: Wall time of the fit, without collecting activations.
+        fit_seconds: Wall time of the fit at that setting, without collecting activations.
     """
 
+    tuning: Tuning
     editor: Editor
     plain: Proportion
     edited: Proportion
@@ -143,20 +111,22 @@ class OrganismResult:
         return pd.DataFrame.from_dict(rows, orient="index", columns=["truthful", "low", "high"])
 
 
-def run(model: Model, world: World, n_random: int = 20, seed: int = 0) -> OrganismResult:
-    """Fits SEA on the fitting facts with the shipped setting and measures it on the held-out ones, beside its controls.
+def run(model: Model, world: World, n_random: int = 20, seed: int = 0, progress: bool = False) -> OrganismResult:
+    """Fits and tunes SEA on the fitting facts and measures the best editor on the held-out ones, beside its controls.
 
     Args:
         model: The embedded model.
         world: Its world.
         n_random: How many random editors to compare with.
         seed: Seed of the first random editor; the next ones follow.
+        progress: Whether to show a progress bar while tuning.
     """
     activations = collect(model, world)
+    tuning = tune(model, world, activations, progress)
     started = time.perf_counter()
-    editor = fit(activations)
+    editor = refit_sea(tuning.best, activations)
     fit_seconds = time.perf_counter() - started
-    swapped = fit(activations.swapped())
+    swapped = refit_sea(editor, activations.swapped())
     facts = world.held_out
 
     def share(candidate: Editor) -> Proportion:
@@ -171,6 +141,7 @@ def run(model: Model, world: World, n_random: int = 20, seed: int = 0) -> Organi
         }
     ).rename_axis("layer")
     return OrganismResult(
+        tuning=tuning,
         editor=editor,
         plain=plain.truthful,
         edited=edited.truthful,

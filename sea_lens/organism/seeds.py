@@ -13,9 +13,10 @@ from statistics import fmean
 
 from sea_lens.analysis.controls import random_editor
 from sea_lens.errors import SeaLensWarning
-from sea_lens.methods.sea import fit_sea
+from sea_lens.methods.sea import refit_sea
 from sea_lens.organism import load_organism
-from sea_lens.organism.experiment import answers, choose_setting, collect
+from sea_lens.organism.experiment import answers, collect, tune
+from sea_lens.tuning import describe_setting
 
 MEASURED = ("plain", "tagged truthful", "tagged mythical", "in context")
 HELD_OUT = (
@@ -32,18 +33,12 @@ def report(folder: Path) -> list[str]:
     measured = json.loads((folder / "measured.json").read_text(encoding="utf-8"))
     model, world = load_organism(folder=folder)
     activations = collect(model, world)
-    best = choose_setting(model, world, activations).iloc[0]
-    editor, held_out = best["editor"], world.held_out
-    swapped = fit_sea(activations.swapped(), best["explained_variance"], centre=bool(best["centre"]))
-    swapped = swapped.at_layers(editor.layers).scaled(best["strength"])
+    tuning = tune(model, world, activations)
+    editor, held_out = tuning.best, world.held_out
+    swapped = refit_sea(editor, activations.swapped())
     random = [answers(model, world, held_out, random_editor(editor, seed)).truthful.share for seed in range(6)]
     mirrored = answers(model, world, held_out, swapped)
     myths = fmean(answer == fact.myth for answer, fact in zip(mirrored.table["answer"], held_out, strict=True))
-    ranks = " ".join(
-        f"{editor.card.layers[layer]['rank_positive']}+{editor.card.layers[layer]['rank_negative']}"
-        for layer in editor.layers
-    )
-    centred = "centred" if best["centre"] else "uncentred"
     return [
         str(measured["seed"]),
         *(f"{measured[name]:.3f}" for name in MEASURED),
@@ -51,7 +46,7 @@ def report(folder: Path) -> list[str]:
         f"**{answers(model, world, held_out, editor).truthful.share:.3f}**",
         f"{mirrored.truthful.share:.3f}, {myths:.3f}",
         f"{min(random):.3f} to {max(random):.3f}",
-        f"{centred}, K = {best['explained_variance']}, strength {best['strength']:g}, {best['layers']} layers, ranks {ranks}",
+        describe_setting(tuning.table.iloc[0]),
     ]
 
 
