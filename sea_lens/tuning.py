@@ -198,9 +198,11 @@ def _layer_sets(
     for given in layers:
         name = given if isinstance(given, str) else ",".join(map(str, given))
         chosen = named_layers(given, n_layers) if isinstance(given, str) else check_layers(given, n_layers)
-        sets[name] = [layer for layer in chosen if layer in collected]
-        if not sets[name]:
+        found = [layer for layer in chosen if layer in collected]
+        partly = name == "all" or name.startswith(("first:", "last:"))  # as views, these mean the layers there are
+        if not found or (found != chosen and not partly):
             raise InputError(f"Layers {name} were asked for; activations are there of {list(collected)}.")
+        sets[name] = found
     return sets
 
 
