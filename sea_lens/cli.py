@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Literal, Optional
 
 import typer
 from rich.console import Console
@@ -14,17 +14,50 @@ from rich.table import Table
 from typer.exceptions import Abort, Exit, TyperException
 
 from sea_lens.activations import Activations
-from sea_lens.cli_inputs import DataFormat, load_model, parse_token, prepare, read_demonstrations
+from sea_lens.cli_inputs import (
+    MAP_HELP,
+    BatchSize,
+    Chat,
+    DataFormat,
+    DemonstrationsFile,
+    Device,
+    Ending,
+    FeatureUnit,
+    Format,
+    Layers,
+    Merging,
+    MergingSpace,
+    ModelName,
+    NewTokens,
+    Number,
+    Projecting,
+    Seed,
+    Site,
+    SpectrumOption,
+    Template,
+    TokenOption,
+    check_shares,
+    load_model,
+    parse_feature_map,
+    parse_feature_unit,
+    parse_token,
+    read_demonstrations,
+    with_answers,
+    with_template,
+)
 from sea_lens.collection import collect_activations
 from sea_lens.editor import Editor
 from sea_lens.edits import LowRankEdit
 from sea_lens.errors import InputError, SeaLensWarning
-from sea_lens.methods.sea import Merge, Projections, fit_sea
+from sea_lens.methods.sea import SEARule, fit_sea
 from sea_lens.models import greedy_answers, named_layers
 from sea_lens.organism import experiment, load_organism
+from sea_lens.organism.report import report
 from sea_lens.plotting import plot_organism, plot_tuning
-from sea_lens.subspaces import Spectrum
-from sea_lens.tuning import describe_setting
+from sea_lens.published_projections import FeatureFunction, Normalisation
+from sea_lens.questions import Questions
+from sea_lens.tensor_files import write_text
+from sea_lens.tuning import EXPLAINED_VARIANCES, describe_setting, tune_sea
 
 app = typer.Typer(
     name="sea-lens",
@@ -36,29 +69,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 console = Console()
-
-ModelName = Annotated[
-    str, typer.Argument(help="Model name on the hub, a local folder, or `organism` for the embedded model.")
-]
-DemonstrationsFile = Annotated[
-    Path, typer.Argument(help="HaluEval QA, BBQ, JSONL or CSV with columns prompt, positive, negative.")
-]
-Format = Annotated[DataFormat, typer.Option(help="Layout of the demonstrations file.")]
-Number = Annotated[Optional[int], typer.Option("--n", help="How many demonstrations to sample; all if left out.")]
-Seed = Annotated[int, typer.Option(help="Seed of the sample (and of BBQ's wrong answers).")]
-Template = Annotated[
-    Optional[str], typer.Option(help="Prompt template, such as 'Q: {question}\\nA:' (\\n is a line break).")
-]
-Chat = Annotated[bool, typer.Option("--chat", help="Put prompts into the tokenizer's own chat template.")]
-Ending = Annotated[Optional[str], typer.Option(help="Give every answer this ending, such as '.'.")]
-NewTokens = Annotated[int, typer.Option(help="Longest answer the model may give, in tokens.", min=1)]
-TokenOption = Annotated[
-    str, typer.Option(help="Token collected: last, last_content, mean, or an index into the answer.")
-]
-Layers = Annotated[str, typer.Option(help="all, first:N, last:N, or a list such as 3,5,10-20.")]
-Site = Annotated[str, typer.Option(help="Hook that activations come from and edits go to.")]
-BatchSize = Annotated[int, typer.Option(help="Texts in one forward pass.", min=1)]
-Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, mps.")]
 
 
 @app.command()
@@ -74,45 +84,8 @@ def demo(
     plot_organism(result).savefig(out / "layers.png", dpi=150)
     plot_tuning(result.tuning).savefig(out / "settings.png", dpi=150)
     result.editor.save_pretrained(out / "editor")
-    print_demo(result, len(world.fitting), out)
-
-
-def print_demo(result: experiment.OrganismResult, n_fitting: int, out: Path) -> None:
-    """Prints a demo's result: bars, three answers before and after, where the picture is, and the code."""
-    ranks = [result.editor.card.layers[layer] for layer in result.editor.layers]
-    by_layer = "  ".join(f"{found['rank_positive']}+{found['rank_negative']}" for found in ranks)
-    typer.echo(
-        f"\nSEA fitted on {n_fitting} facts in {result.fit_seconds:.2f} s   "
-        f"ranks (positive + negative) by layer: {by_layer}\n"
-        f"best of {len(result.tuning.table)} settings there: {describe_setting(result.tuning.table.iloc[0])}"
-    )
-    typer.echo(f"truthful answers on {result.plain.n} facts it has never seen, with 95 % intervals")
-    for name, row in result.table.iterrows():
-        bar = "=" * round(24 * row["truthful"])
-        interval = f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
-        typer.echo(f"  {name:<22} {bar:<24} {row['truthful']:>6.1%}  {interval}")
-    typer.echo("")
-    for example in result.examples.to_dict("records"):
-        kinds = {example["myth"]: "myth", example["truth"]: "true"}
-        plain, edited = (f"{example[name]} ({kinds.get(example[name], 'neither')})" for name in ("plain", "edited"))
-        typer.echo(f"Q: {example['question']:<34} plain: {plain:<20} edited: {edited}")
-    typer.echo(f"\nPictures: {out / 'layers.png'} (layer by layer), {out / 'settings.png'}    editor: {out / 'editor'}")
-    typer.echo("\nThe same in Python:\n")
-    typer.echo(demo_code())
-
-
-def demo_code() -> str:
-    """The lines of Python that do what the demo does."""
-    return f"""    import sea_lens as sl
-    model, world = sl.load_organism()
-    demonstrations = world.demonstrations().with_neutral_answers(model, max_new_tokens=1)
-    activations = sl.collect_activations(model, demonstrations)
-    questions = world.questions(world.fitting)
-    tuning = sl.tune_sea(model, activations, questions, strengths={experiment.STRENGTHS}, max_new_tokens=1)
-    print(tuning.table.head())
-    with tuning.best.attached(model):
-        print(sl.answer_greedily(model, world.questions(), max_new_tokens=1).truthful)
-"""
+    typer.echo(report(result, len(world.fitting)))
+    typer.echo(f"Pictures: {out / 'layers.png'} (layer by layer), {out / 'settings.png'}    editor: {out / 'editor'}")
 
 
 @app.command()
@@ -138,7 +111,8 @@ def collect(
     data = read_demonstrations(demonstrations, format, n, seed)
     bridge = load_model(model, device)
     chosen = named_layers(layers, bridge.cfg.n_layers)
-    data = prepare(data, bridge, template, chat, answer_ending, max_new_tokens, batch_size, out)
+    data = with_template(data, bridge, template, chat)
+    data = with_answers(data, bridge, answer_ending, max_new_tokens, batch_size, out)
     activations = collect_activations(bridge, data, chosen, chosen_token, site=site, batch_size=batch_size, folder=out)
     typer.echo(f"{activations!r}\nsaved in {out}")
 
@@ -156,10 +130,13 @@ def fit(
         Optional[float], typer.Option(help="The same for the negative subspace, where it should differ.")
     ] = None,
     rank: Annotated[Optional[int], typer.Option(help="Rank of both subspaces, instead of a share.")] = None,
-    spectrum: Annotated[Spectrum, typer.Option(help="What the explained variance is a share of.")] = "squared",
+    spectrum: SpectrumOption = "squared",
     centre: Annotated[bool, typer.Option("--centre/--no-centre", help="Subtract means first.")] = False,
-    projections: Annotated[Projections, typer.Option(help="The method is both; the others are ablations.")] = "both",
-    merge: Annotated[Merge, typer.Option(help="norm keeps each token's norm, sum and average do not.")] = "norm",
+    projections: Projecting = "both",
+    merge: Merging = "norm",
+    feature_map: Annotated[str, typer.Option(help=MAP_HELP)] = "none",
+    feature_unit: FeatureUnit = "median",
+    merge_space: MergingSpace = "features",
     format: Format = DataFormat.auto,
     n: Number = None,
     seed: Seed = 0,
@@ -173,13 +150,15 @@ def fit(
     batch_size: BatchSize = 32,
     device: Device = "cpu",
 ) -> None:
-    """Fits linear SEA and writes an editor: from a model and demonstrations, or from collected activations."""
+    """Fits SEA and writes an editor: from a model and demonstrations, or from collected activations."""
     shares = (
         explained_variance,
         explained_variance if negative_explained_variance is None else negative_explained_variance,
     )
-    if not all(0 < share <= 1 for share in shares):  # said before the model runs, not after
-        raise InputError(f"An explained variance must lie in (0, 1]; {shares[0]} and {shares[1]} were given.")
+    check_shares(*shares)
+    chosen_map, unit = parse_feature_map(feature_map), parse_feature_unit(feature_unit)
+    if chosen_map is None and (unit != "median" or merge_space != "features"):
+        raise InputError("--feature-unit and --merge-space have no effect without a --feature-map.")
     if activations is not None:
         if model is not None or demonstrations is not None:
             raise InputError("Give either --activations, or a model and demonstrations, not both.")
@@ -205,7 +184,8 @@ def fit(
         data = read_demonstrations(demonstrations, format, n, seed)
         bridge = load_model(model, device)
         chosen = named_layers(layers, bridge.cfg.n_layers)
-        data = prepare(data, bridge, template, chat, answer_ending, max_new_tokens, batch_size, None)
+        data = with_template(data, bridge, template, chat)
+        data = with_answers(data, bridge, answer_ending, max_new_tokens, batch_size, None)
         collected = collect_activations(bridge, data, chosen, chosen_token, site=site, batch_size=batch_size)
     editor = fit_sea(
         collected,
@@ -215,8 +195,123 @@ def fit(
         centre=centre,
         projections=projections,
         merge=merge,
+        feature_map=chosen_map,
+        feature_unit=unit,
+        merge_space=merge_space,
         layers=chosen,
     )
+    editor.save_pretrained(out)
+    typer.echo(f"{editor!r}\nsaved in {out}")
+
+
+@app.command()
+def tune(
+    model: ModelName,
+    demonstrations: DemonstrationsFile,
+    out: Annotated[Path, typer.Option(help="Folder for table, picture and editor; an unfinished one is gone on with.")],
+    questions: Annotated[
+        Optional[Path], typer.Option(help="File of demonstrations to choose by; those of the fit if left out.")
+    ] = None,
+    measure: Annotated[
+        Literal["answers", "preference"],
+        typer.Option(help="Greedy answers that are true, or true answers likelier than false ones."),
+    ] = "answers",
+    explained_variance: Annotated[
+        list[float], typer.Option(help="Share of the covariance to try; repeat for more.")
+    ] = list(EXPLAINED_VARIANCES),  # noqa: B006  # typer reads it and never changes it
+    layers: Annotated[
+        Optional[list[str]],
+        typer.Option(help="Layers to try: all, first:N, last:N or a list as 3,5,10-20; repeat for more."),
+    ] = None,
+    feature_map: Annotated[list[str], typer.Option(help=MAP_HELP + " Repeat for more.")] = ["none"],  # noqa: B006
+    centre: Annotated[
+        Optional[bool], typer.Option("--centre/--no-centre", help="Subtract means first; both are tried if left out.")
+    ] = None,
+    strength: Annotated[list[float], typer.Option(help="Strength to try; repeat for more.")] = [1.0],  # noqa: B006
+    spectrum: SpectrumOption = "squared",
+    projections: Projecting = "both",
+    merge: Merging = "norm",
+    feature_unit: FeatureUnit = "median",
+    merge_space: MergingSpace = "features",
+    format: Format = DataFormat.auto,
+    n: Number = None,
+    seed: Seed = 0,
+    template: Template = None,
+    chat: Chat = False,
+    answer_ending: Ending = None,
+    max_new_tokens: NewTokens = 32,
+    token: TokenOption = "last",
+    site: Site = "resid_post",
+    batch_size: BatchSize = 32,
+    device: Device = "cpu",
+) -> None:
+    """Tries settings of SEA on questions, and writes a table, a heat map and the best editor."""
+    check_shares(*explained_variance)
+    maps, chosen_token = [parse_feature_map(text) for text in feature_map], parse_token(token)
+    rule = SEARule(
+        spectrum=spectrum,
+        projections=projections,
+        merge=merge,
+        feature_unit=parse_feature_unit(feature_unit),
+        merge_space=merge_space,
+    )
+    data = read_demonstrations(demonstrations, format, n, seed)
+    asked = data if questions is None else read_demonstrations(questions, DataFormat.auto, None, seed)
+    bridge = load_model(model, device)
+    data, asked = (with_template(rows, bridge, template, chat) for rows in (data, asked))
+    data = with_answers(data, bridge, answer_ending, max_new_tokens, batch_size, out / "activations")
+    activations = collect_activations(
+        bridge, data, token=chosen_token, site=site, batch_size=batch_size, folder=out / "activations"
+    )
+    tuning = tune_sea(
+        bridge,
+        activations,
+        Questions.from_demonstrations(asked),
+        explained_variances=explained_variance,
+        layers=layers,
+        feature_maps=maps,
+        centre=(False, True) if centre is None else (centre,),
+        strengths=strength,
+        rule=rule,
+        measure=measure,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        folder=out,
+    )
+    write_text(out / "settings.csv", tuning.table.to_csv(index=False))
+    plot_tuning(tuning).savefig(out / "settings.png", dpi=150)
+    tuning.best.save_pretrained(out / "editor")
+    table = Table("score", "95 %", "KL", "setting", title=f"The best of {len(tuning.table)} settings")
+    for _, row in tuning.table.head(8).iterrows():
+        interval = f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"
+        table.add_row(f"{row['score']:.1%}", interval, f"{row['kl']:.3g}", describe_setting(row))
+    console.print(table)
+    typer.echo(f"unedited: {tuning.unedited}\n{tuning.best!r}\n")
+    if questions is None:
+        typer.echo("Chosen by the demonstrations of the fit. Measure it on others before you believe the score.")
+    typer.echo(f"settings.csv, settings.png and editor/ are in {out}")
+
+
+@app.command()
+def convert(
+    positive: Annotated[Path, typer.Argument(help="The authors' uu_positive.pt.")],
+    negative: Annotated[Path, typer.Argument(help="The authors' uu_negative.pt.")],
+    out: Annotated[Path, typer.Option(help="Folder for the editor.")] = Path("editor"),
+    layers: Layers = "all",
+    site: Site = "mlp_out",
+    normalisation: Annotated[
+        Normalisation, typer.Option(help="token, or feature: the published rule, which is not causal.")
+    ] = "token",
+    feature_function: Annotated[
+        Optional[FeatureFunction], typer.Option(help="With feature: whose published inverse is applied.")
+    ] = None,
+) -> None:
+    """Makes an editor of the projections that the SEA authors released."""
+    editor = Editor.from_published_projections(
+        positive, negative, site=site, normalisation=normalisation, feature_function=feature_function
+    )
+    if layers != "all":
+        editor = editor.at_layers(named_layers(layers, editor.n_layers))
     editor.save_pretrained(out)
     typer.echo(f"{editor!r}\nsaved in {out}")
 
@@ -269,7 +364,9 @@ def inspect(editor: Annotated[str, typer.Argument(help="Editor folder, or its na
         typer.echo(f"{name.replace('_', ' '):<18} {text}")
     if fitted.positions is not None:
         typer.echo(f"{'positions':<18} from {fitted.positions} on")
-    table = Table("layer", "rank", "positive", "negative", "lowest", "highest", "strength", "moved")
+    mapped = any("unit" in found for found in fitted.card.layers.values())
+    columns = ["layer", "rank", "positive", "negative", "lowest", "highest", "strength", "moved"]
+    table = Table(*columns, *(["unit", "clamped"] if mapped else []))
     for layer, edit in fitted.edits.items():
         found = fitted.card.layers.get(layer, {})
         extremes = ["", ""]
@@ -277,7 +374,11 @@ def inspect(editor: Annotated[str, typer.Argument(help="Editor folder, or its na
             extremes = [f"{edit.eigenvalues.min():+.3f}", f"{edit.eigenvalues.max():+.3f}"]
         displacement = f"{float(str(found['displacement'])):.1%}" if "displacement" in found else ""
         ranks = [str(found.get(f"rank_{role}", "")) for role in ("positive", "negative")]
-        table.add_row(str(layer), str(edit.rank), *ranks, *extremes, f"{edit.strength:g}", displacement)
+        cells = [str(layer), str(edit.rank), *ranks, *extremes, f"{edit.strength:g}", displacement]
+        if mapped:
+            shares = [float(str(found[f"clamped_{what}"])) for what in ("activations", "features")]
+            cells += [f"{float(str(found['unit'])):.3g}", " + ".join(f"{share:.2%}" for share in shares)]
+        table.add_row(*cells)
     console.print(table)
 
 

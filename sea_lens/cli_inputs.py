@@ -1,17 +1,23 @@
-"""What the words on the command line stand for: models, demonstrations, tokens."""
+"""The options of the command line, and what their words stand for: models, demonstrations, tokens, feature maps."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Optional
+
+import typer
 
 from sea_lens.activations import TokenChoice
 from sea_lens.demonstrations import Demonstrations
 from sea_lens.errors import InputError
+from sea_lens.feature_maps import ELU, FeatureMap, SquaredExponential, Tanh
+from sea_lens.methods.sea import Merge, MergeSpace, Projections
 from sea_lens.models import Model, weights_fingerprint
 from sea_lens.organism import load_organism
 from sea_lens.records import read_csv_rows, read_json_objects
+from sea_lens.subspaces import Spectrum
 
 NAMED_TOKENS: tuple[Literal["last", "last_content", "mean"], ...] = ("last", "last_content", "mean")
 
@@ -24,6 +30,43 @@ class DataFormat(str, Enum):
     bbq = "bbq"
     jsonl = "jsonl"
     csv = "csv"
+
+
+ModelName = Annotated[
+    str, typer.Argument(help="Model name on the hub, a local folder, or `organism` for the embedded model.")
+]
+DemonstrationsFile = Annotated[
+    Path, typer.Argument(help="HaluEval QA, BBQ, JSONL or CSV with columns prompt, positive, negative.")
+]
+Format = Annotated[DataFormat, typer.Option(help="Layout of the demonstrations file.")]
+Number = Annotated[Optional[int], typer.Option("--n", help="How many demonstrations to sample; all if left out.")]
+Seed = Annotated[int, typer.Option(help="Seed of the sample (and of BBQ's wrong answers).")]
+Template = Annotated[
+    Optional[str], typer.Option(help="Prompt template, such as 'Q: {question}\\nA:' (\\n is a line break).")
+]
+Chat = Annotated[bool, typer.Option("--chat", help="Put prompts into the tokenizer's own chat template.")]
+Ending = Annotated[Optional[str], typer.Option(help="Give every answer this ending, such as '.'.")]
+NewTokens = Annotated[int, typer.Option(help="Longest answer the model may give, in tokens.", min=1)]
+TokenOption = Annotated[
+    str, typer.Option(help="Token collected: last, last_content, mean, or an index into the answer.")
+]
+Layers = Annotated[str, typer.Option(help="all, first:N, last:N, or a list such as 3,5,10-20.")]
+Site = Annotated[str, typer.Option(help="Hook that activations come from and edits go to.")]
+BatchSize = Annotated[int, typer.Option(help="Texts in one forward pass.", min=1)]
+Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, mps.")]
+Projecting = Annotated[Projections, typer.Option(help="The method is both; the others are ablations.")]
+Merging = Annotated[Merge, typer.Option(help="norm keeps each token's norm, sum and average do not.")]
+MergingSpace = Annotated[MergeSpace, typer.Option(help="With a feature map: add projections up there, or mapped back.")]
+FeatureUnit = Annotated[
+    str, typer.Option(help="What is 1 to a feature map: median (absolute activation), or a number.")
+]
+SpectrumOption = Annotated[Spectrum, typer.Option(help="What the explained variance is a share of.")]
+FEATURE_MAPS: dict[str, Callable[..., FeatureMap]] = {
+    "squared-exponential": SquaredExponential,
+    "tanh": Tanh,
+    "elu": ELU,
+}
+MAP_HELP = "Edit in a feature space: squared-exponential, tanh or elu, with its parameter as in tanh:4; none is linear."
 
 
 def load_model(name: str, device: str) -> Model:
@@ -40,7 +83,10 @@ def load_model(name: str, device: str) -> Model:
 
 
 def read_demonstrations(path: Path, layout: DataFormat, n: int | None, seed: int) -> Demonstrations:
-    """Reads a file, finding out its layout from its first row where none is given."""
+    """Reads a file, finding out its layout from its first row where none is given. `organism` is the embedded world's."""
+    if str(path) == "organism" and not path.exists():
+        data = load_organism()[1].demonstrations()
+        return data if n is None else data.sample(n, seed)
     if layout is DataFormat.auto:
         is_csv = path.suffix.lower() == ".csv"
         records = read_csv_rows(path) if is_csv else read_json_objects(path)
@@ -59,17 +105,8 @@ def read_demonstrations(path: Path, layout: DataFormat, n: int | None, seed: int
     return data if n is None else data.sample(n, seed)
 
 
-def prepare(
-    data: Demonstrations,
-    model: Model,
-    template: str | None,
-    chat: bool,
-    ending: str | None,
-    max_new_tokens: int,
-    batch_size: int,
-    folder: Path | None,
-) -> Demonstrations:
-    """Puts prompts into a template and adds the model's answers, kept in `folder` so that a resumed run has the same."""
+def with_template(data: Demonstrations, model: Model, template: str | None, chat: bool) -> Demonstrations:
+    """Puts prompts into a template, or into the model's own for chats."""
     if template is not None and chat:
         raise InputError("Give --template or --chat, not both.")
     if template is not None:
@@ -78,6 +115,18 @@ def prepare(
         if model.tokenizer is None:
             raise InputError("This model has no tokenizer, so there is no chat template.")
         data = data.with_chat_template(model.tokenizer)
+    return data
+
+
+def with_answers(
+    data: Demonstrations,
+    model: Model,
+    ending: str | None,
+    max_new_tokens: int,
+    batch_size: int,
+    folder: Path | None,
+) -> Demonstrations:
+    """Adds the model's answers, kept in `folder` so that a resumed run has the same, and gives all answers one ending."""
     if any(row.neutral is None for row in data):
         kept = (
             None
@@ -107,3 +156,37 @@ def parse_token(text: str) -> TokenChoice:
         return int(text)
     except ValueError as error:
         raise InputError(f"--token is last, last_content, mean or an integer, and {text!r} was given.") from error
+
+
+def parse_feature_map(text: str) -> FeatureMap | None:
+    """A feature map out of `none`, `tanh` or `tanh:4`."""
+    name, colon, parameter = text.partition(":")
+    if text == "none":
+        return None
+    if name not in FEATURE_MAPS:
+        raise InputError(
+            f"--feature-map is none, {', '.join(FEATURE_MAPS)}, or one of these as in tanh:4; not {text!r}."
+        )
+    if not colon:
+        return FEATURE_MAPS[name]()
+    try:
+        value = float(parameter)
+    except ValueError as error:
+        raise InputError(f"--feature-map {text}: {parameter!r} is not a number.") from error
+    return FEATURE_MAPS[name](value)
+
+
+def parse_feature_unit(text: str) -> float | Literal["median"]:
+    """A unit out of `median` or a number."""
+    if text == "median":
+        return "median"
+    try:
+        return float(text)
+    except ValueError as error:
+        raise InputError(f"--feature-unit is median or a number, and {text!r} was given.") from error
+
+
+def check_shares(*shares: float) -> None:
+    """Refuses impossible explained variances before the model runs, not after."""
+    if not all(0 < share <= 1 for share in shares):
+        raise InputError(f"An explained variance must lie in (0, 1]; {', '.join(map(str, shares))} was given.")

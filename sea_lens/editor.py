@@ -121,6 +121,9 @@ class Editor(
             text += (
                 f", at strength 1 moves the fit's activations by {float(str(found['displacement'])):.1%} of their norm"
             )
+        if "unit" in found:
+            outside, beyond = (float(str(found[f"clamped_{what}"])) for what in ("activations", "features"))
+            text += f", clamps {outside:.2%} of their entries and {beyond:.2%} of the edited features"
         return text
 
     def __reduce__(self) -> tuple[type[Editor], tuple[object, ...]]:
