@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from pathlib import Path
@@ -52,7 +53,7 @@ from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.methods.sea import SEARule, fit_sea
 from sea_lens.models import greedy_answers, named_layers
 from sea_lens.organism import experiment, load_organism
-from sea_lens.organism.report import report
+from sea_lens.organism.report import code, report
 from sea_lens.plotting import plot_organism, plot_tuning
 from sea_lens.published_projections import FeatureFunction, Normalisation
 from sea_lens.questions import Questions
@@ -85,7 +86,8 @@ def demo(
     plot_tuning(result.tuning).savefig(out / "settings.png", dpi=150)
     result.editor.save_pretrained(out / "editor")
     typer.echo(report(result, len(world.fitting)))
-    typer.echo(f"Pictures: {out / 'layers.png'} (layer by layer), {out / 'settings.png'}    editor: {out / 'editor'}")
+    typer.echo(f"\nPictures: {out / 'layers.png'} (layer by layer), {out / 'settings.png'}    editor: {out / 'editor'}")
+    typer.echo(f"\nThe same in Python:\n\n{code()}")
 
 
 @app.command()
@@ -247,6 +249,8 @@ def tune(
 ) -> None:
     """Tries settings of SEA on questions, and writes a table, a heat map and the best editor."""
     check_shares(*explained_variance)
+    if not all(map(math.isfinite, strength)):
+        raise InputError(f"A strength must be a finite number, and --strength {strength} was given.")
     maps, chosen_token = [parse_feature_map(text) for text in feature_map], parse_token(token)
     rule = SEARule(
         spectrum=spectrum,
@@ -258,6 +262,8 @@ def tune(
     data = read_demonstrations(demonstrations, format, n, seed)
     asked = data if questions is None else read_demonstrations(questions, DataFormat.auto, None, seed)
     bridge = load_model(model, device)
+    for name in layers or []:
+        named_layers(name, bridge.cfg.n_layers)  # said before the model runs, not after
     data, asked = (with_template(rows, bridge, template, chat) for rows in (data, asked))
     data = with_answers(data, bridge, answer_ending, max_new_tokens, batch_size, out / "activations")
     activations = collect_activations(

@@ -1,4 +1,4 @@
-"""The demo's result as text: bars, three answers before and after, and the code that does the same."""
+"""The demo's result as text, bars and three answers before and after; and the code that does the same."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def report(result: OrganismResult, n_fitting: int) -> str:
         kinds = {example["myth"]: "myth", example["truth"]: "true"}
         plain, edited = (f"{example[name]} ({kinds.get(example[name], 'neither')})" for name in ("plain", "edited"))
         lines.append(f"Q: {example['question']:<34} plain: {plain:<20} edited: {edited}")
-    return "\n".join([*lines, "", "The same in Python:", "", code()])
+    return "\n".join(lines)
 
 
 def code() -> str:
