@@ -135,7 +135,9 @@ def _write_edit(edit: Edit, layer: int) -> tuple[dict[str, Tensor], dict[str, JS
         facts = {
             "kind": "feature space",
             "feature_map": type(edit.feature_map).__name__,
-            "parameters": dict(parameters_of(edit.feature_map)),
+            "parameters": dict(parameters_of(edit.feature_map))
+            if _is_ours(edit.feature_map)
+            else str(edit.feature_map),
             "parts": [part for _, part in parts],
             "unit": edit.unit,
             "weight": edit.weight,
@@ -179,15 +181,27 @@ def _read_low_rank(facts: Mapping[str, Any], tensors: Mapping[str, Tensor], pref
     )
 
 
-def _feature_map(name: str, parameters: Mapping[str, float], own: FeatureMap | None) -> FeatureMap:
-    if own is not None and type(own).__name__ == name:
-        return own
-    if name not in KNOWN:
+def _is_ours(feature_map: FeatureMap) -> bool:
+    return type(feature_map) is KNOWN.get(type(feature_map).__name__)
+
+
+def _feature_map(name: str, parameters: Mapping[str, float] | str, own: FeatureMap | None) -> FeatureMap:
+    """One of ours out of its parameters; one of the user's out of what they give, checked against its saved text."""
+    if not isinstance(parameters, str):
+        ours = KNOWN[name](**parameters)
+        if own is not None and own != ours:
+            raise FileFormatError(
+                f"The editor was fitted with {ours}, and feature_map={own} was given. Leave that out."
+            )
+        return ours
+    if own is None or type(own).__name__ != name:
         raise FileFormatError(
             f"The editor was fitted with a feature map of its maker's own, {name}, and files hold no code. Give it: "
             f"from_pretrained(..., feature_map={name}(...))."
         )
-    return KNOWN[name](**parameters)
+    if " at 0x" not in parameters and str(own) != parameters:  # the text of an object that tells its parameters
+        raise FileFormatError(f"The editor was fitted with {parameters}, and feature_map={own} was given.")
+    return own
 
 
 def _digest(config: dict[str, JSON], tensors: Path) -> str:

@@ -214,7 +214,7 @@ class FeatureSpaceEdit:
         check_width(self, h)
         if self.is_identity:
             return h
-        x = h.to(_precise(h.device))
+        x = h.to(precise_dtype(h.device))
         features = self._features(x)
         merged = torch.zeros_like(x)
         for part in self.parts:
@@ -225,7 +225,7 @@ class FeatureSpaceEdit:
 
     def clamped(self, h: Float[Tensor, "*batch d_model"]) -> tuple[float, float]:
         """Shares of clamped entries: of activations outside the map's domain, and of edited features outside its range."""
-        x = h.to(_precise(h.device))
+        x = h.to(precise_dtype(h.device))
         low, high = self.feature_map.domain
         outside = (x / self.unit < low) | (x / self.unit > high)
         edited = [part(self._features(x)) for part in self.parts]
@@ -265,6 +265,6 @@ def displacement(edit: Edit, h: Float[Tensor, "n d_model"]) -> float:
     return float((moved / torch.linalg.vector_norm(x, dim=-1).clamp_min(1e-300)).mean())
 
 
-def _precise(device: torch.device) -> torch.dtype:
-    """Maps and their inverses lose digits where they saturate, which float64 has to spare; Apple's GPUs lack it."""
+def precise_dtype(device: torch.device) -> torch.dtype:
+    """float64, where digits are lost and it has them to spare; float32 on Apple's GPUs, which lack it."""
     return torch.float32 if device.type == "mps" else torch.float64

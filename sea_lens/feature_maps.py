@@ -91,7 +91,8 @@ class SquaredExponential:
 
     def inverse(self, features: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """`sign(y) l sqrt(-2 log(1 - |y|))`."""
-        return torch.sign(features) * self.length_scale * torch.sqrt(-2 * torch.log1p(-features.abs()))
+        squares = -2 * torch.log1p(-features.abs()) + torch.finfo(features.dtype).tiny  # so that zeros have a gradient
+        return torch.sign(features) * self.length_scale * torch.sqrt(squares)
 
 
 @dataclass(frozen=True)
@@ -174,31 +175,35 @@ def check_map(feature_map: FeatureMap) -> None:
     Raises:
         InputError: Saying which property fails, and where.
     """
-    name = type(feature_map).__name__
-    if not isinstance(feature_map, FeatureMap):
+    if isinstance(feature_map, type) or not isinstance(feature_map, FeatureMap):
         raise InputError(
-            f"A feature map has a domain, forward(x) and inverse(features), and {feature_map!r} has not. "
-            f"Use one of {', '.join(KNOWN)}, or write a class with these three."
+            f"A feature map is an object with a domain, forward(x) and inverse(features), such as Tanh(2.0), and "
+            f"{feature_map!r} is none."
         )
-    low, high = feature_map.domain
+    name, (low, high) = type(feature_map).__name__, feature_map.domain
     if not low < 0 < high:
         raise InputError(
-            f"The domain of a feature map must reach from below to above zero, and {name}'s is {low, high}."
+            f"A feature map's domain must reach from below to above zero, and {name}'s is {low} to {high}."
         )
-    ends = max(low, -1e4), min(high, 1e4)
-    x = torch.cat([torch.linspace(ends[0], 0, 201), torch.linspace(0, ends[1], 201)[1:]]).double()
+    ends = feature_map.forward(torch.tensor([low, high], dtype=torch.float64))
+    if ends.isnan().any():
+        raise InputError(f"{name} sends an end of its domain, {low} to {high}, to NaN. Give it a finite domain.")
+    below, above = (torch.linspace(0, end, 201, dtype=torch.float64) for end in (max(low, -1e4), min(high, 1e4)))
+    x = torch.cat([below.flip(0), above[1:]])
     features = feature_map.forward(x)
     back = feature_map.inverse(features)
-    wrong = ~((back - x).abs() <= 1e-6 * x.abs().clamp_min(1e-3))
+    wrong = ~((back - x).abs() <= 1e-6 * x.abs().clamp_min(1e-3 * min(1.0, -low, high)))
     if wrong.any():
         where = int(wrong.nonzero()[0])
         raise InputError(
             f"{name} is not inverted: {x[where]:g} comes back as {back[where]:g}. Mend its inverse, or narrow its domain."
         )
+    if not (features.diff() > 0).all():
+        raise InputError(f"A feature map must increase strictly over its domain, and {name} does not.")
     if features[200] != 0:
         raise InputError(f"A feature map must send 0 to 0, and {name} sends it to {features[200]:g}. Subtract that.")
 
 
 def _check_positive(name: str, parameter: str, value: float) -> None:
-    if not (isinstance(value, float | int) and math.isfinite(value) and value > 0):
+    if isinstance(value, bool) or not (isinstance(value, float | int) and math.isfinite(value) and value > 0):
         raise InputError(f"{name}'s {parameter} must be a finite number above zero, and {value!r} was given.")

@@ -194,8 +194,10 @@ def named_layers(name: str, n_layers: int) -> list[int]:
             if not 1 <= int(count) <= n_layers:
                 raise InputError(f"{name} was asked for, and the model has {n_layers} layers. Ask for 1 to that many.")
             return list(range(n_layers))[: int(count)] if side == "first" else list(range(n_layers))[-int(count) :]
-        spans = [part.split("-") for part in name.split(",")]
-        chosen = {layer for span in spans for layer in range(int(span[0]), int(span[-1]) + 1)}
+        spans = [tuple(map(int, part.split("-"))) for part in name.split(",")]
+        if any(len(span) > 2 or span[0] > span[-1] for span in spans):
+            raise ValueError("a span has two ends, the lower one first")
+        chosen = {layer for span in spans for layer in range(span[0], span[-1] + 1)}
     except InputError:
         raise
     except ValueError as error:

@@ -78,31 +78,36 @@ def plot_tuning(tuning: Tuning) -> Figure:
         tuning: From `tune_sea`.
     """
     table = tuning.table.assign(share=tuning.table["explained_variance"].map(str))
-    shares = list(table.sort_values("explained_variance", key=lambda column: column.map(str))["share"].unique())
+    shares = list(
+        dict.fromkeys(table.sort_values("explained_variance", key=lambda column: column.map(np.mean))["share"])
+    )
     layers = sorted(table["layers"].unique(), key=_layer_order)
     panels = list(table.groupby(["feature_map", "centre", "strength"], sort=False))
     panels.sort(key=lambda panel: (panel[0][0] != "linear", *panel[0]))
+    titles = [
+        f"{feature_map}\n{'centred' if centre else 'uncentred'}, strength {strength:g}"
+        for (feature_map, centre, strength), _ in panels
+    ]
     columns = min(len(panels), 4)
     rows = -(-len(panels) // columns)
-    size = (1.6 + columns * (0.3 + 0.5 * len(layers)), 0.9 + rows * (0.6 + 0.36 * len(shares)))
-    figure, grid = plt.subplots(
-        rows, columns, figsize=size, squeeze=False, layout="constrained", sharex=True, sharey=True
-    )
+    width = max(0.5 * len(layers), 0.08 * max(len(line) for title in titles for line in title.split("\n")))
+    size = (1.6 + columns * (0.3 + width), max(3.2, 0.9 + rows * (0.9 + 0.36 * len(shares))))
+    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", sharey=True)
     plain = min(max(tuning.unedited.share, 0.01), 0.99)
     norm = TwoSlopeNorm(vmin=0, vcenter=plain, vmax=1)
-    for axes, ((feature_map, centre, strength), found) in zip(grid.flat, panels, strict=False):
+    for index, (axes, (_, found), title) in enumerate(zip(grid.flat, panels, titles, strict=False)):
         cells = found.pivot(index="share", columns="layers", values="score").reindex(index=shares, columns=layers)
         image = axes.imshow(cells, cmap="BrBG", norm=norm, aspect="auto")
         for (row, column), score in np.ndenumerate(cells.to_numpy()):
-            faint = 0.2 < norm(score) < 0.8
-            axes.text(
-                column, row, f"{100 * score:.0f}", ha="center", va="center", fontsize=8, color=INK if faint else "white"
-            )
+            colour = INK if 0.2 < norm(score) < 0.8 else "white"
+            text = "" if np.isnan(score) else f"{100 * score:.0f}"
+            axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
         if found.index.min() == 0:
             best = (layers.index(table.at[0, "layers"]) - 0.5, shares.index(table.at[0, "share"]) - 0.5)
             axes.add_patch(Rectangle(best, 1, 1, fill=False, edgecolor="black", linewidth=2.2))
-        axes.set_title(f"{feature_map}, {'centred' if centre else 'uncentred'}, strength {strength:g}", fontsize=9)
+        axes.set_title(title, fontsize=9)
         axes.set_xticks(range(len(layers)), layers, rotation=45, ha="right", fontsize=8)
+        axes.tick_params(labelbottom=index + columns >= len(panels))
         axes.set_yticks(range(len(shares)), shares, fontsize=8)
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_visible(False)

@@ -133,6 +133,10 @@ def tune_sea(
     for name, values in lists.items():
         if not isinstance(values, Sequence) or isinstance(values, str) or not values:
             raise InputError(f"{name} is a list of values to try, with at least one, and {values!r} was given.")
+    if layers is not None and any(isinstance(given, int) for given in layers):
+        raise InputError(f"layers is a list of sets of layers, such as [[0, 1], [2]], and {layers!r} was given.")
+    if isinstance(neutral_texts, str):
+        raise InputError("neutral_texts is a list of texts, and a single text was given. Put it into a list.")
     layer_sets = _layer_sets(layers, activations.layers, model.cfg.n_layers)
     needed = sorted({layer for chosen in layer_sets.values() for layer in chosen})
     prompts = [question.prompt for question in questions]
@@ -191,6 +195,7 @@ def _layer_sets(
     layers: Sequence[str | Sequence[int]] | None, collected: Sequence[int], n_layers: int
 ) -> dict[str, list[int]]:
     """Layers by the name that the table calls them."""
+    by_default = layers is None
     if layers is None:
         parts = sorted({max(1, n_layers * quarters // 4) for quarters in (1, 2, 3)} - {n_layers})
         layers = ["all", *(f"first:{n}" for n in parts), *(f"last:{n}" for n in parts)]
@@ -200,6 +205,8 @@ def _layer_sets(
         chosen = named_layers(given, n_layers) if isinstance(given, str) else check_layers(given, n_layers)
         found = [layer for layer in chosen if layer in collected]
         partly = name == "all" or name.startswith(("first:", "last:"))  # as views, these mean the layers there are
+        if not found and by_default:
+            continue
         if not found or (found != chosen and not partly):
             raise InputError(f"Layers {name} were asked for; activations are there of {list(collected)}.")
         sets[name] = found
@@ -247,7 +254,9 @@ def _manifest(
         "weights": weights_fingerprint(model),
         "data": data.hexdigest(),
         "rule": repr(replace(rule, feature_map=None, centre=False)),
-        "measure": measure if isinstance(measure, str) else measure.__qualname__,
+        "measure": measure
+        if isinstance(measure, str)
+        else getattr(measure, "__qualname__", type(measure).__qualname__),
         "max_new_tokens": max_new_tokens,
         "site": activations.site,
     }
@@ -268,8 +277,8 @@ class _KeptScores:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(manifest) + "\n")
-        head, *lines = path.read_text(encoding="utf-8").splitlines() or [""]
         try:
+            head, *lines = path.read_text(encoding="utf-8").splitlines() or [""]
             found = json.loads(head)
             different = sorted(key for key in {*manifest, *found} if manifest.get(key) != found.get(key))
         except (ValueError, TypeError, AttributeError) as error:
@@ -283,8 +292,8 @@ class _KeptScores:
         for line in lines:
             try:
                 key, successes, n, kl = json.loads(line)
-                scores[key] = Proportion(successes, n), kl
-            except ValueError:  # the line that a kill cut short; its setting is measured again
+                scores[str(key)] = Proportion(int(successes), int(n)), float(kl)
+            except (ValueError, TypeError):  # the line that a kill cut short; its setting is measured again
                 continue
         write_text(path, "\n".join([head, *(cls._line(key, *score) for key, score in scores.items()), ""]))
         return cls(path, scores)

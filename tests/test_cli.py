@@ -7,16 +7,30 @@ import textwrap
 import warnings
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
-from sea_lens import Activations, Demonstrations, Editor, EditorCard, cli
+from sea_lens import (
+    Activations,
+    Demonstrations,
+    Editor,
+    EditorCard,
+    Questions,
+    answer_greedily,
+    cli,
+    fit_sea,
+    tune_sea,
+)
 from sea_lens.activations import ROLES
-from sea_lens.cli_inputs import DataFormat, parse_layers, parse_token, read_demonstrations
+from sea_lens.analysis.effects import Proportion
+from sea_lens.cli_inputs import DataFormat, parse_feature_map, parse_feature_unit, parse_token, read_demonstrations
 from sea_lens.edits import LowRankEdit
-from sea_lens.errors import InputError, ModelMismatchError
+from sea_lens.errors import InputError
+from sea_lens.feature_maps import ELU, SquaredExponential, Tanh
 from sea_lens.models import greedy_answers
 from sea_lens.organism import experiment
+from sea_lens.organism.report import report
 
 PNG = b"\x89PNG\r\n\x1a\n"
 ONE_TOKEN = ["--max-new-tokens", "1"]
@@ -85,9 +99,9 @@ def test_the_demo(sea_lens, tmp_path, capsys):
     assert found["swapped"][0] < found["random editors (2)"][0] < found["edited"][0]
     assert found["edited"][0] >= 90 > 50 >= found["plain"][0] >= 40
     assert len(re.findall(r"^Q: .+\?  +plain: \w+ \((?:true|myth)\) +edited: \w+ \((?:true|myth)\)$", out, re.M)) == 3
-    picture = tmp_path / "demo" / "layers.png"
-    assert picture.read_bytes().startswith(PNG)
-    assert picture.stat().st_size > 20_000
+    for picture in (tmp_path / "demo" / "layers.png", tmp_path / "demo" / "settings.png"):
+        assert picture.read_bytes().startswith(PNG)
+        assert picture.stat().st_size > 20_000
     editor = Editor.from_pretrained(tmp_path / "demo" / "editor")
     assert (editor.d_model, editor.card.model.name) == (128, "sea-lens-organism")
 
@@ -95,9 +109,10 @@ def test_the_demo(sea_lens, tmp_path, capsys):
     namespace = {}
     exec(code, namespace)
     share, low, high = found["edited"]
-    assert capsys.readouterr().out.strip() == f"{share:.1f}% [{low:.1f}, {high:.1f}]"
-    assert same(namespace["editor"], editor)
-    assert namespace["editor"][0].strength == editor[0].strength
+    assert capsys.readouterr().out.strip().endswith(f"{share:.1f}% [{low:.1f}, {high:.1f}]")
+    best = namespace["tuning"].best
+    assert same(best, editor)
+    assert best[0].strength == editor[0].strength
 
 
 def test_the_installed_command_runs(tmp_path):
@@ -197,6 +212,111 @@ def test_an_editor_that_does_nothing_is_warned_about_on_stderr(sea_lens, tmp_pat
     assert Editor.from_pretrained(tmp_path / "one").is_identity
 
 
+def test_fitting_in_a_feature_space_from_the_shell(sea_lens, collected, tmp_path):
+    mapped = [
+        "--feature-map",
+        "tanh:4",
+        "--feature-unit",
+        "12.5",
+        "--merge-space",
+        "activations",
+        "--projections",
+        "both",
+    ]
+    code, out, _ = sea_lens("fit", "--activations", collected, "--out", tmp_path / "one", *FIT, *mapped)
+    assert code == 0
+    fitted = fit_sea(
+        Activations.load(collected),
+        0.5,
+        centre=True,
+        feature_map=Tanh(4.0),
+        feature_unit=12.5,
+        merge_space="activations",
+    )
+    found, h = Editor.from_pretrained(tmp_path / "one"), torch.randn(5, 128, generator=torch.Generator().manual_seed(0))
+    assert all(torch.equal(found[layer](h), fitted[layer](h)) for layer in range(4))
+    assert found.card.hyper_parameters == fitted.card.hyper_parameters
+    assert found.card.hyper_parameters["feature_map"] == {"name": "Tanh", "scale": 4.0}
+    assert "Tanh(scale=4.0) of h / 12.5" in out
+    code, out, _ = sea_lens("inspect", tmp_path / "one")
+    assert code == 0
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    facts = fitted.card.layers[2]
+    clamped = f"{facts['clamped_activations']:.2%} + {facts['clamped_features']:.2%}"
+    assert rows[2] == ["2", "2", "1", "1", "", "", "1", f"{facts['displacement']:.1%}", "12.5", clamped]
+
+
+# --- tune and convert ------------------------------------------------------------------------------------------------
+
+GRID = ["--explained-variance", 0.5, "--explained-variance", 0.9, "--layers", "all", "--layers", "0,2", "--centre"]
+
+
+def test_tuning_writes_table_picture_and_editor_and_goes_on_where_it_stopped(sea_lens, organism, demos, tmp_path):
+    model, _ = organism
+    out_folder = tmp_path / "tuning"
+    more = ["--strength", 1, "--strength", 2, "--feature-map", "none", "--feature-map", "elu:2"]
+    command = ["tune", "organism", demos, "--out", out_folder, *ONE_TOKEN, *GRID, *more]
+    code, out, _ = sea_lens(*command)
+    assert code == 0
+    assert "The best of 16 settings" in out
+    assert "Measure it on others before you believe the score." in out
+    table = pd.read_csv(out_folder / "settings.csv")
+    assert sorted(table["layers"].unique()) == ["0,2", "all"]
+    assert set(table["feature_map"]) == {"linear", "ELU(alpha=2.0)"}
+    assert (out_folder / "settings.png").read_bytes().startswith(PNG)
+    best = Editor.from_pretrained(out_folder / "editor")
+    data = Questions.from_demonstrations(Demonstrations.from_jsonl(demos))
+    with best.attached(model):
+        assert answer_greedily(model, data, 1).truthful.share == table["score"].max() == table["score"][0]
+    scores = (out_folder / "scores.jsonl").read_text()
+    assert sea_lens(*command)[0] == 0
+    assert (out_folder / "scores.jsonl").read_text() == scores
+    pd.testing.assert_frame_equal(pd.read_csv(out_folder / "settings.csv"), table)
+    code, _, err = sea_lens(*command, "--questions", "organism")
+    assert code == 2
+    assert_is_one_error(err.splitlines()[-1] + "\n", "tuning that differs in data")
+
+
+def test_tuning_asks_the_questions_it_is_given(sea_lens, organism, demos, tmp_path):
+    _, world = organism
+    world.demonstrations(world.held_out[:30]).to_jsonl(tmp_path / "others.jsonl")
+    options = ["--questions", tmp_path / "others.jsonl", "--measure", "preference", "--token", "last_content"]
+    code, out, _ = sea_lens("tune", "organism", demos, "--out", tmp_path / "tuning", *ONE_TOKEN, *GRID, *options)
+    assert code == 0
+    assert "Measure it on others" not in out
+    assert "unedited: " in out
+    manifest = json.loads((tmp_path / "tuning" / "scores.jsonl").read_text().splitlines()[0])
+    assert manifest["measure"] == "preference"
+    scores = pd.read_csv(tmp_path / "tuning" / "settings.csv")["score"]
+    assert ((scores * 30 - (scores * 30).round()).abs() < 1e-9).all()
+    assert Editor.from_pretrained(tmp_path / "tuning" / "editor").card.token == "last_content"
+
+
+def test_the_embedded_worlds_demonstrations_need_no_file(sea_lens, organism, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, _ = sea_lens("fit", "organism", "organism", *ONE_TOKEN, *FIT, "--n", 30, "--seed", 4)
+    assert code == 0
+    expected = organism[1].demonstrations().sample(30, 4).with_neutral_answers(organism[0], 1, progress=False)
+    assert Editor.from_pretrained("editor").card.demonstrations == expected.fingerprint
+
+
+def test_the_authors_projections_become_an_editor(sea_lens, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    basis, _ = torch.linalg.qr(torch.randn(4, 16, 3, generator=torch.Generator().manual_seed(0)))
+    torch.save(basis[..., :2] @ basis[..., :2].mT, "uu_positive.pt")
+    torch.save(torch.eye(16) - basis[..., 2:] @ basis[..., 2:].mT, "uu_negative.pt")
+    code, out, err = sea_lens("convert", "uu_positive.pt", "uu_negative.pt", "--layers", "last:2")
+    assert (code, err) == (0, "")
+    assert "layer  2: rank 3" in out
+    editor = Editor.from_pretrained("editor")
+    assert (editor.layers, editor.n_layers, editor.card.site) == ([2, 3], 4, "mlp_out")
+    published = ["--normalisation", "feature", "--feature-function", "tanh", "--site", "resid_post", "--out", "two"]
+    code, _, err = sea_lens("convert", "uu_positive.pt", "uu_negative.pt", *published)
+    assert code == 0
+    assert "is the published rule" in err
+    assert Editor.from_pretrained("two")[0].feature_function == "tanh"
+
+
 # --- generate and inspect --------------------------------------------------------------------------------------------
 
 
@@ -252,7 +372,10 @@ OPTIONS = {
     "demo": "--out --random-editors",
     "collect": f"--out {DATA_OPTIONS}",
     "fit": "--out --activations --explained-variance --negative-explained-variance --rank --spectrum --centre "
-    f"--no-centre --projections --merge {DATA_OPTIONS}",
+    f"--no-centre --projections --merge --feature-map --feature-unit --merge-space {DATA_OPTIONS}",
+    "tune": "--out --questions --measure --explained-variance --feature-map --centre --no-centre --strength --spectrum "
+    f"--projections --merge --feature-unit --merge-space {DATA_OPTIONS}",
+    "convert": "--out --layers --site --normalisation --feature-function",
     "generate": "--strength --layers --max-new-tokens --device",
     "inspect": "",
 }
@@ -336,37 +459,21 @@ def test_published_files_are_found_out(shared_data):
 
 
 @pytest.mark.parametrize(
-    ("text", "layers"),
+    ("text", "feature_map"),
     [
-        ("all", [0, 1, 2, 3, 4, 5]),
-        ("first:2", [0, 1]),
-        ("last:2", [4, 5]),
-        ("last:6", [0, 1, 2, 3, 4, 5]),
-        ("3", [3]),
-        ("3,1", [1, 3]),
-        ("0,2-4,3", [0, 2, 3, 4]),
+        ("none", None),
+        ("tanh", Tanh(1.0)),
+        ("tanh:4", Tanh(4.0)),
+        ("elu:.5", ELU(0.5)),
+        ("squared-exponential:1e2", SquaredExponential(100.0)),
     ],
 )
-def test_layers_are_read(text, layers):
-    assert parse_layers(text, 6) == layers
+def test_feature_maps_are_read(text, feature_map):
+    assert parse_feature_map(text) == feature_map
 
 
-@pytest.mark.parametrize("text", ["", "some", "1;2", "-1", "1-", "first:", "first:x", "last:2:3", "1,,2", "4-2"])
-def test_layers_that_say_nothing_are_refused(text):
-    with pytest.raises(InputError, match=r"--layers takes all, first:N|No layers were given"):
-        parse_layers(text, 6)
-
-
-@pytest.mark.parametrize("text", ["first:0", "last:7", "first:-1"])
-def test_more_layers_than_there_are_are_refused(text):
-    with pytest.raises(InputError, match=f"--layers {text}: the model has 6 layers"):
-        parse_layers(text, 6)
-
-
-@pytest.mark.parametrize("text", ["6", "0,9", "4-8"])
-def test_layers_that_do_not_exist_are_refused(text):
-    with pytest.raises(ModelMismatchError, match="this model has layers 0 to 5"):
-        parse_layers(text, 6)
+def test_feature_units_are_read():
+    assert (parse_feature_unit("median"), parse_feature_unit("2.5")) == ("median", 2.5)
 
 
 @pytest.mark.parametrize(("text", "token"), [("last", "last"), ("mean", "mean"), ("-1", -1), ("0", 0)])
@@ -417,9 +524,31 @@ def bad_files(tmp_path, monkeypatch):
         (["fit", "organism", "DEMOS", "--explained-variance", "much"], ["Invalid value for '--explained-variance'"]),
         (["fit", "organism", "DEMOS", "--spectrum", "cubed"], ["--spectrum", "'cubed'"]),
         (["fit", "organism", "DEMOS", "--layers", "7"], ["Layers [7] do not exist", "layers 0 to 3"]),
-        (["fit", "organism", "DEMOS", "--layers", "some"], ["--layers takes all, first:N", "'some'"]),
-        (["fit", "organism", "DEMOS", "--layers", "last:5"], ["--layers last:5: the model has 4 layers"]),
+        (["fit", "organism", "DEMOS", "--layers", "some"], ["Layers are all, first:N", "'some'"]),
+        (["fit", "organism", "DEMOS", "--layers", "last:5"], ["last:5 was asked for, and the model has 4 layers"]),
         (["fit", "organism", "DEMOS", "--token", "first"], ["--token is last, last_content, mean", "'first'"]),
+        (
+            ["fit", "organism", "DEMOS", "--feature-map", "cubic"],
+            ["--feature-map is none, squared-exponential", "'cubic'"],
+        ),
+        (["fit", "organism", "DEMOS", "--feature-map", "tanh:wide"], ["--feature-map tanh:wide", "not a number"]),
+        (["fit", "organism", "DEMOS", "--feature-map", "tanh:0"], ["Tanh's scale must be a finite number above zero"]),
+        (["fit", "organism", "DEMOS", "--feature-map", "elu:nan"], ["ELU's alpha must be a finite number above zero"]),
+        (["fit", "organism", "DEMOS", "--feature-unit", "2"], ["no effect without a --feature-map"]),
+        (["fit", "organism", "DEMOS", "--merge-space", "activations"], ["no effect without a --feature-map"]),
+        (["fit", "organism", "DEMOS", "--feature-map", "tanh", "--feature-unit", "wide"], ["--feature-unit is median"]),
+        (
+            ["fit", "organism", "DEMOS", "--feature-map", "tanh", "--feature-unit", "0"],
+            ["feature_unit is", "above zero"],
+        ),
+        (["tune", "organism", "DEMOS"], ["Missing option '--out'"]),
+        (["tune", "organism", "DEMOS", "--out", "o", "--explained-variance", "2"], ["(0, 1]", "2.0"]),
+        (["tune", "organism", "DEMOS", "--out", "o", "--measure", "taste"], ["--measure", "'taste'"]),
+        (["tune", "organism", "DEMOS", "--out", "o", "--layers", "some"], ["Layers are all, first:N", "'some'"]),
+        (["tune", "organism", "DEMOS", "--out", "o", "--strength", "nan"], ["strength must be a finite number", "nan"]),
+        (["tune", "organism", "DEMOS", "--out", "o", "--questions", "nofile.csv"], ["nofile.csv could not be read"]),
+        (["convert", "nofile.pt", "nofile.pt"], ["nofile.pt could not be read"]),
+        (["convert", "malformed.jsonl", "malformed.jsonl"], ["malformed.jsonl"]),
         (["fit", "organism", "DEMOS", "--format", "xml"], ["'xml' is not one of"]),
         (["fit", "organism", "DEMOS", "--batch-size", "0"], ["--batch-size"]),
         (["fit", "organism", "DEMOS", "--template", "{question}", "--chat"], ["--template or --chat, not both"]),
@@ -477,11 +606,17 @@ def test_options_that_cannot_act_on_collected_activations_are_refused(sea_lens, 
     assert not (tmp_path / "one").exists()
 
 
-def test_the_demo_does_not_call_every_other_answer_a_myth(organism, tmp_path, capsys):
-    result = experiment.run(*organism, n_random=2)
-    result.examples.loc[0, ["plain", "edited"]] = ["banana", result.examples.loc[0, "myth"]]
-    cli.print_demo(result, 240, tmp_path)
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Q: ")]
-    assert "banana (neither)" in lines[0]
-    assert lines[0].endswith("(myth)")
-    assert lines[1].endswith("(true)")
+def test_the_demo_does_not_call_every_other_answer_a_myth(organism):
+    model, world = organism
+    one = {"explained_variances": (0.5,), "layers": ["all"], "centre": (True,), "max_new_tokens": 1, "progress": False}
+    tuning = tune_sea(model, experiment.collect(model, world), world.questions(world.fitting), **one)
+    half = Proportion(1, 2)
+    asked = {"question": ["where?", "who?"], "truth": ["here", "you"], "myth": ["there", "me"]}
+    examples = pd.DataFrame({**asked, "plain": ["banana", "me"], "edited": ["there", "you"]})
+    random = experiment.RandomControls((0.5, 0.5))
+    result = experiment.OrganismResult(tuning, tuning.best, half, half, half, random, pd.DataFrame(), examples, 0.1)
+    first, second = (line for line in report(result, 240).splitlines() if line.startswith("Q: "))
+    assert "banana (neither)" in first
+    assert first.endswith("there (myth)")
+    assert "me (myth)" in second
+    assert second.endswith("you (true)")

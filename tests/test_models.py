@@ -15,9 +15,11 @@ from sea_lens.models import (
     greedy_answers,
     hook_name,
     join,
+    named_layers,
     token_ids,
     tokenizer_of,
 )
+from sea_lens.organism.world import prompt
 
 BOS, EOS = 0, 1
 PROMPTS = ["Q: where were fortune cookies invented? A:", "a", "one two three", "The sky is", "xyz, and then some more"]
@@ -83,6 +85,74 @@ def test_check_layers():
         check_layers([3, 0, -1], 3)
     with pytest.raises(InputError, match="No layers were given"):
         check_layers([], 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("all", [0, 1, 2, 3, 4, 5]),
+        ("first:1", [0]),
+        ("first:2", [0, 1]),
+        ("last:1", [5]),
+        ("last:2", [4, 5]),
+        ("first:6", [0, 1, 2, 3, 4, 5]),
+        ("last:6", [0, 1, 2, 3, 4, 5]),
+        ("3", [3]),
+        ("3,1", [1, 3]),
+        ("2-2", [2]),
+        ("0,2-4,3", [0, 2, 3, 4]),
+        ("0-5", [0, 1, 2, 3, 4, 5]),
+    ],
+)
+def test_layers_have_names(name, layers):
+    assert named_layers(name, 6) == layers
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "some",
+        "All",
+        "1;2",
+        "-1",
+        "1-",
+        "first",
+        "first:",
+        "first:x",
+        "last:2:3",
+        "1,,2",
+        "all:2",
+        "middle:2",
+        "1.5",
+    ],
+)
+def test_names_that_say_no_layers_are_refused(name):
+    with pytest.raises(InputError, match=f"Layers are all, first:N, last:N or a list such as 3,5,10-20, not '{name}'"):
+        named_layers(name, 6)
+
+
+@pytest.mark.parametrize("name", ["first:0", "last:7", "first:-1", "last:0"])
+def test_more_layers_than_there_are_are_refused(name):
+    with pytest.raises(InputError, match=f"{name} was asked for, and the model has 6 layers. Ask for 1 to that many"):
+        named_layers(name, 6)
+
+
+@pytest.mark.parametrize(("name", "absent"), [("6", "6"), ("0,9", "9"), ("4-8", "6, 7, 8")])
+def test_named_layers_that_do_not_exist_are_refused(name, absent):
+    with pytest.raises(ModelMismatchError, match=f"Layers \\[{absent}\\] do not exist: .* layers 0 to 5"):
+        named_layers(name, 6)
+
+
+def test_a_span_that_runs_backwards_is_refused():
+    with pytest.raises(InputError):
+        named_layers("4-2", 6)
+
+
+@pytest.mark.parametrize("name", ["1-2-3", "1,4-2"])
+def test_spans_that_are_none_are_refused(name):
+    with pytest.raises(InputError):
+        named_layers(name, 6)
 
 
 # --- tokens ----------------------------------------------------------------------------------------------------------
@@ -223,9 +293,45 @@ def test_greedy_answers_end_at_a_stop_string(llama):
     assert cut == whole.split(end, 1)[0].rstrip()
 
 
+def test_an_answer_of_one_token_is_the_first_of_a_longer_one(bridge):
+    options = {"do_sample": False, "return_type": "tokens", "verbose": False, "max_new_tokens": 3}
+    expected = []
+    for text in PROMPTS:
+        ids = torch.tensor([token_ids(bridge, text)])
+        first = bridge.generate(ids, **options)[0, ids.shape[1]].item()
+        expected.append("" if first == EOS else bridge.tokenizer.decode([first], skip_special_tokens=True).strip())
+    assert len(set(expected)) > 1
+    for batch_size in (1, 2, 16):
+        assert greedy_answers(bridge, PROMPTS, 1, stop=(), batch_size=batch_size, progress=False) == expected
+
+
+def test_an_answer_of_one_word_is_the_first_of_several(organism):
+    """The embedded model answers in words, and its prompts differ in length with the facts told before."""
+    model, world = organism
+    facts = world.facts
+    prompts = [prompt(fact, context=[(facts[i + j], False) for j in range(i % 4)]) for i, fact in enumerate(facts[:24])]
+    assert len({len(token_ids(model, text)) for text in prompts}) == 4
+    longer = greedy_answers(model, prompts, 3, progress=False)
+    for batch_size in (1, 5, 64):
+        found = greedy_answers(model, prompts, 1, batch_size=batch_size, progress=False)
+        assert found == [answer.split()[0] for answer in longer]
+    assert len(set(found)) > 10
+
+
+def test_an_answer_of_one_token_that_ends_the_text_or_is_a_stop_string_is_empty(nameless, monkeypatch):
+    whole = greedy_answers(nameless, ["ab"], 1, stop=(), progress=False)[0]
+    assert whole
+    assert greedy_answers(nameless, ["ab"], 1, stop=(whole,), progress=False) == [""]
+    with torch.no_grad():
+        said = int(nameless(torch.tensor([token_ids(nameless, "ab")]), use_cache=False)[0, -1].argmax())
+    monkeypatch.setattr(nameless.cfg, "eos_token_id", [said], raising=False)
+    assert greedy_answers(nameless, ["ab"], 1, stop=(), progress=False) == [""]
+
+
 def test_greedy_answers_leave_no_hooks_and_no_graph(llama):
     before = {name: value.clone() for name, value in llama.state_dict().items()}
-    greedy_answers(llama, ["ab", "cde"], 3, progress=False)
+    for max_new_tokens in (1, 3):
+        greedy_answers(llama, ["ab", "cde"], max_new_tokens, progress=False)
     assert all(torch.equal(value, before[name]) for name, value in llama.state_dict().items())
     assert not any(point.fwd_hooks for point in llama.hook_dict.values())
 

@@ -2,7 +2,7 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
-from sea_lens import Question, Questions
+from sea_lens import Demonstration, Demonstrations, Question, Questions
 from sea_lens.errors import InputError
 
 
@@ -50,3 +50,16 @@ def test_questions_without_a_true_completion_are_named():
 def test_a_slice_is_questions_again():
     questions = Questions.from_lists(["a", "b"], [["x"], ["y"]], [[], []])
     assert questions[1:] == Questions.from_lists(["b"], [["y"]], [[]])
+
+
+def test_demonstrations_are_questions_with_one_true_and_one_false_completion():
+    rows = (Demonstration("q", "right", "wrong", "own"), Demonstration("r", "yes", "no"))
+    questions = Questions.from_demonstrations(Demonstrations(rows, source="quiz.jsonl"))
+    assert list(questions) == [Question("q", ("right",), ("wrong",)), Question("r", ("yes",), ("no",))]
+    assert questions.source == "quiz.jsonl"
+
+
+def test_the_embedded_worlds_demonstrations_ask_its_questions(organism):
+    world = organism[1]
+    facts = world.fitting[:5]
+    assert Questions.from_demonstrations(world.demonstrations(facts)).rows == world.questions(facts).rows

@@ -4,7 +4,7 @@ import torch
 from scipy.linalg import subspace_angles
 
 from sea_lens.errors import InputError
-from sea_lens.subspaces import CrossCovariance, difference_of_projectors, rank_explaining
+from sea_lens.subspaces import CrossCovariance, basis_of_projector, difference_of_projectors, rank_explaining
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -178,3 +178,82 @@ def test_exchanging_the_subspaces_negates_the_eigenvalues():
     _, lam = difference_of_projectors(positive, negative)
     _, exchanged = difference_of_projectors(negative, positive)
     np.testing.assert_allclose(exchanged, -lam.flip(0), atol=1e-12)
+
+
+# --- the basis of a stored projector ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 4, 7, 8, 9, 10, 16, 31, 64])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 0.03)]
+)
+def test_the_basis_of_a_projector_of_any_rank_and_precision(d, dtype, tolerance):
+    for rank in sorted({0, 1, d // 2, d - 1, d}):
+        exact = orthonormal(d, rank, seed=d)
+        stored = (exact @ exact.T).to(dtype)
+        basis = basis_of_projector(stored, tolerance)
+        assert (basis.shape, basis.dtype) == ((d, rank), torch.float64)
+        np.testing.assert_allclose(basis.T @ basis, np.eye(rank), atol=1e-12)
+        np.testing.assert_allclose(basis @ basis.T, exact @ exact.T, atol=tolerance)
+        assert torch.equal(basis, basis_of_projector(stored.double(), tolerance))
+
+
+def test_the_basis_of_rounded_entries_is_better_than_they_are():
+    """It spans the leading eigenspace of what is stored, not the range of a few of its columns."""
+    for rank in range(1, 49):
+        exact = orthonormal(64, rank, seed=rank)
+        stored = (exact @ exact.T).bfloat16().double().numpy()
+        basis = basis_of_projector(torch.tensor(stored), 0.03).numpy()
+        leading = np.linalg.eigh(stored)[1][:, -rank:]
+        from_leading, from_stored = (
+            np.linalg.norm(other - basis @ basis.T, 2) for other in (leading @ leading.T, stored)
+        )
+        assert from_leading < 0.2 * from_stored
+
+
+def test_bases_leave_torchs_own_randomness_alone():
+    projector = torch.diag(torch.tensor([1.0, 0.0, 1.0]))
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    basis_of_projector(projector)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("entry", [(5, 5), (0, 0), (0, 5)])
+@pytest.mark.parametrize("tolerance", [1e-4, 1e-3])
+def test_entries_may_be_off_by_the_tolerance_and_no_more(entry, tolerance):
+    off = torch.zeros(6, 6, dtype=torch.float64)
+    off[entry] = off[entry[::-1]] = 1.0
+    projector = torch.diag(torch.tensor([1.0, 1.0, 0, 0, 0, 0], dtype=torch.float64))
+    assert basis_of_projector(projector, tolerance).shape == (6, 2)
+    if entry != (0, 5):  # an off-diagonal one turns the subspace, so that the nearest projector goes along
+        assert basis_of_projector(projector + 0.9 * tolerance * off, tolerance).shape == (6, 2)
+        with pytest.raises(
+            InputError, match=f"of rank 2, differs from it by .* in an entry, and {tolerance:g} is allowed"
+        ):
+            basis_of_projector(projector + 1.1 * tolerance * off, tolerance)
+    lopsided = off.triu(1)
+    if lopsided.any():
+        assert basis_of_projector(projector + 0.9 * tolerance * lopsided, tolerance).shape == (6, 2)
+        with pytest.raises(InputError, match="differs from its transpose by"):
+            basis_of_projector(projector + 1.1 * tolerance * lopsided, tolerance)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "why"),
+    [
+        (torch.diag(torch.tensor([1.0, float("nan")])), "holds NaN or infinity"),
+        (torch.diag(torch.tensor([1.0, float("inf")])), "holds NaN or infinity"),
+        (torch.tensor([[1.0, 1.0], [0.0, 0.0]]), "differs from its transpose by 1"),  # idempotent
+        (torch.diag(torch.tensor([0.5, 0.5])), r"of rank \d, differs from it by 0\."),  # symmetric
+        (torch.diag(torch.tensor([2.0, -1.0])), r"of rank \d, differs from it by "),
+        (torch.diag(torch.tensor([1.001, 1.0])), r"of rank 2, differs from it by 0\.001 "),
+        (torch.diag(torch.tensor([0.4, 0.0])), r"of rank 0, differs from it by 0\.4 "),
+        (torch.diag(torch.tensor([-1.0, 0.0])), "its trace is -1 at width 2"),
+        (torch.diag(torch.tensor([2.0, 2.0])), "its trace is 4 at width 2"),
+    ],
+)
+def test_what_is_no_orthogonal_projector_is_refused_with_the_reason(matrix, why):
+    with pytest.raises(InputError, match=f"not an orthogonal projector: .*{why}"):
+        basis_of_projector(matrix)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sea_lens.editor import Editor
+from sea_lens.edits import precise_dtype
 from sea_lens.errors import InputError
 from sea_lens.models import Model, PaddedTokens, check_context_length, greedy_answers, token_ids
 from sea_lens.questions import Questions
@@ -155,10 +156,15 @@ def kl_to_unedited(model: Model, editor: Editor, texts: Sequence[str], *, batch_
     Raises:
         InputError: If no text has two tokens, or one does not fit the model's context.
     """
-    rows = [ids for ids in (token_ids(model, text) for text in texts) if len(ids) > 1]
+    if isinstance(texts, str) or batch_size < 1:
+        raise InputError(
+            f"Give a list of neutral texts and a batch_size of 1 at least; {texts!r:.60} and {batch_size} were given."
+        )
+    tokenised = [token_ids(model, text) for text in texts]
+    rows = [ids for ids in tokenised if len(ids) > 1]
     if not rows:
         raise InputError("KL is measured where one token of a text follows another, and no text has two tokens.")
-    check_context_length(model, [len(ids) for ids in rows], [f"Neutral text {index}" for index in range(len(rows))])
+    check_context_length(model, [len(ids) for ids in tokenised], [f"Neutral text {i}" for i in range(len(tokenised))])
     total, count = 0.0, 0
     for start in range(0, len(rows), batch_size):
         tokens = PaddedTokens.of(model, rows[start : start + batch_size])
@@ -166,13 +172,14 @@ def kl_to_unedited(model: Model, editor: Editor, texts: Sequence[str], *, batch_
         with editor.attached(model):
             edited = _log_probabilities(model, tokens)
         inside = tokens.mask[:, 1:].to(unedited.device)
-        total += float((unedited.exp() * (unedited - edited)).sum(-1)[:, :-1][inside].double().sum())
+        total += float((unedited.exp() * (unedited - edited)).sum(-1)[:, :-1][inside].sum())
         count += int(inside.sum())
     return total / count
 
 
 def _log_probabilities(model: Model, tokens: PaddedTokens) -> Tensor:
-    return model(tokens.ids, **tokens.forward_options()).float().log_softmax(-1)
+    logits = model(tokens.ids, **tokens.forward_options())
+    return logits.to(precise_dtype(logits.device)).log_softmax(-1)  # small divergences are differences of equal numbers
 
 
 def _plain(answer: str) -> str:

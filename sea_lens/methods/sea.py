@@ -78,7 +78,8 @@ def fit_sea(
             neutral activation of each layer, because residual streams grow with depth by orders of magnitude. The
             published code has 1.0.
         merge_space: Where the two projections of features are added up: in feature space, so that the sum is mapped back
-            once, or (as published) after each has been mapped back. No difference without a feature map.
+            once, or (as published) after each has been mapped back. No difference without a feature map. (With
+            `centre`, the mean then goes back with P-, so that a sum holds it once.)
         layers: Layers to fit; all that `activations` has for None.
         dtype: Of the editor's tensors. The fit itself is in float64.
         progress: Whether to show a progress bar once a fit takes longer than two seconds.
@@ -117,10 +118,14 @@ def refit_sea(editor: Editor, activations: Activations) -> Editor:
     settings: dict[str, Any] = dict(editor.card.hyper_parameters)
     shares, ranks = settings.pop("explained_variance"), settings.pop("ranks")
     first = editor[editor.layers[0]]
+    dtype = torch.float32
     if isinstance(first, FeatureSpaceEdit):
         settings["feature_map"] = first.feature_map  # the card has its name only
+        dtype = first.parts[0].directions.dtype
+    elif isinstance(first, LowRankEdit):
+        dtype = first.directions.dtype
     size = tuple(shares) if ranks is None else Ranks(tuple(ranks))
-    fitted = SEARule(**settings).fit(activations, [size], editor.layers, progress=False)[0]
+    fitted = SEARule(**settings).fit(activations, [size], editor.layers, dtype, progress=False)[0]
     edits = {layer: edit.scaled(editor[layer].strength) for layer, edit in fitted.edits.items()}
     return replace(fitted, edits=edits, positions=editor.positions)
 
@@ -248,8 +253,8 @@ class SEARule:
         elif self.projections == "negative":
             parts = [_part(*removed, mean)]
         elif self.feature_map is not None and self.merge_space == "activations":
-            # The mean goes with the projection that keeps most of the activation, so that it is there once.
-            parts = [_part(*kept, mean, kept=0.0, mean_stays=False), _part(*removed, mean)]
+            # A mean goes back once into what is summed: with the projection that keeps most. An average needs it in both.
+            parts = [_part(*kept, mean, kept=0.0, mean_stays=averaged), _part(*removed, mean)]
         else:
             directions, eigenvalues = difference_of_projectors(first.basis, second.basis)
             half = 0.5 if averaged else 1.0

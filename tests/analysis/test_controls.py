@@ -1,10 +1,13 @@
+import numpy as np
 import pytest
 import torch
+from scipy.stats import beta, kstest
 
-from sea_lens import Activations, Editor, EditorCard, fit_sea, random_editor
-from sea_lens.analysis.controls import RandomDirectionEdit
+from sea_lens import Activations, Editor, EditorCard, Tanh, fit_sea, random_editor
+from sea_lens.analysis.controls import RandomDirectionEdit, RandomRotation
 from sea_lens.edits import LowRankEdit
 from sea_lens.errors import InputError, ModelMismatchError
+from sea_lens.published_projections import PublishedEdit
 
 STRENGTHS = [0.0, 0.5, 1.0, 2.0, -1.0]
 D_MODEL, LAYERS = 32, range(3)
@@ -14,23 +17,127 @@ def normal(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def fit(centre=False, restore_norm=True, model=None, dtype=torch.float64, scale=1.0):
+def fit(centre=False, restore_norm=True, model=None, dtype=torch.float64, scale=1.0, **options):
     """An editor with different positive and negative ranks, on activations that share a mean."""
     mean = 2 * normal(D_MODEL, seed=9)
     neutral, positive, negative = (
         {layer: scale * (normal(40, D_MODEL, seed=10 * role + layer) + mean) for layer in LAYERS} for role in range(3)
     )
     activations = Activations.from_tensors(neutral=neutral, positive=positive, negative=negative, model=model)
-    return fit_sea(activations, ranks=(3, 2), centre=centre, merge="norm" if restore_norm else "sum", dtype=dtype)
+    return fit_sea(
+        activations, ranks=(3, 2), centre=centre, merge="norm" if restore_norm else "sum", dtype=dtype, **options
+    )
 
 
 def length(rows):
     return torch.linalg.vector_norm(rows, dim=-1)
 
 
+def rotation(d, seed):
+    return RandomRotation.of(d, torch.Generator().manual_seed(seed))
+
+
+def across(moves, rows):
+    """Directions of moves, without what they do along the rows themselves."""
+    along = torch.nn.functional.normalize(rows, dim=-1)
+    return torch.nn.functional.normalize(moves - (moves * along).sum(-1, keepdim=True) * along, dim=-1)
+
+
+def in_a_feature_space(merge_space="features", restore_norm=True):
+    return fit(centre=True, restore_norm=restore_norm, feature_map=Tanh(6.0), merge_space=merge_space)
+
+
+def as_published():
+    bases = [torch.linalg.qr(normal(D_MODEL, 4, seed=90 + i))[0] for i in range(2)]
+    return Editor({layer: PublishedEdit(*bases) for layer in LAYERS}, EditorCard("by hand", {}))
+
+
+KINDS = {
+    "feature space": in_a_feature_space,
+    "feature space, two parts": lambda: in_a_feature_space("activations"),
+    "feature space, sum": lambda: in_a_feature_space(restore_norm=False),
+    "positive alone": lambda: fit(centre=True, projections="positive"),
+    "average": lambda: fit(centre=True, merge_space="activations", restore_norm=False).scaled(0.5),
+    "published": as_published,
+    "control": lambda: random_editor(fit(centre=True), seed=11),
+    "control of the published": lambda: random_editor(as_published(), seed=11),
+}
+
+
 @pytest.fixture(scope="module")
 def editor():
     return fit(centre=True)
+
+
+# --- random rotations ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 4, 5, 31, 32, 33, 100, 257])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_rotation_is_an_orthogonal_matrix(d, seed):
+    turn = rotation(d, seed)
+    matrix = turn(torch.eye(d, dtype=torch.float64))
+    torch.testing.assert_close(matrix @ matrix.T, torch.eye(d, dtype=torch.float64), rtol=0, atol=1e-12)
+    x = normal(4, 3, d, seed=70)
+    torch.testing.assert_close(turn(x), x @ matrix, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(turn(x.float()), (x @ matrix).float(), rtol=1e-5, atol=1e-5)
+    assert turn(x.float()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("d", [4095, 4096])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 1e-4)])
+def test_a_wide_rotation_keeps_norms_and_inner_products(d, dtype, tolerance):
+    x = 100 * normal(6, d, seed=71).to(dtype) / d**0.5
+    turned = rotation(d, 0)(x)
+    assert turned.dtype == dtype
+    products = (turned.double() @ turned.double().T) / 1e4
+    torch.testing.assert_close(products, x.double() @ x.double().T / 1e4, rtol=0, atol=tolerance)
+
+
+def test_seeds_and_draws_of_a_generator_turn_a_vector_to_nearly_orthogonal_directions():
+    d = 4096
+    generator = torch.Generator().manual_seed(0)
+    turns = [rotation(d, seed) for seed in range(1, 9)] + [RandomRotation.of(d, generator) for _ in range(8)]
+    for x in (torch.eye(d, dtype=torch.float64)[7], torch.ones(d, dtype=torch.float64) / d**0.5, normal(d) / d**0.5):
+        turned = torch.stack([x, *(turn(x) for turn in turns)])
+        cosines = torch.nn.functional.normalize(turned, dim=-1)
+        cosines = (cosines @ cosines.T).fill_diagonal_(0).abs()
+        assert cosines.max() < 5 / d**0.5
+
+
+VECTORS = {
+    "one coordinate": lambda d: torch.eye(d, dtype=torch.float64)[3],
+    "constant": lambda d: torch.ones(d, dtype=torch.float64) / d**0.5,
+    "alternating": lambda d: torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(d)[:d] / d**0.5,
+    "random": lambda d: torch.nn.functional.normalize(normal(d, seed=72), dim=0),
+    "massive": lambda d: torch.nn.functional.normalize(normal(d, seed=73) + 50 * torch.eye(d)[5], dim=0),
+}
+
+
+@pytest.mark.parametrize("d", [31, 32])
+@pytest.mark.parametrize("vector", VECTORS)
+def test_a_fixed_vector_is_turned_to_a_uniformly_random_direction(d, vector):
+    """Its cosine with any fixed direction is that of a uniform direction: 2 Beta((d - 1) / 2, (d - 1) / 2) - 1."""
+    n = 1500
+    x = VECTORS[vector](d)
+    turned = torch.stack([rotation(d, seed)(x) for seed in range(n)])
+    assert length(turned.mean(0)) < 2 / n**0.5
+    for probe, make in VECTORS.items():
+        cosines = (turned @ make(d)).numpy()
+        # Twice the usual statistic at the 5 % level: there are fifty of these.
+        assert kstest((1 + cosines) / 2, beta((d - 1) / 2, (d - 1) / 2).cdf).statistic < 2 * 1.36 / n**0.5, probe
+    covariance = turned.T @ turned / n * d
+    assert np.abs(covariance - np.eye(d)).max() < 6 * (2 / n) ** 0.5
+    spectrum = torch.linalg.eigvalsh(covariance)  # of n uniform directions: the law of Marchenko and Pastur
+    assert spectrum.min() > (1 - (d / n) ** 0.5) ** 2 - 0.1
+    assert spectrum.max() < (1 + (d / n) ** 0.5) ** 2 + 0.1
+
+
+def test_pairs_of_vectors_are_turned_together():
+    """A rotation of all space: inner products stay, and a mean is turned to the mean of the turned."""
+    x, turn = normal(9, D_MODEL, seed=74), rotation(D_MODEL, 5)
+    torch.testing.assert_close(turn(x) @ turn(x).T, x @ x.T, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(turn(x.mean(0)), turn(x).mean(0), rtol=1e-12, atol=1e-12)
 
 
 # --- norm-matched, token by token ------------------------------------------------------------------------------------
@@ -76,40 +183,69 @@ def test_tokens_of_zeros_stay_finite(editor):
 # --- random directions -----------------------------------------------------------------------------------------------
 
 
-def test_it_writes_to_a_random_subspace_of_the_same_rank(editor):
+def test_what_the_edit_does_across_the_token_is_turned_by_one_rotation(editor):
     control = random_editor(editor, seed=3)
-    h = normal(60, D_MODEL, seed=52)
+    h = normal(60, D_MODEL, seed=52).numpy()
     for layer in LAYERS:
         edit, fitted = control[layer], editor[layer]
         assert isinstance(edit, RandomDirectionEdit)
         assert edit.rank == fitted.rank == 5
         assert (edit.d_model, edit.strength) == (D_MODEL, fitted.strength)
-        torch.testing.assert_close(edit.directions.T @ edit.directions, torch.eye(5, dtype=torch.float64))
-        # The move is a sum of the token itself and of what is written to the directions.
-        rows, moves = torch.nn.functional.normalize(h, dim=-1), edit(h) - h
-        outside = torch.eye(D_MODEL, dtype=torch.float64) - edit.directions @ edit.directions.T
-        rest, along = moves @ outside, torch.nn.functional.normalize(rows @ outside, dim=-1)
-        torch.testing.assert_close(rest, (rest * along).sum(-1, keepdim=True) * along, rtol=0, atol=1e-10)
+        matrix = edit.rotation(torch.eye(D_MODEL, dtype=torch.float64)).numpy()
+        real, found = (one(torch.tensor(h)).numpy() for one in (fitted, edit))
+        for row, moved, expected in zip(h, found, real, strict=True):
+            unit = row / np.linalg.norm(row)
+            beside = np.eye(D_MODEL) - np.outer(unit, unit)
+            change = beside @ (expected - row)
+            turned = beside @ (change @ matrix)
+            kept = unit * (unit @ expected)
+            oracle = kept + turned / np.linalg.norm(turned) * np.linalg.norm(change)
+            np.testing.assert_allclose(moved, oracle, rtol=1e-9, atol=1e-9)
 
 
 def test_the_fitted_directions_are_not_reproduced(editor):
-    """The principal angles between random 5-dimensional subspaces of 32 dimensions: no cosine is near 1."""
-    for seed in range(5):
-        control = random_editor(editor, seed)
-        for layer in LAYERS:
-            cosines = torch.linalg.svdvals(editor[layer].directions.T @ control[layer].directions)
-            assert cosines.max() < 0.9
-            assert cosines.mean() < 0.6
+    """Moves of the control are to those of the edit, and of other controls, as random directions of 31 dimensions are."""
+    h, squares = normal(200, D_MODEL, seed=58), []
+    for layer in LAYERS:
+        edits = [editor[layer], *(random_editor(editor, seed)[layer] for seed in range(5))]
+        moves = [across(edit(h) - h, h) for edit in edits]
+        for index, one in enumerate(moves):
+            for other in moves[:index]:
+                cosines = (one * other).sum(-1)
+                assert cosines.abs().max() < 0.9
+                squares.append(float(cosines.square().mean()))
+    assert 0.5 / 31 < sum(squares) / len(squares) < 2 / 31
+
+
+def test_moves_of_the_control_keep_to_few_directions_as_those_of_the_edit_do(editor):
+    """What tokens share, a mean's direction among it, they share under the control: one rotation turns all of them."""
+    h = normal(200, D_MODEL, seed=58) + 2 * normal(D_MODEL, seed=9)
+    for layer in LAYERS:
+        energies = [
+            torch.linalg.svdvals(edit(h) - h).square() for edit in (editor[layer], random_editor(editor, 0)[layer])
+        ]
+        shares = [float(energy[:6].sum() / energy.sum()) for energy in energies]
+        assert shares[1] > 0.8 * shares[0] > 0.5
 
 
 def test_seeds_and_layers_differ_and_one_seed_is_bit_identical(editor):
     h = normal(8, D_MODEL, seed=53)
     first, again, other = random_editor(editor, 0), random_editor(editor, 0), random_editor(editor, 1)
+    turned = []
     for layer in LAYERS:
-        assert torch.equal(first[layer].directions, again[layer].directions)
         assert torch.equal(first[layer](h), again[layer](h))
-        assert (first[layer].directions - other[layer].directions).abs().max() > 0.1
-    assert (first[0].directions - first[1].directions).abs().max() > 0.1
+        assert (first[layer](h) - other[layer](h)).abs().max() > 0.1
+        turned += [control[layer].rotation(h) for control in (first, other)]
+        assert torch.equal(turned[-2], again[layer].rotation(h))
+    for index, one in enumerate(turned):
+        for earlier in turned[:index]:
+            assert torch.cosine_similarity(one, earlier).abs().mean() < 0.4
+
+
+def test_one_seed_is_one_control_whatever_the_layers_strengths_and_positions(editor):
+    h = normal(8, D_MODEL, seed=53)
+    of_view = random_editor(editor.first_layers(2).at_positions(3), 0)
+    assert torch.equal(of_view[1](h), random_editor(editor, 0)[1](h))
 
 
 def test_torchs_own_randomness_is_left_alone(editor):
@@ -118,6 +254,56 @@ def test_torchs_own_randomness_is_left_alone(editor):
     torch.manual_seed(0)
     random_editor(editor, 5)
     assert torch.equal(torch.rand(3), expected)
+
+
+# --- of any edit -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-5)])
+def test_controls_of_any_kind_of_edit_move_as_far_and_end_as_long(kind, dtype, tolerance):
+    fitted = KINDS[kind]()
+    control = random_editor(fitted, seed=4)
+    h = (normal(3, 7, D_MODEL, seed=50) + 2 * normal(D_MODEL, seed=9)).to(dtype)
+    for layer in LAYERS:
+        real, random = fitted[layer](h), control[layer](h)
+        distance = length(real - h)
+        assert distance.min() > 0.1
+        assert random.dtype == dtype
+        torch.testing.assert_close(length(random - h), distance, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(length(random), length(real), rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close((random * h).sum(-1), (real * h).sum(-1), rtol=tolerance, atol=100 * tolerance)
+        assert (across(random - h, h) * across(real - h, h)).sum(-1).abs().mean() < 0.4
+        assert (control[layer].rank, control[layer].d_model) == (fitted[layer].rank, D_MODEL)
+        assert control[layer].summary == f"random directions, otherwise as {fitted[layer].summary}"
+    assert torch.equal(random, random_editor(fitted, seed=4)[2](h))
+    assert control.scaled(0.0).is_identity
+    assert torch.equal(control.scaled(0.5)[0](h), random_editor(fitted.scaled(0.5), 4)[0](h))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_low_precisions_are_edited_in_float32_whatever_the_edit(kind, dtype):
+    control, h = random_editor(KINDS[kind](), seed=4)[1], normal(6, D_MODEL, seed=59).to(dtype)
+    assert control(h).dtype == dtype
+    assert torch.equal(control(h), control(h.float()).to(dtype))
+
+
+def test_a_control_of_a_control_with_its_own_seed_is_another(editor):
+    h, control = normal(20, D_MODEL, seed=58), random_editor(editor, 0)
+    twice = random_editor(control, 0)[1]
+    for other in (editor[1], control[1]):
+        assert torch.cosine_similarity(across(twice(h) - h, h), across(other(h) - h, h)).abs().mean() < 0.4
+
+
+@pytest.mark.parametrize("d", [2, 3, 5])
+def test_narrow_activations_move_as_far(d):
+    edit = LowRankEdit(torch.eye(d, dtype=torch.float64)[:, :1], torch.ones(1, dtype=torch.float64))
+    h = normal(50, d, seed=75)
+    for seed in range(5):
+        control = random_editor(Editor({0: edit}, EditorCard("by hand", {})), seed)[0]
+        torch.testing.assert_close(length(control(h) - h), length(edit(h) - h), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(length(control(h)), length(h), rtol=1e-9, atol=1e-9)
 
 
 # --- an editor like another ------------------------------------------------------------------------------------------
@@ -206,11 +392,6 @@ def test_a_control_is_not_saved(editor, tmp_path):
     with pytest.raises(InputError, match=r"RandomDirectionEdit, which is not saved\. Save the editor it was made from"):
         random_editor(editor, 0).save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved" / "editor.safetensors").exists()
-
-
-def test_a_control_of_a_control_is_refused(editor):
-    with pytest.raises(InputError, match=r"made of linear edits, and layer 0 holds a RandomDirectionEdit"):
-        random_editor(random_editor(editor, 0), 1)
 
 
 def test_another_width_is_refused(editor, llama):

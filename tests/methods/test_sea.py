@@ -171,11 +171,18 @@ def test_reversed_projections_are_the_swapped_fit():
     close(matrix(reversed_), matrix(swapped))
 
 
-@pytest.mark.parametrize("wrong", [{"projections": "neither"}, {"merge": "median"}])
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("projections", "both, positive, negative, reversed"),
+        ("merge", "norm, sum, average"),
+        ("merge_space", "features, activations"),
+    ],
+)
 @pytest.mark.usefixtures("without_type_checks")
-def test_an_unknown_variant_is_refused(wrong):
-    with pytest.raises(InputError, match="projections is one of both, positive, negative, reversed and merge one of"):
-        fit_sea(activations(sides(20)), **wrong)
+def test_an_unknown_variant_is_refused(name, known):
+    with pytest.raises(InputError, match=f"^{name} is one of {known}, and 'neither' was given"):
+        fit_sea(activations(sides(20)), **{name: "neither"})
 
 
 def test_layers_are_fitted_each_on_its_own():

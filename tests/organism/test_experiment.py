@@ -2,22 +2,21 @@ import json
 import os
 import subprocess
 import sys
-import warnings
 from dataclasses import replace
+from functools import partial
 
 import pandas as pd
 import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from sea_lens import answer_greedily, random_editor
-from sea_lens.errors import SeaLensWarning
+from sea_lens import answer_greedily, fit_sea, random_editor, tune_sea
 from sea_lens.organism import WEIGHTS, experiment, load_organism
-from sea_lens.organism.experiment import RandomControls, answers, choose_setting, collect, fit, run
+from sea_lens.organism.experiment import RandomControls, answers, collect, run, tune
 from sea_lens.organism.train import measure
 from sea_lens.organism.world import World
 
-LAYERS = list(range(experiment.FIRST_LAYERS))
+LAYERS = [0, 1, 2]
 
 
 @pytest.fixture(scope="module")
@@ -30,23 +29,9 @@ def result(organism):
     return run(*organism, n_random=6)
 
 
-@pytest.fixture(scope="module")
-def small_grid():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "EXPLAINED_VARIANCES", (0.5, 0.9))
-        patch.setattr(experiment, "STRENGTHS", (1.0, 2.0))
-        yield
-
-
-@pytest.fixture(scope="module")
-def settings(organism, activations, small_grid):
-    return quietly_choose(*organism, activations)
-
-
-def quietly_choose(model, world, activations):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SeaLensWarning)
-        return choose_setting(model, world, activations)
+def shipped(activations):
+    """The setting that is chosen on the shipped facts."""
+    return fit_sea(activations, 0.5, centre=True).at_layers(LAYERS).scaled(2.0)
 
 
 # --- what ships ------------------------------------------------------------------------------------------------------
@@ -115,7 +100,7 @@ def test_swapped_it_tells_myths(result):
 
 
 def test_swapping_positives_and_negatives_is_a_strength_of_minus_1(activations, organism):
-    swapped, mirrored = fit(activations.swapped()), fit(activations).scaled(-1.0)
+    swapped, mirrored = shipped(activations.swapped()), shipped(activations).scaled(-1.0)
     for layer in mirrored.layers:
         h = activations.neutral[layer]
         assert (mirrored[layer](h) - h).abs().max() > 0.01
@@ -127,13 +112,24 @@ def test_swapping_positives_and_negatives_is_a_strength_of_minus_1(activations, 
 # --- its result ------------------------------------------------------------------------------------------------------
 
 
-def test_the_result_is_of_the_shipped_setting(result):
-    assert result.editor.layers == LAYERS
-    assert {edit.strength for edit in result.editor.edits.values()} == {experiment.STRENGTH}
-    chosen = result.editor.card.hyper_parameters
-    assert (chosen["explained_variance"], chosen["centre"]) == ([experiment.EXPLAINED_VARIANCE] * 2, experiment.CENTRE)
-    assert result.editor.card.n_demonstrations == 240
+def test_the_result_is_of_the_setting_chosen_on_the_fitting_facts(result, activations):
+    best = result.tuning.table.iloc[0]
+    assert (best["feature_map"], best["centre"], best["explained_variance"]) == ("linear", True, 0.5)
+    assert (best["layers"], best["strength"], best["ranks"]) == ("first:3", 2.0, "1+1  1+1  1+1")
+    expected = shipped(activations)
+    for editor in (result.editor, result.tuning.best):
+        assert editor.layers == LAYERS
+        assert editor.card.n_demonstrations == 240
+        for layer in LAYERS:
+            assert editor[layer].strength == 2.0
+            assert torch.equal(editor[layer].directions, expected[layer].directions)
+            assert torch.equal(editor[layer].eigenvalues, expected[layer].eigenvalues)
+            assert torch.equal(editor[layer].shift, expected[layer].shift)
     assert 0 < result.fit_seconds < 60
+
+
+def test_the_swapped_editor_is_the_same_fit_with_sides_exchanged(result, activations, organism):
+    assert answers(*organism, organism[1].held_out, shipped(activations.swapped())).truthful == result.swapped
 
 
 def test_the_table_has_a_row_a_condition(result):
@@ -178,7 +174,8 @@ def test_examples_are_questions_whose_answer_changes(result, organism):
     assert edited.table["answer"].tolist() == result.examples["edited"].tolist()
 
 
-def test_a_second_run_gives_the_same_shares(result, organism):
+def test_a_second_run_gives_the_same_shares(result, organism, monkeypatch):
+    monkeypatch.setattr(experiment, "tune", lambda *arguments: result.tuning)  # 12 s; repeated in tests/test_tuning.py
     again = run(*organism, n_random=2)
     assert (again.plain, again.edited, again.swapped) == (result.plain, result.edited, result.swapped)
     assert again.random.shares == result.random.shares[:2]
@@ -215,40 +212,27 @@ def test_activations_are_of_the_fitting_facts_with_the_models_own_answers(activa
     assert distance[same].max() < 1e-3 < distance[~same].min()
 
 
-def test_the_shipped_setting_is_the_one_chosen_on_the_fitting_facts(settings, activations):
-    best = settings.iloc[0]
-    chosen = experiment.EXPLAINED_VARIANCE, experiment.CENTRE, experiment.STRENGTH
-    assert (best["explained_variance"], best["centre"], best["strength"]) == chosen
-    assert best["editor"].layers == LAYERS
-    for layer in LAYERS:
-        assert torch.equal(best["editor"][layer].directions, fit(activations)[layer].directions)
+def test_every_setting_is_measured_on_the_fitting_facts(result, organism):
+    tuning, facts = result.tuning, organism[1].fitting
+    assert len(tuning.table) == 6 * 2 * 7 * 2
+    assert set(tuning.table["strength"]) == set(experiment.STRENGTHS) == {1.0, 2.0}
+    assert tuning.unedited == answers(*organism, facts).truthful
+    assert tuning.table["score"].max() == tuning.table["score"][0] > tuning.unedited.share
+    for row in (0, 40, 167):
+        found = answers(*organism, facts, tuning.editors[row]).truthful
+        assert (found.share, *found.interval()) == tuple(tuning.table.loc[row, ["score", "low", "high"]])
 
 
-def test_settings_are_ordered_and_none_is_there_twice(settings, organism):
-    columns = ["centre", "explained_variance", "strength", "layers", "truthful", "mythical", "editor"]
-    assert list(settings.columns) == columns
-    order = list(zip(settings["truthful"], settings["mythical"], strict=True))
-    assert order == sorted(order, reverse=True)
-    assert len(set(settings["truthful"])) > 5
-    assert not settings.duplicated(columns[:4]).any()
-    assert set(settings["strength"]) == {1.0, 2.0}
-    assert set(settings["centre"]) == {False, True}
-    assert {"all", "first 1", "first 3", "last 1", "last 3"} <= set(settings["layers"])
-    facts = organism[1].fitting
-    for _, row in settings.iloc[[0, -1]].iterrows():
-        assert answers(*organism, facts, row["editor"]).truthful.share == row["truthful"]
-        mirrored = answers(*organism, facts, row["editor"].scaled(-1.0)).table["answer"]
-        myths = sum(answer == fact.myth for answer, fact in zip(mirrored, facts, strict=True))
-        assert row["mythical"] == pytest.approx(myths / len(facts))
+def test_what_was_chosen_on_the_fitting_facts_does_as_well_elsewhere(result):
+    assert result.edited.share == pytest.approx(result.tuning.table["score"][0], abs=0.05)
 
 
 def test_choosing_never_looks_at_held_out_facts(monkeypatch, organism, activations):
     model, world = organism
-    monkeypatch.setattr(experiment, "EXPLAINED_VARIANCES", (0.5,))
-    monkeypatch.setattr(experiment, "STRENGTHS", (2.0,))
+    monkeypatch.setattr(experiment, "tune_sea", partial(tune_sea, explained_variances=[0.5]))
     assert collect(model, replace(world, held_out=world.held_out[:1])).demonstrations == activations.demonstrations
-    few, others = world.fitting[::6], world.fitting[1::6]
+    few, others = world.fitting[::12], world.fitting[1::12]
     worlds = World(few, world.held_out), World(few, world.held_out[:1]), World(others, world.held_out)
-    whole, blind, other = (quietly_choose(model, one, activations).drop(columns="editor") for one in worlds)
+    whole, blind, other = (tune(model, one, activations).table for one in worlds)
     pd.testing.assert_frame_equal(whole, blind)
     assert not other.equals(whole)  # and it does look at the fitting facts
