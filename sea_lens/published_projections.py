@@ -123,12 +123,12 @@ def read_projections(file: str | Path | Tensor) -> Float[Tensor, "n_layers d_mod
             f"{name} holds a {type(loaded).__name__}, and a tensor [n_layers, d_model, d_model] was expected. Give the "
             "uu_positive.pt or uu_negative.pt that sea-train.py writes."
         )
-    if loaded.ndim != 3 or loaded.shape[1] != loaded.shape[2] or not loaded.is_floating_point() or not len(loaded):
+    if loaded.ndim != 3 or loaded.shape[1] != loaded.shape[2] or not loaded.is_floating_point() or not loaded.numel():
         raise InputError(
             f"{name} has shape {list(loaded.shape)} of {loaded.dtype}, and [n_layers, d_model, d_model] of floating-point "
             "numbers was expected."
         )
-    return loaded
+    return loaded.detach().cpu()
 
 
 def published_edits(
@@ -228,6 +228,6 @@ def _load(path: Path) -> object:
             f"{path} is not a file of tensors, and nothing else is loaded, because it could run code. Give the "
             "uu_positive.pt or uu_negative.pt that sea-train.py writes."
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # the unpickler of tensors meets other files with whatever it stumbles on
         raise FileFormatError(f"{path} could not be read as a PyTorch file: {error}") from error
     return loaded

@@ -180,14 +180,15 @@ def basis_of_projector(
     asymmetry = float((p - p.T).abs().max())
     if asymmetry > tolerance:
         raise InputError(f"This is not an orthogonal projector: it differs from its transpose by {asymmetry:.2g}.")
-    rank = round(float(p.trace()))
-    if not 0 <= rank <= d_model:
-        raise InputError(
-            f"This is not an orthogonal projector: its trace is {float(p.trace()):.4g} at width {d_model}."
-        )
+    trace = float(p.trace())
+    if not -0.5 <= trace <= d_model + 0.5:
+        raise InputError(f"This is not an orthogonal projector: its trace is {trace:.4g} at width {d_model}.")
+    # A projector's squared norm is its trace; the trace's own rounding adds up, where a diagonal is near 1.
+    rank = min(d_model, round(float(p.square().sum())))
     generator = torch.Generator().manual_seed(0)
     spare = min(8, d_model - rank)  # a few columns more than the rank keep the range well conditioned
     q, _ = torch.linalg.qr(p @ torch.randn(d_model, rank + spare, generator=generator, dtype=torch.float64))
+    q, _ = torch.linalg.qr(p @ q)  # once more, for the rounding in p: then the basis is that of the nearest projector
     _, eigenvectors = torch.linalg.eigh(q.T @ p @ q)
     basis: Tensor = q @ eigenvectors[:, spare:]  # ascending: the largest come last
     deviation = float((basis @ basis.T - p).abs().max())

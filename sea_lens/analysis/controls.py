@@ -33,9 +33,8 @@ class RandomRotation:
         """Draws one."""
         signs = 2.0 * torch.randint(2, (2, d_model), generator=generator, dtype=torch.float64) - 1
         angles = 2 * math.pi * torch.rand(d_model // 2 + 1, generator=generator, dtype=torch.float64)
-        angles[0] = 0.0  # a real signal's mean and, of even length, its fastest oscillation have no phase to turn
-        if d_model % 2 == 0:
-            angles[-1] = 0.0
+        ends = [0, -1] if d_model % 2 == 0 else [0]
+        angles[ends] = math.pi * (angles[ends] > math.pi).double()
         return cls(signs, torch.polar(torch.ones_like(angles), angles))
 
     def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:

@@ -263,15 +263,10 @@ def _words(setting: Setting) -> str:
 
 def markdown(table: pd.DataFrame) -> str:
     """The table of `compare` for a document."""
-    heads = (
-        "variant",
-        "truthful [95 %]",
-        "myths",
-        "random editors",
-        "KL",
-        "at linear SEA's setting",
-        "its own setting",
+    columns = (
+        "variant, truthful [95 %], myths, random editors, KL, at linear SEA's setting, mean of settings, its setting"
     )
+    heads = columns.split(", ")
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for name, row in table.iterrows():
         interval = f"{row['truthful']:.1%} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"

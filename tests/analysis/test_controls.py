@@ -57,7 +57,7 @@ KINDS = {
     "feature space, two parts": lambda: in_a_feature_space("activations"),
     "feature space, sum": lambda: in_a_feature_space(restore_norm=False),
     "positive alone": lambda: fit(centre=True, projections="positive"),
-    "average": lambda: fit(centre=True, merge_space="activations", restore_norm=False).scaled(0.5),
+    "sum at half strength": lambda: fit(centre=True, restore_norm=False).scaled(0.5),
     "published": as_published,
     "control": lambda: random_editor(fit(centre=True), seed=11),
     "control of the published": lambda: random_editor(as_published(), seed=11),
@@ -131,6 +131,15 @@ def test_a_fixed_vector_is_turned_to_a_uniformly_random_direction(d, vector):
     spectrum = torch.linalg.eigvalsh(covariance)  # of n uniform directions: the law of Marchenko and Pastur
     assert spectrum.min() > (1 - (d / n) ** 0.5) ** 2 - 0.1
     assert spectrum.max() < (1 + (d / n) ** 0.5) ** 2 + 0.1
+
+
+@pytest.mark.parametrize("d", [2, 3, 4, 7, 8])
+def test_no_coordinate_is_favoured_at_narrow_widths_either(d):
+    n = 1500
+    turned = torch.stack([rotation(d, seed)(VECTORS["random"](d)) for seed in range(n)])
+    one = torch.stack([rotation(d, seed)(torch.eye(d, dtype=torch.float64)[0]) for seed in range(n)])
+    for rows in (turned, one):
+        np.testing.assert_allclose(d * rows.square().mean(0), 1, atol=0.15)
 
 
 def test_pairs_of_vectors_are_turned_together():
