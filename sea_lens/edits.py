@@ -253,7 +253,7 @@ def with_norms_of(
 ) -> Float[Tensor, "*batch d_model"]:
     """`edited` with the Euclidean norms that `x` has along a dimension: along -1, those of its tokens."""
     norms, theirs = (torch.linalg.vector_norm(tensor, dim=dim, keepdim=True) for tensor in (x, edited))
-    # Divided first: a token that the edit cancels altogether stays zero, where norms / 0 would make it NaN.
+    # Divided first: a token that comes out as zeros stays zero, where norms / 0 would make it NaN.
     restored: Tensor = edited / theirs.clamp_min(torch.finfo(edited.dtype).tiny) * norms
     return restored
 

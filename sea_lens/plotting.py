@@ -96,7 +96,7 @@ def plot_tuning(tuning: Tuning) -> Figure:
     plain = min(max(tuning.unedited.share, 0.01), 0.99)
     norm = TwoSlopeNorm(vmin=0, vcenter=plain, vmax=1)
     for index, (axes, (_, found), title) in enumerate(zip(grid.flat, panels, titles, strict=False)):
-        cells = found.pivot(index="share", columns="layers", values="score").reindex(index=shares, columns=layers)
+        cells = found.pivot_table("score", "share", "layers", "first").reindex(index=shares, columns=layers)
         image = axes.imshow(cells, cmap="BrBG", norm=norm, aspect="auto")
         for (row, column), score in np.ndenumerate(cells.to_numpy()):
             colour = INK if 0.2 < norm(score) < 0.8 else "white"

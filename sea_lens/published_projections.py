@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from sea_lens.editor_card import JSON, EditorCard, library_versions
 from sea_lens.edits import LowRankEdit, check_width, with_norms_of
 from sea_lens.errors import FileFormatError, InputError, ModelMismatchError, SeaLensWarning
-from sea_lens.models import UNKNOWN_MODEL, Model, ModelDescription, check_layers
+from sea_lens.models import UNKNOWN_MODEL, Model, ModelDescription, check_layers, hook_name
 from sea_lens.subspaces import basis_of_projector, difference_of_projectors
 
 Normalisation = Literal["token", "feature"]
@@ -54,6 +54,8 @@ class PublishedEdit:
     strength: float = 1.0
 
     def __post_init__(self) -> None:
+        if not all(bool(tensor.isfinite().all()) for tensor in (self.kept, self.removed)):
+            raise InputError("An edit's tensors must be finite, and these hold NaN or infinity.")
         if not math.isfinite(self.strength):
             raise InputError(f"An edit's strength must be a finite number, and it is {self.strength}.")
 
@@ -117,6 +119,8 @@ def read_projections(file: str | Path | Tensor) -> Float[Tensor, "n_layers d_mod
         FileFormatError: If the file cannot be read as a tensor.
         InputError: If the tensor is not `[n_layers, d_model, d_model]` of floating-point numbers.
     """
+    if not isinstance(file, str | Path | Tensor):
+        raise InputError(f"Projections are a .pt file or its tensor, and a {type(file).__name__} was given.")
     name, loaded = ("the tensor given", file) if isinstance(file, Tensor) else (str(file), _load(Path(file)))
     if not isinstance(loaded, Tensor):
         raise FileFormatError(
@@ -167,6 +171,7 @@ def published_edits(
                 f"These projections are for {n_layers} layers of d_model {d_model}, and {description.name} has "
                 f"{description.n_layers} of {description.d_model}."
             )
+        hook_name(model, site, 0)  # said here, not when it is attached
     edits: dict[int, LowRankEdit | PublishedEdit] = {}
     found: dict[int, dict[str, JSON]] = {}
     for layer in tqdm(check_layers(layers, n_layers), desc="projections", disable=not progress, delay=2):

@@ -112,8 +112,8 @@ def tune_sea(
             not used.
         measure: `"answers"`, the share of greedy answers that are true; `"preference"`, the share of questions with a true
             completion likelier than every false one; or a function of model and questions that returns a `Proportion`.
-        neutral_texts: Texts for the KL; for None the questions' prompts (100 of them, evenly spread), on which an edit
-            should change nothing before the answer.
+        neutral_texts: Texts for the KL; for None the questions' prompts (100 of them at most, evenly spread), on which an
+            edit should change nothing before the answer.
         max_new_tokens: Longest greedy answer.
         batch_size: Questions in one forward pass.
         folder: Where to keep scores as they come. A run that was killed goes on from there.
@@ -122,6 +122,9 @@ def tune_sea(
     Raises:
         InputError: If a list of settings is empty, or a setting is impossible.
         FileFormatError: If `folder` holds the scores of another tuning.
+
+    Warns:
+        SeaLensWarning: If no setting scores higher than the unedited model.
     """
     lists = {
         "explained_variances": explained_variances,
@@ -135,6 +138,8 @@ def tune_sea(
             raise InputError(f"{name} is a list of values to try, with at least one, and {values!r} was given.")
     if layers is not None and any(isinstance(given, int) for given in layers):
         raise InputError(f"layers is a list of sets of layers, such as [[0, 1], [2]], and {layers!r} was given.")
+    if not all(map(math.isfinite, strengths)):
+        raise InputError(f"A strength must be a finite number, and {strengths} were given.")
     if isinstance(neutral_texts, str):
         raise InputError("neutral_texts is a list of texts, and a single text was given. Put it into a list.")
     layer_sets = _layer_sets(layers, activations.layers, model.cfg.n_layers)
@@ -183,11 +188,18 @@ def tune_sea(
     table = pd.DataFrame(rows)
     sizes = pd.Series([sum(edit.rank for edit in editor.edits.values()) for editor in editors])
     order = table.assign(size=sizes).sort_values(["score", "kl", "size"], ascending=[False, True, True], kind="stable")
-    best_first = order.index.tolist()
+    best_first, unedited = order.index.tolist(), kept.scores["unedited"][0]
+    if order["score"].iloc[0] <= unedited.share:
+        warnings.warn(
+            f"None of these {len(order)} settings scores higher than the unedited model ({unedited}). Try other layers, "
+            "strengths or a lower explained variance, and look at demonstrations.check() and the token choice.",
+            SeaLensWarning,
+            stacklevel=2,
+        )
     return Tuning(
         table.loc[best_first].reset_index(drop=True),
         tuple(editors[row] for row in best_first),
-        kept.scores["unedited"][0],
+        unedited,
     )
 
 

@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 from sea_lens import Activations, Questions, Tanh, answer_greedily, fit_sea, kl_to_unedited, prefer_truth, tune_sea
 from sea_lens.analysis.effects import Proportion
 from sea_lens.edits import LowRankEdit
-from sea_lens.errors import FileFormatError, InputError, ModelMismatchError
+from sea_lens.errors import FileFormatError, InputError, ModelMismatchError, SeaLensWarning
 from sea_lens.methods.sea import SEARule
 from sea_lens.organism import load_organism
 from sea_lens.organism.experiment import collect
@@ -591,3 +591,8 @@ def test_layers_that_were_not_collected_are_refused(tune, activations, layers):
     some = {role: {layer: activations[role][layer] for layer in (1, 2)} for role in ("neutral", "positive", "negative")}
     with pytest.raises(InputError, match=r"were asked for; activations are there of \[1, 2\]"):
         tune(**{**SMALL, "activations": replace(activations, **some), "layers": ["all", layers]})
+
+
+def test_settings_that_do_not_beat_the_unedited_model_are_warned_about(tune):
+    with pytest.warns(SeaLensWarning, match=r"None of these 8 settings scores higher than the unedited model \(50\.0%"):
+        tune(**{**SMALL, "strengths": [1.0, 0.0]}, measure=lambda model, questions: Proportion(1, 2))
