@@ -161,6 +161,7 @@ def fit(
     chosen_map, unit = parse_feature_map(feature_map), parse_feature_unit(feature_unit)
     if chosen_map is None and (unit != "median" or merge_space != "features"):
         raise InputError("--feature-unit and --merge-space have no effect without a --feature-map.")
+    SEARule(feature_map=chosen_map, feature_unit=unit)  # refuses what is impossible before the model runs, not after
     if activations is not None:
         if model is not None or demonstrations is not None:
             raise InputError("Give either --activations, or a model and demonstrations, not both.")
@@ -371,19 +372,21 @@ def inspect(editor: Annotated[str, typer.Argument(help="Editor folder, or its na
     if fitted.positions is not None:
         typer.echo(f"{'positions':<18} from {fitted.positions} on")
     mapped = any("unit" in found for found in fitted.card.layers.values())
-    columns = ["layer", "rank", "positive", "negative", "lowest", "highest", "strength", "moved"]
-    table = Table(*columns, *(["unit", "clamped"] if mapped else []))
+    extremes, ours = ["lowest", "highest"], ["unit", "outside", "clamped"]
+    table = Table(
+        "layer", "rank", "k+", "k-", *([] if mapped else extremes), "strength", "moved", *(ours if mapped else [])
+    )
     for layer, edit in fitted.edits.items():
         found = fitted.card.layers.get(layer, {})
-        extremes = ["", ""]
+        cells = [str(layer), str(edit.rank), *(str(found.get(f"rank_{role}", "")) for role in ("positive", "negative"))]
         if isinstance(edit, LowRankEdit) and edit.rank:
-            extremes = [f"{edit.eigenvalues.min():+.3f}", f"{edit.eigenvalues.max():+.3f}"]
-        displacement = f"{float(str(found['displacement'])):.1%}" if "displacement" in found else ""
-        ranks = [str(found.get(f"rank_{role}", "")) for role in ("positive", "negative")]
-        cells = [str(layer), str(edit.rank), *ranks, *extremes, f"{edit.strength:g}", displacement]
+            cells += [f"{edit.eigenvalues.min():+.3f}", f"{edit.eigenvalues.max():+.3f}"]
+        elif not mapped:
+            cells += ["", ""]
+        cells += [f"{edit.strength:g}", f"{float(str(found['displacement'])):.1%}" if "displacement" in found else ""]
         if mapped:
             shares = [float(str(found[f"clamped_{what}"])) for what in ("activations", "features")]
-            cells += [f"{float(str(found['unit'])):.3g}", " + ".join(f"{share:.2%}" for share in shares)]
+            cells += [f"{float(str(found['unit'])):.3g}", *(f"{share:.2%}" for share in shares)]
         table.add_row(*cells)
     console.print(table)
 

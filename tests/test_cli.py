@@ -90,6 +90,7 @@ def shares(out):
 # --- demo ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("without_type_checks")
 def test_the_demo(sea_lens, tmp_path, capsys):
     code, out, _ = sea_lens("demo", "--out", tmp_path / "demo", "--random-editors", 2)
     assert code == 0
@@ -242,8 +243,8 @@ def test_fitting_in_a_feature_space_from_the_shell(sea_lens, collected, tmp_path
     assert code == 0
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
     facts = fitted.card.layers[2]
-    clamped = f"{facts['clamped_activations']:.2%} + {facts['clamped_features']:.2%}"
-    assert rows[2] == ["2", "2", "1", "1", "", "", "1", f"{facts['displacement']:.1%}", "12.5", clamped]
+    shares = [f"{facts[what]:.2%}" for what in ("clamped_activations", "clamped_features")]
+    assert rows[2] == ["2", "2", "1", "1", "1", f"{facts['displacement']:.1%}", "12.5", *shares]
 
 
 # --- tune and convert ------------------------------------------------------------------------------------------------

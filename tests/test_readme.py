@@ -35,6 +35,7 @@ def test_no_block_is_missed():
         assert len(blocks(text)) + marked == text.count("```python")
 
 
+@pytest.mark.usefixtures("without_type_checks")
 @pytest.mark.parametrize("name", READMES)
 def test_every_block_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -595,4 +595,6 @@ def test_layers_that_were_not_collected_are_refused(tune, activations, layers):
 
 def test_settings_that_do_not_beat_the_unedited_model_are_warned_about(tune):
     with pytest.warns(SeaLensWarning, match=r"None of these 8 settings scores higher than the unedited model \(50\.0%"):
-        tune(**{**SMALL, "strengths": [1.0, 0.0]}, measure=lambda model, questions: Proportion(1, 2))
+        tune(
+            **SMALL, measure=lambda model, given: replace(answer_greedily(model, given, 1).truthful, successes=5, n=10)
+        )

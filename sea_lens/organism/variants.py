@@ -236,11 +236,15 @@ def compare(model: Model, world: World, n_random: int = 10, seed: int = 0, progr
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SeaLensWarning)
+        collected: dict[tuple[TokenChoice, str, str], Activations] = {}
         for name, variant in tqdm(VARIANTS.items(), desc="variants", disable=not progress):
-            activations, setting = variant.collect(model, world), settings[name]
+            source, setting = (variant.token, variant.ending, variant.site), settings[name]
+            if source not in collected:
+                collected[source] = variant.collect(model, world)
             at_linears = replace(linear, scale=setting.scale)
-            add(name, variant.fit(activations, setting), variant.fit(activations, at_linears), setting)
-        activations = Variant().collect(model, world)
+            editors = [variant.fit(collected[source], chosen) for chosen in (setting, at_linears)]
+            add(name, *editors, setting)
+        activations = collected["last", "", "resid_post"]
         backwards = Variant(SEARule(projections="reversed")).fit(activations, linear)
         add("reversed projections", backwards, backwards, replace(linear, mean=None))
         editor = published_editor(activations, settings[PUBLISHED])

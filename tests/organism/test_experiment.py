@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 
+import jaxtyping
 import pandas as pd
 import pytest
 import torch
@@ -26,7 +27,9 @@ def activations(organism):
 
 @pytest.fixture(scope="module")
 def result(organism):
-    return run(*organism, n_random=6)
+    with pytest.MonkeyPatch.context() as patch:  # type checks would make the many settings three times as slow
+        patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+        return run(*organism, n_random=6)
 
 
 def shipped(activations):
