@@ -242,8 +242,8 @@ def compare(model: Model, world: World, n_random: int = 10, seed: int = 0, progr
             if source not in collected:
                 collected[source] = variant.collect(model, world)
             at_linears = replace(linear, scale=setting.scale)
-            editors = [variant.fit(collected[source], chosen) for chosen in (setting, at_linears)]
-            add(name, *editors, setting)
+            own, ablated = (variant.fit(collected[source], chosen) for chosen in (setting, at_linears))
+            add(name, own, ablated, setting)
         activations = collected["last", "", "resid_post"]
         backwards = Variant(SEARule(projections="reversed")).fit(activations, linear)
         add("reversed projections", backwards, backwards, replace(linear, mean=None))
