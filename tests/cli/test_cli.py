@@ -24,7 +24,7 @@ from sea_lens import (
 )
 from sea_lens.activations import ROLES
 from sea_lens.analysis.effects import Proportion
-from sea_lens.cli_inputs import DataFormat, parse_feature_map, parse_feature_unit, parse_token, read_demonstrations
+from sea_lens.cli.inputs import DataFormat, parse_feature_map, parse_feature_unit, parse_token, read_demonstrations
 from sea_lens.edits import LowRankEdit
 from sea_lens.errors import InputError
 from sea_lens.feature_maps import ELU, SquaredExponential, Tanh
@@ -382,13 +382,16 @@ OPTIONS = {
 }
 
 
+CALLBACKS = {command.callback.__name__: command.callback for command in cli.app.registered_commands}
+
+
 @pytest.mark.parametrize("command", OPTIONS)
 def test_help_lists_every_option(sea_lens, command):
     code, out, err = sea_lens(command, "--help")
     assert (code, err) == (0, "")
     listed = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", out.split("Options:")[1])) - {"--help"}
     assert listed == set(OPTIONS[command].split())
-    assert inspect.getdoc(getattr(cli, command)).split(":")[0][:40] in " ".join(out.split())
+    assert inspect.getdoc(CALLBACKS[command]).split(":")[0][:40] in " ".join(out.split())
 
 
 @pytest.mark.parametrize("arguments", [["--help"], []])

@@ -1,21 +1,17 @@
-"""The `sea-lens` command. Every command is a few library calls; mistakes are one line on stderr and exit code 2."""
+"""From demonstrations to editors: demo, collect, fit, tune, convert."""
 
 from __future__ import annotations
 
 import math
-import sys
-import warnings
 from pathlib import Path
 from typing import Annotated, Literal, Optional
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
-from typer.exceptions import Abort, Exit, TyperException
 
 from sea_lens.activations import Activations
-from sea_lens.cli_inputs import (
+from sea_lens.cli.app import app, console
+from sea_lens.cli.inputs import (
     MAP_HELP,
     BatchSize,
     Chat,
@@ -48,10 +44,9 @@ from sea_lens.cli_inputs import (
 )
 from sea_lens.collection import collect_activations
 from sea_lens.editor import Editor
-from sea_lens.edits import LowRankEdit
-from sea_lens.errors import InputError, SeaLensWarning
+from sea_lens.errors import InputError
 from sea_lens.methods.sea import SEARule, fit_sea
-from sea_lens.models import greedy_answers, named_layers
+from sea_lens.models import named_layers
 from sea_lens.organism import experiment, load_organism
 from sea_lens.organism.report import code, report
 from sea_lens.plotting import plot_organism, plot_tuning
@@ -59,17 +54,6 @@ from sea_lens.published_projections import FeatureFunction, Normalisation
 from sea_lens.questions import Questions
 from sea_lens.tensor_files import write_text
 from sea_lens.tuning import EXPLAINED_VARIANCES, describe_setting, tune_sea
-
-app = typer.Typer(
-    name="sea-lens",
-    help="Edit what a language model says by editing its residual stream, and see why the edit works.\n\n"
-    "Start with `sea-lens demo`. With a model and demonstrations of your own: `sea-lens fit`, then `sea-lens generate`.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-console = Console()
 
 
 @app.command()
@@ -321,99 +305,3 @@ def convert(
         editor = editor.at_layers(named_layers(layers, editor.n_layers))
     editor.save_pretrained(out)
     typer.echo(f"{editor!r}\nsaved in {out}")
-
-
-@app.command()
-def generate(
-    model: ModelName,
-    editor: Annotated[str, typer.Argument(help="Editor folder, or its name on the hub.")],
-    prompts: Annotated[list[str], typer.Argument(help="One or more prompts, each in quotes.")],
-    strength: Annotated[float, typer.Option(help="1 is the fitted editor, 0 no edit.")] = 1.0,
-    layers: Layers = "all",
-    max_new_tokens: NewTokens = 40,
-    device: Device = "cpu",
-) -> None:
-    """Shows the model's greedy continuations plain and edited, side by side."""
-    fitted = Editor.from_pretrained(editor).scaled(strength)
-    bridge = load_model(model, device)
-    if layers != "all":
-        chosen = named_layers(layers, bridge.cfg.n_layers)
-        fitted = fitted.at_layers([layer for layer in chosen if layer in fitted.layers])
-    # One prompt a batch: an editor at positions would count padding.
-    plain = greedy_answers(bridge, prompts, max_new_tokens, stop=(), batch_size=1, progress=False)
-    with fitted.attached(bridge):
-        edited = greedy_answers(bridge, prompts, max_new_tokens, stop=(), batch_size=1, progress=False)
-    table = Table("prompt", "plain", "edited", show_lines=True)
-    for row in zip(prompts, plain, edited, strict=True):
-        table.add_row(*map(escape, row))
-    console.print(table)
-    if plain == edited:
-        typer.echo("The edit changed none of these continuations.")
-
-
-@app.command()
-def inspect(editor: Annotated[str, typer.Argument(help="Editor folder, or its name on the hub.")]) -> None:
-    """Shows where an editor came from and what it does at each layer."""
-    fitted = Editor.from_pretrained(editor)
-    card = fitted.card.to_json()
-    for name in (
-        "method",
-        "site",
-        "token",
-        "model",
-        "hyper_parameters",
-        "n_demonstrations",
-        "demonstrations",
-        "versions",
-    ):
-        value = card[name]
-        text = ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else str(value)
-        typer.echo(f"{name.replace('_', ' '):<18} {text}")
-    if fitted.positions is not None:
-        typer.echo(f"{'positions':<18} from {fitted.positions} on")
-    mapped = any("unit" in found for found in fitted.card.layers.values())
-    extremes, ours = ["lowest", "highest"], ["unit", "outside", "clamped"]
-    table = Table(
-        "layer", "rank", "k+", "k-", *([] if mapped else extremes), "strength", "moved", *(ours if mapped else [])
-    )
-    for layer, edit in fitted.edits.items():
-        found = fitted.card.layers.get(layer, {})
-        cells = [str(layer), str(edit.rank), *(str(found.get(f"rank_{role}", "")) for role in ("positive", "negative"))]
-        if isinstance(edit, LowRankEdit) and edit.rank:
-            cells += [f"{edit.eigenvalues.min():+.3f}", f"{edit.eigenvalues.max():+.3f}"]
-        elif not mapped:
-            cells += ["", ""]
-        cells += [f"{edit.strength:g}", f"{float(str(found['displacement'])):.1%}" if "displacement" in found else ""]
-        if mapped:
-            shares = [float(str(found[f"clamped_{what}"])) for what in ("activations", "features")]
-            cells += [f"{float(str(found['unit'])):.3g}", *(f"{share:.2%}" for share in shares)]
-        table.add_row(*cells)
-    console.print(table)
-
-
-def main() -> None:
-    """Runs the command line: mistakes become one line and exit code 2."""
-    warnings.showwarning = _show_warning
-    warnings.simplefilter("always", SeaLensWarning)
-    try:
-        code = app(standalone_mode=False)
-    except TyperException as error:
-        code = _fail(error.format_message()) if error.format_message() else 2  # empty after printing help
-    except Exit as error:
-        code = error.exit_code
-    except (Abort, KeyboardInterrupt):
-        code = _fail("stopped")
-    except (ValueError, RuntimeError, OSError) as error:
-        code = _fail(str(error))
-    except Exception as error:  # from a library below: still one line
-        code = _fail(f"{type(error).__name__}: {error}")
-    sys.exit(code if isinstance(code, int) else 0)
-
-
-def _fail(message: str) -> int:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
-    return 2
-
-
-def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"warning: {message}", file=sys.stderr)

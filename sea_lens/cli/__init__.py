@@ -1,0 +1,42 @@
+"""The `sea-lens` command. Every command is a few library calls; mistakes are one line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+from typer.exceptions import Abort, Exit, TyperException
+
+from sea_lens.cli import editing, fitting
+from sea_lens.cli.app import app
+from sea_lens.errors import SeaLensWarning
+
+__all__ = ["app", "editing", "fitting", "main"]
+
+
+def main() -> None:
+    """Runs the command line: mistakes become one line and exit code 2."""
+    warnings.showwarning = _show_warning
+    warnings.simplefilter("always", SeaLensWarning)
+    try:
+        code = app(standalone_mode=False)
+    except TyperException as error:
+        code = _fail(error.format_message()) if error.format_message() else 2  # empty after printing help
+    except Exit as error:
+        code = error.exit_code
+    except (Abort, KeyboardInterrupt):
+        code = _fail("stopped")
+    except (ValueError, RuntimeError, OSError) as error:
+        code = _fail(str(error))
+    except Exception as error:  # from a library below: still one line
+        code = _fail(f"{type(error).__name__}: {error}")
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> int:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return 2
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"warning: {message}", file=sys.stderr)
