@@ -1,0 +1,179 @@
+"""One batch of tokens under many editors, each block computed once for all runs that are alike up to it.
+
+Runs that first differ at layer k start from the residual stream captured there, and the blocks below are skipped. The
+results are those of separate full runs to the bit. That is checked on every model's first batch; where it does not hold,
+full runs are made.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sea_lens.editor import Editor
+from sea_lens.errors import InputError, SeaLensWarning
+from sea_lens.models import FwdHook, Model, PaddedTokens, hook_name
+
+Stream = Float[Tensor, "batch pos d_model"]
+Logits = Float[Tensor, "batch pos d_vocab"]
+
+
+@dataclass(frozen=True, eq=False)
+class BranchingRuns:
+    """Runs of a model under several editors that share what they can.
+
+    Attributes:
+        model: A TransformerBridge, unedited.
+        editors: One a run; None is the unedited model. Views of one editor hold the same edits, and by these runs are told
+            apart: `editor.at_layers([0])` and `editor.at_layers([0, 3])` are alike up to layer 3.
+        skips_blocks: Whether blocks are skipped at all; False makes full runs.
+    """
+
+    model: Model
+    editors: Sequence[Editor | None]
+    skips_blocks: bool = True
+    _exact: list[bool] = field(default_factory=list, repr=False)
+
+    def __post_init__(self) -> None:
+        given = [editor for editor in self.editors if editor is not None]
+        sites = sorted({editor.card.site for editor in given})
+        if not self.editors or len(sites) > 1:
+            raise InputError(f"At least one run is needed, and all editors must act at one site; theirs are {sites}.")
+        for editor in given:
+            editor.check(self.model)
+
+    @torch.no_grad()
+    def logits(self, tokens: PaddedTokens) -> Iterator[tuple[int, Logits]]:
+        """Logits of one batch under every editor, as (index of the editor, logits); the first editor comes first.
+
+        Args:
+            tokens: The batch.
+
+        Warns:
+            SeaLensWarning: If this model's blocks cannot be skipped, so that full runs are made.
+        """
+        indices = range(len(self.editors))
+        if self.skips_blocks and len(indices) > 1 and not self._exact:
+            self._exact.append(self._is_exact(tokens))
+        if self._exact == [True]:
+            yield from self._branch(tokens, indices, None)
+        else:
+            yield from ((index, self._full_run(tokens, index)) for index in indices)
+
+    def _is_exact(self, tokens: PaddedTokens) -> bool:
+        """Whether the last run comes out the same both ways, to the bit."""
+        last = len(self.editors) - 1
+        try:
+            branched = dict(self._branch(tokens, [0, last], None))[last]
+            exact = torch.equal(branched, self._full_run(tokens, last))
+        except (
+            RuntimeError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            IndexError,
+        ):  # from inside a model of another build
+            exact = False
+        if not exact:
+            warnings.warn(
+                "This model's blocks cannot be skipped without changing its results, so every run is a full one: as exact, "
+                "and slower.",
+                SeaLensWarning,
+                stacklevel=2,
+            )
+        return exact
+
+    def _full_run(self, tokens: PaddedTokens, index: int) -> Logits:
+        editor = self.editors[index]
+        with self.model.hooks(fwd_hooks=[] if editor is None else editor.fwd_hooks()):
+            return self.model(tokens.ids, **tokens.forward_options())
+
+    def _branch(
+        self, tokens: PaddedTokens, indices: Sequence[int], start: tuple[int, Stream] | None
+    ) -> Iterator[tuple[int, Logits]]:
+        """Runs editors that are alike up to a block, from that block's output on (from the beginning for None)."""
+        main, first = indices[0], 0 if start is None else start[0] + 1
+        alike, apart = [main], dict[tuple[int, object], list[int]]()  # by layer and edit there: who first differ so
+        for index in indices[1:]:
+            layer = self._first_difference(main, index, first)
+            if layer is None:
+                alike.append(index)
+            else:
+                apart.setdefault((layer, self._edit_there(index, layer)), []).append(index)
+        # An edit of resid_post acts on a block's finished output; any other acts inside, and the block is run again.
+        inside = any(editor is not None and editor.card.site != "resid_post" for editor in self.editors)
+        needed = {layer - inside for layer, _ in apart} - {-1}
+        streams: dict[int, Stream] = {}
+        hooks: list[FwdHook] = [
+            (hook_name(self.model, "resid_post", layer), _keep(streams, layer)) for layer in sorted(needed)
+        ]
+        editor = self.editors[main]
+        if editor is not None:  # after those that keep a stream, which must see it unedited
+            later = [layer for layer in editor.layers if layer >= first]
+            hooks += editor.at_layers(later).fwd_hooks() if later else []
+        with _starting_after(self.model, start), self.model.hooks(fwd_hooks=hooks):
+            logits = self.model(tokens.ids, **tokens.forward_options())
+        for index in alike:
+            yield index, logits
+        del logits
+        for (layer, _), group in sorted(apart.items(), key=lambda found: -found[0][0]):
+            if inside:
+                yield from self._branch(tokens, group, (layer - 1, streams[layer - 1]) if layer else None)
+            else:
+                yield from self._branch(tokens, group, (layer, self._edited(group[0], layer, streams[layer])))
+
+    def _edited(self, index: int, layer: int, stream: Stream) -> Stream:
+        """A block's output as an editor leaves it."""
+        editor = self.editors[index]
+        if editor is None or layer not in editor.edits:
+            return stream
+        ((_, hook),) = editor.at_layers([layer]).fwd_hooks()
+        edited = hook(stream, hook=None)
+        return stream if edited is None else edited
+
+    def _edit_there(self, index: int, layer: int) -> tuple[int, int] | None:
+        """What tells apart what editors do at a layer: the edit, and the positions it is kept to."""
+        editor = self.editors[index]
+        if editor is None or layer not in editor.edits:
+            return None
+        where = editor.positions
+        return id(editor.edits[layer]), -1 if where is None else where if isinstance(where, int) else id(where)
+
+    def _first_difference(self, one: int, other: int, first: int) -> int | None:
+        layers = range(first, self.model.cfg.n_layers)
+        return next((k for k in layers if self._edit_there(one, k) != self._edit_there(other, k)), None)
+
+
+def _keep(streams: dict[int, Stream], layer: int) -> Callable[..., None]:
+    def hook(tensor: Tensor, hook: object) -> None:
+        streams[layer] = tensor
+
+    return hook
+
+
+@contextmanager
+def _starting_after(model: Model, start: tuple[int, Stream] | None) -> Iterator[None]:
+    """Makes every block up to one pass its input on, and that one return a stream of ours, whatever it is given."""
+    skipped = [] if start is None else list(model.blocks)[: start[0] + 1]
+
+    def pass_on(hidden_states: Tensor, *_: object, **__: object) -> Tensor:
+        return hidden_states
+
+    def resume(*_: object, **__: object) -> Tensor:
+        assert start is not None
+        return start[1]
+
+    try:
+        for number, block in enumerate(skipped, start=1):
+            # Into the instance itself: set as an attribute, the bridge hands it on to the model that it wraps.
+            vars(block)["forward"] = resume if number == len(skipped) else pass_on
+        yield
+    finally:
+        for block in skipped:
+            vars(block).pop("forward", None)
