@@ -8,8 +8,8 @@ from typing import Literal, get_args
 import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Float
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from sea_lens.activations import Activations, Role
@@ -28,7 +28,9 @@ def plot_probes(probes: Probes) -> Figure:
         probes: From `probe_activations`.
     """
     table = probes.table
-    figure, (accuracy, margin, neutral) = plt.subplots(1, 3, figsize=(12, 3.9), layout="constrained")
+    figure, (accuracy, margin, neutral) = plt.subplots(
+        1, 3, figsize=(12, 3.9), layout=ConstrainedLayoutEngine(w_pad=0.12)
+    )
     if "shuffled_accuracy" in table:
         band = {"color": GREY, "alpha": 0.3, "linewidth": 0}
         if len(table) > 1:
@@ -65,7 +67,7 @@ def plot_probes(probes: Probes) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlim(table.index[0] - 0.4, table.index[-1] + 0.4)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*_once(accuracy), loc="outside lower center", ncols=5, fontsize=9, frameon=False)
+    figure.legend(*accuracy.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=9, frameon=False)
     plt.close(figure)
     return figure
 
@@ -103,18 +105,20 @@ def plot_activations(
             'use method="pca".'
         )
     roles: tuple[Role, ...] = ("positive", "negative", "neutral")
-    looks = [("positive", PROMOTED, "o"), ("negative", SUPPRESSED, "s"), ("neutral", GREY, "^")]
-    looks += [] if edited is None else [("neutral, edited", INK, "x")]
+    # Larger and underneath, for a neutral answer that is the positive or negative one lies where that does.
+    looks = [("positive", PROMOTED, "o", 9, 2), ("negative", SUPPRESSED, "s", 9, 2), ("neutral", GREY, "^", 46, 1)]
+    looks += [] if edited is None else [("neutral, edited", INK, "x", 13, 3)]
     columns = min(len(chosen), COLUMNS)
     rows = -(-len(chosen) // columns)
-    size = (max(4.5, 3.0 * columns), 0.7 + 3.0 * rows)
-    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    size = (max(4.5, 3.1 * columns), 0.7 + 3.0 * rows)
+    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout=ConstrainedLayoutEngine(w_pad=0.12))
     for axes, layer in zip(grid.flat, chosen, strict=False):
         sets = [activations[role][layer].double().cpu().numpy() for role in roles]
         sets += [] if edited is None else [edited.neutral[layer].double().cpu().numpy()]
         points, names = _pca(sets) if method == "pca" else _tsne(sets, seed, perplexity)
-        for (label, colour, marker), found in zip(looks, points, strict=True):
-            axes.scatter(*found.T, s=13, c=colour, marker=marker, alpha=0.65, linewidths=0.7, label=label)
+        for (label, colour, marker, area, order), found in zip(looks, points, strict=True):
+            look = {"c": colour, "marker": marker, "s": area, "zorder": order, "alpha": 0.6 if order == 1 else 0.8}
+            axes.scatter(*found.T, linewidths=0.7 if marker == "x" else 0, label=label, **look)
         axes.set_title(f"layer {layer}", fontsize=10)
         axes.set_xlabel(names[0], fontsize=8)
         axes.set_ylabel(names[1], fontsize=8)
@@ -125,18 +129,13 @@ def plot_activations(
         axes.spines[["top", "right"]].set_visible(False)
     for axes in list(grid.flat)[len(chosen) :]:
         axes.set_visible(False)
-    legend = figure.legend(*_once(grid.flat[0]), loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    legend = figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     for handle in legend.legend_handles:
         if handle is not None:
             handle.set_alpha(1)
     plt.close(figure)
     return figure
-
-
-def _once(axes: Axes) -> tuple[list[object], list[str]]:
-    """Handles and labels of one panel, for a legend that serves all."""
-    handles, labels = axes.get_legend_handles_labels()
-    return list(handles), [str(label) for label in labels]
 
 
 def _choose_layers(available: Sequence[int], layers: Iterable[int] | None) -> list[int]:
