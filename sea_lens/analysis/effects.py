@@ -42,7 +42,7 @@ class Proportion:
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Wilson's score interval: see `wilson_interval`."""
-        return wilson_interval(self.successes, self.n, confidence)
+        return wilson_interval(float(self.successes), self.n, confidence)
 
     def __str__(self) -> str:
         low, high = self.interval()

@@ -78,7 +78,7 @@ def plot_activations(
     layers: Iterable[int] | None = None,
     method: Method = "pca",
     seed: int = 0,
-    perplexity: float = 30,
+    perplexity: float = 30.0,
 ) -> Figure:
     """Positive, negative, neutral and edited neutral activations in two dimensions, a panel a layer.
 
