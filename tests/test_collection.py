@@ -411,10 +411,10 @@ def test_the_editor_is_recorded(llama, tmp_path):
 @pytest.mark.parametrize("other", [None, make_editor(strength=0.5), make_editor().at_positions(1)])
 def test_a_folder_of_another_edit_is_refused(llama, tmp_path, other):
     collect(llama, editor=make_editor(), folder=tmp_path / "edited")
-    with pytest.raises(FileFormatError, match="differs in editor. Choose another folder"):
+    with pytest.raises(FileFormatError, match=r"differs in editor\. Choose another folder"):
         collect(llama, editor=other, folder=tmp_path / "edited")
     collect(llama, folder=tmp_path / "plain")
-    with pytest.raises(FileFormatError, match="differs in editor. Choose another folder"):
+    with pytest.raises(FileFormatError, match=r"differs in editor\. Choose another folder"):
         collect(llama, editor=make_editor(), folder=tmp_path / "plain")
 
 

@@ -20,7 +20,7 @@ MAX_ITERATIONS = 2000
 RESOLUTION = 1e-6
 """Coordinates that vary less than this, relative to the layer's typical entry, hold nothing but rounding."""
 
-Fold = tuple[Int[np.ndarray, " n_train"], Int[np.ndarray, " n_test"]]
+Fold = tuple[Int[np.ndarray, " _"], Int[np.ndarray, " _"]]
 Values = Float[np.ndarray, "n d_model"]
 
 

@@ -248,7 +248,7 @@ def test_other_sizes_layers_and_an_edited_first_set_are_refused():
         probe(activations, planted(d=5)[0])
     with pytest.raises(InputError, match=r"layers \[4\], which the unedited ones lack; those have \[0, 1\]"):
         probe(activations, planted(layers=(1, 4))[0])
-    with pytest.raises(InputError, match="collected under by hand. Give unedited activations first"):
+    with pytest.raises(InputError, match=r"collected under by hand\. Give unedited activations first"):
         probe(edited_by(activations, lambda h: h), activations)
 
 
