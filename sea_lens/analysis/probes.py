@@ -143,10 +143,14 @@ def probe_activations(
 
 
 def check_pair(activations: Activations, edited: Activations | None) -> list[int]:
-    """The layers to probe, after checking that both sets are of the same texts."""
+    """The layers to compare, after checking that both sets are of the same texts.
+
+    Raises:
+        InputError: If they are not, or the first set is an edited one.
+    """
     if activations.editor is not None:
         raise InputError(
-            f"Probes are trained on the unedited model, and the first activations were collected under {activations.editor}. "
+            f"The first activations must be the unedited model's, and these were collected under {activations.editor}. "
             "Give unedited activations first and edited ones second."
         )
     if edited is None:

@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from matplotlib.collections import FillBetweenPolyCollection, PathCollection
+from matplotlib.collections import PathCollection, PolyCollection
 from matplotlib.colors import to_rgb
 
 from sea_lens import Activations, probe_activations
@@ -42,7 +42,7 @@ def lines(axes):
     """Label to y values of what is drawn with markers."""
     found = {container.get_label(): container.lines[0] for container in axes.containers}
     found |= {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
-    return {label: line.get_ydata() for label, line in found.items()}
+    return {label: np.asarray(line.get_ydata(), dtype=float) for label, line in found.items()}
 
 
 def clouds(axes):
@@ -72,7 +72,7 @@ def test_what_is_drawn_equals_the_table():
     for container, prefix in zip(accuracy.containers, names, strict=True):
         spans = np.array([segment[:, 1] for segment in container.lines[2][0].get_segments()])
         np.testing.assert_allclose(spans, table[[f"{prefix}accuracy_low", f"{prefix}accuracy_high"]])
-    (band,) = (found for found in accuracy.collections if isinstance(found, FillBetweenPolyCollection))
+    (band,) = (found for found in accuracy.collections if isinstance(found, PolyCollection))
     corners = {(x, round(y, 6)) for x, y in band.get_paths()[0].vertices}
     assert corners == {(k, round(table.at[k, f"shuffled_{e}"], 6)) for k in table.index for e in ("low", "high")}
     assert [axes.get_xlabel() for axes in figure.axes] == ["layer"] * 3
