@@ -4,6 +4,7 @@ from sea_lens import plotting
 from sea_lens.activations import Activations
 from sea_lens.analysis.controls import random_editor
 from sea_lens.analysis.effects import answer_greedily, kl_to_unedited, prefer_truth
+from sea_lens.analysis.probes import probe_activations
 from sea_lens.collection import collect_activations
 from sea_lens.demonstrations import Demonstration, Demonstrations
 from sea_lens.editor import Editor
@@ -36,6 +37,7 @@ __all__ = [
     "load_organism",
     "plotting",
     "prefer_truth",
+    "probe_activations",
     "random_editor",
     "refit_sea",
     "tune_sea",

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -37,6 +38,7 @@ class Activations:
         token: Which token of a text they belong to.
         model: The model they come from, where known.
         demonstrations: Fingerprint of the demonstrations, where known.
+        editor: Fingerprint of the editor they were collected under; None for those of the unedited model.
     """
 
     neutral: LayerActivations
@@ -46,6 +48,7 @@ class Activations:
     token: TokenChoice = "last"
     model: ModelDescription | None = None
     demonstrations: str | None = None
+    editor: str | None = None
 
     def __post_init__(self) -> None:
         layers = {role: sorted(self[role]) for role in ROLES}
@@ -122,14 +125,31 @@ class Activations:
 
     def swapped(self) -> Activations:
         """Positive and negative exchanged: an editor fitted on these should do the opposite."""
-        known, mark = self.demonstrations, " swapped"
-        if known is not None:
-            known = known.removesuffix(mark) if known.endswith(mark) else known + mark
+        known = _toggle(self.demonstrations, " swapped")
         return replace(self, positive=self.negative, negative=self.positive, demonstrations=known)
+
+    def shuffled(self, seed: int) -> Activations:
+        """Positive and negative exchanged in a random half of the demonstrations: the control that should do nothing.
+
+        Each demonstration is exchanged with probability 1/2, at every layer alike.
+
+        Args:
+            seed: Decides which.
+        """
+        exchanged = torch.rand(self.n, generator=torch.Generator().manual_seed(seed)) < 0.5
+        one, other = (
+            {
+                layer: torch.where(exchanged[:, None].to(first[layer].device), second[layer], first[layer])
+                for layer in self.layers
+            }
+            for first, second in ((self.positive, self.negative), (self.negative, self.positive))
+        )
+        known = _toggle(self.demonstrations, f" shuffled {seed}")
+        return replace(self, positive=one, negative=other, demonstrations=known)
 
     def __reduce__(self) -> tuple[type[Activations], tuple[object, ...]]:
         roles = (dict(self.neutral), dict(self.positive), dict(self.negative))
-        return Activations, (*roles, self.site, self.token, self.model, self.demonstrations)
+        return Activations, (*roles, self.site, self.token, self.model, self.demonstrations, self.editor)
 
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file; what is not a tensor goes into its header as JSON."""
@@ -138,6 +158,7 @@ class Activations:
             "token": self.token,
             "model": None if self.model is None else asdict(self.model),
             "demonstrations": self.demonstrations,
+            "editor": self.editor,
         }
         tensors = {f"{role}.{layer}": t for role in ROLES for layer, t in self[role].items()}
         save_tensors(tensors, Path(path), {FORMAT: json.dumps(facts)})  # one key: their order is random
@@ -175,13 +196,22 @@ class Activations:
                 token=facts["token"],
                 model=model,
                 demonstrations=facts["demonstrations"],
+                editor=facts.get("editor"),  # files of earlier versions lack it
             )
         except (KeyError, TypeError, ValueError) as error:
             raise FileFormatError(f"{path} is damaged: {error}") from error
 
     def __repr__(self) -> str:
         source = "tensors" if self.model is None else self.model.name
+        edited = "" if self.editor is None else f" edited by {self.editor}"
         return (
             f"Activations({self.n} demonstrations, {self.site} of layers {self.layers}, d_model {self.d_model}, "
-            f"token {self.token!r}, from {source})"
+            f"token {self.token!r}, from {source}{edited})"
         )
+
+
+def _toggle(demonstrations: str | None, mark: str) -> str | None:
+    """A fingerprint with a mark for an exchange; without it when the same exchange is made again, which undoes it."""
+    if demonstrations is None:
+        return None
+    return demonstrations.removesuffix(mark) if demonstrations.endswith(mark) else demonstrations + mark

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from sea_lens.activations import FORMAT, ROLES, Activations, TokenChoice
 from sea_lens.demonstrations import Demonstrations
+from sea_lens.editor import Editor
 from sea_lens.errors import FileFormatError, InputError, ModelMismatchError, SeaLensWarning
 from sea_lens.models import (
     Model,
@@ -40,6 +41,7 @@ def collect_activations(
     site: str = "resid_post",
     batch_size: int = 32,
     folder: str | Path | None = None,
+    editor: Editor | None = None,
     progress: bool = True,
 ) -> Activations:
     """Runs the model over every prompt with each of its three completions and keeps one vector a text and layer.
@@ -58,6 +60,7 @@ def collect_activations(
         batch_size: Texts in one forward pass.
         folder: Where to save finished batches. A collection that was killed goes on from there when called again; a
             finished one is read back.
+        editor: Edits the model meanwhile. Where the editor acts at the site and layer collected, the edited value is kept.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -65,8 +68,8 @@ def collect_activations(
 
     Raises:
         InputError: If neutral completions are missing, a text does not fit the context, an answer is too short for an
-            integer `token`, or an activation is NaN or infinite.
-        ModelMismatchError: If the model lacks a layer or the site.
+            integer `token`, an activation is NaN or infinite, or the editor's positions are a mask or beyond every text.
+        ModelMismatchError: If the model lacks a layer or the site, or the editor does not fit it.
         FileFormatError: If `folder` holds another collection.
     """
     chosen_layers = check_layers(layers, model.cfg.n_layers)
@@ -75,6 +78,9 @@ def collect_activations(
         raise InputError(f"batch_size must be at least 1, and {batch_size} was given.")
     texts, labels = _texts(model, demonstrations)
     spans = _token_spans(model, texts, labels, token)
+    if editor is not None:
+        editor.check(model)
+        _check_reach(editor, chosen_layers, max(len(text.ids) for text in texts))
     for finding in demonstrations.check(model).findings:
         warnings.warn(f"{demonstrations.source}: {finding}", SeaLensWarning, stacklevel=3)  # past no_grad
 
@@ -93,6 +99,7 @@ def collect_activations(
             "site": site,
             "token": token,
             "batch_size": batch_size,
+            "editor": None if editor is None else editor.fingerprint,
         }
         shape = (len(chosen_layers), model.cfg.d_model)
         shards = _Shards(Path(folder), manifest, [(len(batch), *shape) for batch in batches])
@@ -106,7 +113,7 @@ def collect_activations(
             gathered = shards.read(number) if shards is not None else None
             if gathered is None:
                 gathered = _gather(
-                    model, [texts[index].ids for index in batch], [spans[index] for index in batch], names
+                    model, [texts[index].ids for index in batch], [spans[index] for index in batch], names, editor
                 )
                 _check_finite(gathered, [labels[index] for index in batch], chosen_layers)
                 if shards is not None:
@@ -125,6 +132,7 @@ def collect_activations(
         token=token,
         model=description,
         demonstrations=demonstrations.fingerprint,
+        editor=None if editor is None else editor.fingerprint,
     )
     if shards is not None:
         shards.finish(activations)
@@ -146,6 +154,27 @@ def _texts(model: Model, demonstrations: Demonstrations) -> tuple[list[Tokenized
             labels.append(f"Demonstration {index} ({role})")
     check_context_length(model, [len(text.ids) for text in texts], labels)
     return texts, labels
+
+
+def _check_reach(editor: Editor, layers: Sequence[int], longest: int) -> None:
+    """Refuses positions that name other tokens, or none, in these texts; warns if nothing collected can be edited."""
+    if isinstance(editor.positions, Tensor):
+        raise InputError(
+            "This editor holds a position mask of one batch, and activations are collected in batches of our own making. "
+            "Give the first position to edit, editor.at_positions(1) for example, or the editor it was made from."
+        )
+    if editor.positions is not None and editor.positions >= longest:
+        raise InputError(
+            f"This editor edits from position {editor.positions} on, and the longest text has {longest} tokens, so nothing "
+            "would be edited. Choose an earlier position."
+        )
+    if editor.layers[0] > layers[-1]:
+        warnings.warn(
+            f"The editor's first layer is {editor.layers[0]} and the last one collected is {layers[-1]}, which the edit does "
+            "not reach: these are the activations of the unedited model. Collect later layers.",
+            SeaLensWarning,
+            stacklevel=4,
+        )
 
 
 def _token_spans(
@@ -198,7 +227,11 @@ class _ContentTest:
 
 
 def _gather(
-    model: Model, rows: Sequence[Sequence[int]], spans: Sequence[tuple[int, int]], names: Mapping[int, str]
+    model: Model,
+    rows: Sequence[Sequence[int]],
+    spans: Sequence[tuple[int, int]],
+    names: Mapping[int, str],
+    editor: Editor | None = None,
 ) -> Float[Tensor, "batch n_layers d_model"]:
     """One forward pass: the mean activation over each row's span, at every named hook, in float32 on the CPU."""
     tokens = PaddedTokens.of(model, rows)
@@ -219,7 +252,9 @@ def _gather(
 
         return hook
 
-    with model.hooks(fwd_hooks=[(name, gather_at(layer)) for layer, name in names.items()]):
+    # The editor's hooks go first, for hooks run in this order; they are taken anew since each batch starts new texts.
+    edits = [] if editor is None else editor.fwd_hooks()
+    with model.hooks(fwd_hooks=[*edits, *((name, gather_at(layer)) for layer, name in names.items())]):
         model(tokens.ids, stop_at_layer=max(names) + 1, **tokens.forward_options())
     absent = [name for layer, name in names.items() if layer not in gathered]
     if absent:

@@ -19,6 +19,7 @@ from sea_lens.editor_files import fetch_editor_folder, read_editor_files, write_
 from sea_lens.edits import Edit
 from sea_lens.errors import HookNeverFiredError, InputError, ModelMismatchError, SeaLensWarning
 from sea_lens.feature_maps import FeatureMap
+from sea_lens.fingerprints import fingerprint
 from sea_lens.models import UNKNOWN_MODEL, FwdHook, Model, ModelDescription, act_name, check_layers, hook_name
 from sea_lens.positions import Positions, check_positions, describe_positions, keep_positions
 from sea_lens.published_projections import FeatureFunction, Normalisation, published_edits
@@ -102,6 +103,11 @@ class Editor(
     def is_identity(self) -> bool:
         """Whether it provably changes nothing at any layer."""
         return all(edit.is_identity for edit in self.edits.values())
+
+    @property
+    def fingerprint(self) -> str:
+        """Its method, and a digest of all that decides what it does: tensors, strengths, layers, positions and site."""
+        return f"{self.card.method} {fingerprint(dict(self.edits), self.positions, self.card.site)}"
 
     def __repr__(self) -> str:
         origin = UNKNOWN_MODEL if self.card.model is None else self.card.model.name

@@ -1,4 +1,6 @@
 import json
+import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -162,3 +164,52 @@ def test_a_file_of_our_format_with_other_contents_is_refused(tmp_path, names, fa
 def test_a_folder_without_a_finished_collection_is_refused(tmp_path):
     with pytest.raises(FileFormatError, match=r"no finished collection.*goes on where it stopped"):
         Activations.load(tmp_path)
+
+
+# --- controls and edits -----------------------------------------------------------------------------------------------
+
+
+def test_shuffled_exchanges_the_same_random_half_at_every_layer():
+    activations = example(**{role: tensors(i, n=400) for i, role in enumerate(("neutral", "positive", "negative"))})
+    shuffled = activations.shuffled(0)
+    exchanged = [(shuffled.positive[layer] == activations.negative[layer]).all(1) for layer in activations.layers]
+    assert torch.equal(*exchanged)
+    assert 160 < exchanged[0].sum() < 240  # four standard deviations about a half
+    for layer in activations.layers:
+        assert torch.equal(shuffled.neutral[layer], activations.neutral[layer])
+        kept = ~exchanged[0]
+        for role, other in (("positive", "negative"), ("negative", "positive")):
+            assert torch.equal(shuffled[role][layer][kept], activations[role][layer][kept])
+            assert torch.equal(shuffled[role][layer][exchanged[0]], activations[other][layer][exchanged[0]])
+
+
+def test_shuffling_is_told_by_its_seed_and_undone_by_itself():
+    activations = replace(example(), demonstrations="abc")
+    shuffled = activations.shuffled(3)
+    assert (shuffled.demonstrations, example().shuffled(3).demonstrations) == ("abc shuffled 3", None)
+    assert equal(shuffled, activations.shuffled(3))
+    assert equal(shuffled.shuffled(3), activations)
+    assert shuffled.shuffled(3).demonstrations == "abc"
+    assert shuffled.shuffled(4).demonstrations == "abc shuffled 3 shuffled 4"
+    assert not all(equal(activations.shuffled(seed), shuffled) for seed in range(10))
+
+
+def test_the_editor_is_kept_and_shown(tmp_path):
+    edited = replace(example(), editor="sea 0123")
+    edited.save(tmp_path / "a")
+    copies = [
+        Activations.load(tmp_path / "a"),
+        pickle.loads(pickle.dumps(edited)),
+        edited.swapped(),
+        edited.shuffled(0),
+    ]
+    assert [copy.editor for copy in copies] == ["sea 0123"] * 4
+    assert "from tensors edited by sea 0123)" in repr(edited)
+    assert "edited" not in repr(example())
+
+
+def test_files_that_know_of_no_editors_are_read(tmp_path):
+    facts = {"site": "resid_post", "token": "last", "model": None, "demonstrations": None}
+    roles = {f"{role}.0": torch.ones(2, 2) for role in ("neutral", "positive", "negative")}
+    save_file(roles, tmp_path / "a", {"sea_lens.activations/1": json.dumps(facts)})
+    assert Activations.load(tmp_path / "a").editor is None

@@ -1,3 +1,4 @@
+import json
 import warnings
 
 import pytest
@@ -5,9 +6,10 @@ import torch
 from conftest import D_MODEL, build_bridge
 from safetensors.torch import save_file
 
-from sea_lens import Activations, Demonstrations, collect_activations
+from sea_lens import Activations, Demonstrations, Editor, EditorCard, collect_activations
 from sea_lens import collection as module
 from sea_lens.activations import ROLES
+from sea_lens.edits import LowRankEdit
 from sea_lens.errors import FileFormatError, InputError, ModelMismatchError, SeaLensWarning
 from sea_lens.models import TokenizedAnswer, token_ids, weights_fingerprint
 
@@ -337,3 +339,101 @@ def test_a_damaged_batch_is_collected_again(llama, tmp_path, damage):
     (tmp_path / "collection.json").write_text("[]")
     with pytest.raises(FileFormatError, match="not a collection's"):
         collect(llama, folder=tmp_path, batch_size=4)
+
+
+# --- under an editor --------------------------------------------------------------------------------------------------
+
+
+def make_editor(layers=(0, 2), site="resid_post", strength=1.0):
+    generator = torch.Generator().manual_seed(0)
+    edits = {
+        layer: LowRankEdit(
+            torch.linalg.qr(torch.randn(D_MODEL, 2, generator=generator)).Q,
+            torch.tensor([1.5, -1.0]),
+            torch.randn(D_MODEL, generator=generator),
+            strength=strength,
+        )
+        for layer in layers
+    }
+    return Editor(edits, EditorCard("by hand", {}, site=site))
+
+
+@pytest.mark.parametrize("positions", [None, 3])
+@pytest.mark.parametrize("site", ["resid_post", "mlp_out"])
+def test_edited_activations_equal_those_of_single_texts_run_edited(bridge, site, positions):
+    editor = make_editor(site=site)
+    if positions is not None:
+        editor = editor.at_positions(positions)
+    activations = collect(bridge, editor=editor, batch_size=4)
+    for role in ROLES:
+        for index, row in enumerate(DEMONSTRATIONS):
+            # Its hooks are added after the editor's, so that its cache holds edited values; see the test below as well.
+            with editor.attached(bridge), warnings.catch_warnings():
+                warnings.simplefilter("ignore", SeaLensWarning)
+                found = read_off(bridge, row, role, "resid_post", "last")
+            for layer, vector in found.items():
+                torch.testing.assert_close(activations[role][layer][index], vector, atol=5e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("site", ["resid_post", "mlp_out"])
+def test_at_an_edited_layer_the_edited_value_is_collected(bridge, site):
+    """The edit applied by hand to what the unedited model has there."""
+    plain, editor = collect(bridge, site=site), make_editor(layers=(1, 2), site=site)
+    edited = collect(bridge, site=site, editor=editor)
+    for role in ROLES:
+        assert torch.equal(edited[role][0], plain[role][0])
+        torch.testing.assert_close(edited[role][1], editor[1](plain[role][1]), atol=2e-5, rtol=1e-4)
+        assert (edited[role][1] - plain[role][1]).abs().max() > 0.1
+        # Above it, more than this layer's edit has changed.
+        assert (edited[role][2] - editor[2](plain[role][2])).abs().max() > 0.01
+
+
+def test_an_editor_leaves_no_hooks_and_a_strength_of_zero_changes_nothing(bridge):
+    plain = collect(bridge)
+    assert same(collect(bridge, editor=make_editor(strength=0.0)), plain)
+    collect(bridge, editor=make_editor())
+    assert not any(point.fwd_hooks for point in bridge.hook_dict.values())
+    assert same(collect(bridge), plain)
+
+
+def test_the_editor_is_recorded(llama, tmp_path):
+    editor = make_editor()
+    found = collect(llama, editor=editor, folder=tmp_path)
+    assert found.editor == editor.fingerprint
+    assert collect(llama).editor is None
+    with Passes(llama) as passes:
+        again = collect(llama, editor=editor, folder=tmp_path)
+    assert passes.n == 0
+    assert same(found, again)
+    assert again.editor == editor.fingerprint
+
+
+@pytest.mark.parametrize("other", [None, make_editor(strength=0.5), make_editor().at_positions(1)])
+def test_a_folder_of_another_edit_is_refused(llama, tmp_path, other):
+    collect(llama, editor=make_editor(), folder=tmp_path / "edited")
+    with pytest.raises(FileFormatError, match=r"differs in editor\. Choose another folder"):
+        collect(llama, editor=other, folder=tmp_path / "edited")
+    collect(llama, folder=tmp_path / "plain")
+    with pytest.raises(FileFormatError, match=r"differs in editor\. Choose another folder"):
+        collect(llama, editor=make_editor(), folder=tmp_path / "plain")
+
+
+def test_a_collection_begun_before_editors_goes_on(llama, tmp_path):
+    collect(llama, folder=tmp_path)
+    manifest = json.loads((tmp_path / "collection.json").read_text())
+    del manifest["editor"]
+    (tmp_path / "collection.json").write_text(json.dumps(manifest))
+    assert collect(llama, folder=tmp_path).editor is None
+
+
+def test_editors_that_cannot_be_collected_under(llama):
+    editor = make_editor()
+    with pytest.raises(InputError, match=r"position mask of one batch.*at_positions\(1\)"):
+        collect(llama, editor=editor.at_positions(torch.ones(15, 8, dtype=torch.bool)))
+    with pytest.raises(InputError, match="from position 100 on, and the longest text has 44 tokens"):
+        collect(llama, editor=editor.at_positions(100))
+    with pytest.raises(ModelMismatchError, match=r"Layers \[7\] do not exist"):
+        collect(llama, editor=make_editor(layers=(7,)))
+    clean = Demonstrations.from_lists(["Who?", "What?"], ["her", "one"], ["him", "two"], ["you", "six"])
+    with pytest.warns(SeaLensWarning, match="first layer is 2 and the last one collected is 1"):
+        collect_activations(llama, clean, layers=[0, 1], editor=make_editor(layers=(2,)), progress=False)

@@ -41,18 +41,28 @@ class Proportion:
         return self.successes / self.n
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Wilson's score interval (Wilson 1927), which stays inside [0, 1] and is sound near its ends."""
-        z = NormalDist().inv_cdf(0.5 + confidence / 2)
-        centre = (self.share + z * z / (2 * self.n)) / (1 + z * z / self.n)
-        reach = z / (1 + z * z / self.n) * sqrt(self.share * (1 - self.share) / self.n + z * z / (4 * self.n**2))
-        # At 0 and n successes the interval ends at 0 and 1 exactly, whatever rounding says.
-        low = 0.0 if self.successes == 0 else centre - reach
-        high = 1.0 if self.successes == self.n else centre + reach
-        return low, high
+        """Wilson's score interval: see `wilson_interval`."""
+        return wilson_interval(float(self.successes), self.n, confidence)
 
     def __str__(self) -> str:
         low, high = self.interval()
         return f"{self.share:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def wilson_interval(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval (Wilson 1927), which stays inside [0, 1] and is sound near its ends.
+
+    Args:
+        successes: Of n independent trials; a fraction where a trial can come out half true.
+        n: Number of trials.
+        confidence: Of the interval.
+    """
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    share = successes / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    reach = z / (1 + z * z / n) * sqrt(share * (1 - share) / n + z * z / (4 * n**2))
+    # At 0 and n successes the interval ends at 0 and 1 exactly, whatever rounding says.
+    return (0.0 if successes == 0 else centre - reach), (1.0 if successes == n else centre + reach)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,306 @@
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from sea_lens import Activations, probe_activations
+from sea_lens.analysis import probes as module
+from sea_lens.analysis.effects import Proportion, wilson_interval
+from sea_lens.analysis.probes import split_folds
+from sea_lens.edits import LowRankEdit
+from sea_lens.errors import InputError, SeaLensWarning
+
+N, D = 60, 12
+OLD = ["accuracy", "accuracy_low", "accuracy_high", "auc", "margin", "neutral_positive"]
+
+
+def planted(n=N, d=D, size=6.0, seed=0, axis=False, layers=(0, 1)):
+    """Noise that a demonstration's answers share in part, and a direction that tells positive from negative."""
+    generator = torch.Generator().manual_seed(seed)
+    roles = {role: {} for role in ("positive", "negative", "neutral")}
+    direction = torch.eye(d)[0] if axis else torch.nn.functional.normalize(torch.randn(d, generator=generator), dim=0)
+    for layer in layers:
+        shared = torch.randn(n, d, generator=generator)
+        for role, sign in (("positive", 1), ("negative", -1), ("neutral", 0)):
+            own = torch.randn(n, d, generator=generator)
+            roles[role][layer] = shared + own + 3 + sign * size * direction
+    return Activations.from_tensors(**roles), direction
+
+
+def edited_by(activations, edit):
+    return replace(
+        activations,
+        **{role: {k: edit(v) for k, v in activations[role].items()} for role in ("positive", "negative", "neutral")},
+        editor="by hand",
+    )
+
+
+def probe(*args, **options):
+    return probe_activations(*args, progress=False, **options)
+
+
+def inside(share, n, confidence=0.999):
+    """Whether chance is within the interval about a share of n trials."""
+    low, high = wilson_interval(share * n, n, confidence)
+    return low <= 0.5 <= high
+
+
+# --- what probes must find ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("axis", [False, True])
+@pytest.mark.parametrize("layers", [(0, 1)])
+def test_a_planted_direction_is_read_before_and_gone_after_a_full_removal(axis, layers):
+    activations, direction = planted(axis=axis, layers=layers)
+    remove = LowRankEdit(direction[:, None], torch.tensor([-1.0]), restore_norm=False)
+    table = probe(activations, edited_by(activations, remove)).table
+    assert (table["accuracy"] == 1).all()
+    assert (table["auc"] == 1).all()
+    assert (table["margin"] > 3).all()
+    for layer in layers:
+        for column in ("edited_accuracy", "refitted_accuracy", "edited_auc", "refitted_auc"):
+            assert inside(table.at[layer, column], N), column
+        assert abs(table.at[layer, "edited_margin"]) < 0.3
+        assert inside(table.at[layer, "neutral_positive"], N)
+
+
+@pytest.mark.parametrize("kind", ["flip", "rotation"])
+def test_an_edit_that_only_moves_information_leaves_it_to_a_refitted_probe(kind):
+    activations, direction = planted()
+    if kind == "flip":
+        about_the_mean = 2 * 3 * direction.sum() * direction
+        edit = LowRankEdit(direction[:, None], torch.tensor([-2.0]), about_the_mean, restore_norm=False)
+    else:  # a quarter turn that takes the planted direction to another one
+        other = torch.linalg.qr(torch.stack([direction, torch.ones(D)], 1)).Q[:, 1]
+        plane = torch.stack([direction, other])
+        turn = torch.eye(D) - plane.T @ plane + torch.outer(other, direction) - torch.outer(direction, other)
+        torch.testing.assert_close(turn @ turn.T, torch.eye(D), atol=1e-5, rtol=0)
+        edit = lambda h: h @ turn.T  # noqa: E731
+    table = probe(activations, edited_by(activations, edit)).table
+    assert (table["accuracy"] == 1).all()
+    assert (table["refitted_accuracy"] == 1).all()
+    assert (table["refitted_auc"] == 1).all()
+    if kind == "flip":
+        assert (table["edited_accuracy"] < 0.05).all()
+        assert (table["edited_auc"] < 0.05).all()
+        assert (table["edited_margin"] < -2).all()
+    else:
+        assert (table["edited_accuracy"] < 0.8).all()
+
+
+def test_a_shift_fools_the_old_probe_but_not_its_margin():
+    activations, direction = planted()
+    table = probe(activations, edited_by(activations, lambda h: h + 50 * direction)).table
+    assert (table["edited_accuracy"] == 0.5).all()
+    assert (table["edited_neutral_positive"] == 1).all()
+    np.testing.assert_allclose(table["edited_margin"], table["margin"], rtol=1e-4)
+    assert (table["edited_auc"] > 0.99).all()
+    assert (table["refitted_accuracy"] == 1).all()
+
+
+def test_margins_are_half_d_prime_of_the_planted_direction():
+    """With one informative coordinate and none else, d' is the classes' distance over the standard deviation."""
+    activations, _ = planted(n=400, d=1, size=1.5, layers=(0,))
+    positive, negative = (activations[role][0].numpy() for role in ("positive", "negative"))
+    expected = (positive.mean() - negative.mean()) / 2 / np.sqrt((positive.var() + negative.var()) / 2)
+    assert probe(activations, n_shuffles=0).table.at[0, "margin"] == pytest.approx(expected, rel=0.02)
+
+
+def test_shuffled_labels_are_read_at_chance():
+    activations, _ = planted(n=100)
+    table = probe(activations, n_shuffles=8).table
+    for layer in (0, 1):
+        # The eight shuffles read the same texts, so they count as one experiment.
+        assert inside(table.at[layer, "shuffled_accuracy"], 100)
+        assert (
+            table.at[layer, "shuffled_low"] <= table.at[layer, "shuffled_accuracy"] <= table.at[layer, "shuffled_high"]
+        )
+    shuffled = probe(activations.shuffled(0), n_shuffles=0).table
+    assert all(inside(share, 100) for share in shuffled["accuracy"])
+
+
+def test_the_same_activations_twice_give_the_same_twice():
+    activations, _ = planted(size=0.7)
+    table = probe(activations, activations).table
+    for column in OLD:
+        assert (table[f"edited_{column}"] == table[column]).all()
+    for column in OLD[:4]:
+        assert (table[f"refitted_{column}"] == table[column]).all()
+    assert 0.5 < table["accuracy"].min() < table["accuracy"].max() < 1
+    pd.testing.assert_frame_equal(table[OLD], probe(activations, n_shuffles=0).table)
+
+
+def test_a_layer_that_carries_nothing_is_at_chance():
+    activations, _ = planted()
+    flat = edited_by(activations, torch.ones_like)
+    shared = replace(activations, negative=activations.positive)
+    for found in (probe(replace(flat, editor=None), flat), probe(shared, shared)):
+        table = found.table
+        for prefix in ("", "edited_", "refitted_"):
+            assert (table[f"{prefix}accuracy"] == 0.5).all()
+            assert (table[f"{prefix}auc"] == 0.5).all()
+        assert (table["margin"] == 0).all()
+        assert table.notna().all(axis=None)
+        assert (table["neutral_positive"].between(0, 1)).all()
+    assert (probe(replace(flat, editor=None)).table["neutral_positive"] == 0.5).all()
+
+
+def test_intervals_are_wilsons_with_demonstrations_or_groups_as_trials():
+    activations, _ = planted(size=0.7, layers=(0,))
+    row = probe(activations, n_shuffles=0).table.loc[0]
+    assert (row["accuracy_low"], row["accuracy_high"]) == wilson_interval(row["accuracy"] * N, N)
+    assert wilson_interval(7.0, 20) == Proportion(7, 20).interval()
+    grouped = probe(activations, groups=[index // 4 for index in range(N)], n_shuffles=0)
+    row = grouped.table.loc[0]
+    assert (grouped.n, grouped.n_groups) == (N, 15)
+    assert (row["accuracy_low"], row["accuracy_high"]) == wilson_interval(row["accuracy"] * 15, 15)
+
+
+# --- splits ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_folds", [2, 5, 17])
+@pytest.mark.parametrize("groups", [np.arange(17), np.arange(40) % 17, np.repeat(np.arange(20), np.arange(20) + 1)])
+def test_splits_never_put_one_group_on_both_sides(groups, n_folds):
+    folds = split_folds(groups, n_folds, seed=3)
+    assert len(folds) == n_folds
+    for train, test in folds:
+        assert not set(groups[train]) & set(groups[test])
+        assert sorted([*train, *test]) == list(range(len(groups)))
+    assert sorted(index for _, test in folds for index in test) == list(range(len(groups)))
+
+
+def test_the_answers_of_a_demonstration_are_read_by_a_probe_that_has_not_seen_them():
+    """Pairs of opposite answers, each in a direction of its own: a probe that saw one knows the other."""
+    positive = 10 * torch.eye(24)
+    own = Activations.from_tensors(neutral={0: positive}, positive={0: positive}, negative={0: -positive})
+    assert probe(own, n_shuffles=0).table.at[0, "accuracy"] < 0.6
+
+
+def test_demonstrations_of_a_group_stay_together():
+    """Every group has a direction of its own, which a probe can learn from the rest of the group only."""
+    groups = [name for name in "abcdefghij" for _ in range(6)]
+    own = torch.eye(10).repeat_interleave(6, 0) * 10
+    noise = torch.randn(3, 60, 10, generator=torch.Generator().manual_seed(0))
+    activations = Activations.from_tensors(
+        neutral={0: noise[0]}, positive={0: own + noise[1]}, negative={0: noise[2] - own}
+    )
+    assert probe(activations, n_shuffles=0).table.at[0, "accuracy"] == 1
+    assert probe(activations, n_shuffles=0, groups=groups).table.at[0, "accuracy"] < 0.8
+
+
+def test_results_depend_on_the_seed_alone():
+    activations, _ = planted(size=0.5)
+    edited = edited_by(activations, lambda h: h * 0.5)
+    first, again, other = (probe(activations, edited, seed=seed) for seed in (1, 1, 2))
+    pd.testing.assert_frame_equal(first.table, again.table)
+    assert not first.table.equals(other.table)
+    facts = (
+        first.n,
+        first.n_groups,
+        first.n_folds,
+        first.n_shuffles,
+        first.seed,
+        first.editor,
+        first.site,
+        first.token,
+    )
+    assert facts == (N, N, 5, 5, 1, "by hand", "resid_post", "last")
+    assert first.table.index.name == "layer"
+
+
+# --- what is left out, refused and warned about ------------------------------------------------------------------------
+
+
+def test_columns_without_an_edit_or_shuffles():
+    activations, _ = planted()
+    assert list(probe(activations, n_shuffles=0).table) == OLD
+    assert probe(activations, n_shuffles=0).editor is None
+    edited = edited_by(planted(layers=(1,))[0], lambda h: h)
+    assert list(probe(activations, edited, n_shuffles=0).table.index) == [1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"site": "mlp_out"}, "differ in site: 'resid_post' unedited and 'mlp_out' edited"),
+        ({"token": "mean"}, "differ in token"),
+        ({"demonstrations": "other"}, "differ in demonstrations: 'these' unedited and 'other' edited"),
+    ],
+)
+def test_activations_of_other_texts_are_refused(changes, message):
+    activations = replace(planted()[0], demonstrations="these")
+    with pytest.raises(InputError, match=message):
+        probe(activations, replace(activations, **changes))
+    probe(activations, replace(activations, demonstrations=None), n_shuffles=0)
+
+
+def test_other_sizes_layers_and_an_edited_first_set_are_refused():
+    activations, _ = planted()
+    with pytest.raises(InputError, match="differ in n: 60 unedited and 50 edited"):
+        probe(activations, planted(n=50)[0])
+    with pytest.raises(InputError, match="differ in d_model"):
+        probe(activations, planted(d=5)[0])
+    with pytest.raises(InputError, match=r"layers \[4\], which the unedited ones lack; those have \[0, 1\]"):
+        probe(activations, planted(layers=(1, 4))[0])
+    with pytest.raises(InputError, match=r"collected under by hand\. Give unedited activations first"):
+        probe(edited_by(activations, lambda h: h), activations)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_folds": 61}, "61 folds were asked for and there are 60 groups"),
+        ({"n_folds": 1}, "n_folds must be at least 2"),
+        ({"groups": ["a", "b"] * 30}, "5 folds were asked for and there are 2 groups"),
+        ({"groups": ["a"]}, "there are 60, and 1 labels were given"),
+        ({"n_shuffles": -1}, "n_shuffles must be at least 0"),
+        ({"regularisation": 0.0}, "regularisation a finite number above zero"),
+        ({"regularisation": float("nan")}, "regularisation a finite number above zero"),
+    ],
+)
+def test_impossible_arguments(options, message):
+    with pytest.raises(InputError, match=message):
+        probe(planted()[0], **options)
+
+
+def test_probes_that_do_not_converge_are_told_of(monkeypatch):
+    activations, _ = planted(size=0.2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        probe(activations)
+    monkeypatch.setattr(module, "MAX_ITERATIONS", 1)
+    with pytest.warns(
+        SeaLensWarning, match=r"layers \[0, 1\] did not converge .* Raise regularisation, which is 1"
+    ) as caught:
+        probe(activations)
+    assert len(caught) == 1
+
+
+def test_more_regularisation_gives_smaller_weights_and_the_same_columns():
+    activations, _ = planted(size=0.7)
+    strong, weak = (probe(activations, regularisation=r, n_shuffles=0) for r in (1e4, 1e-4))
+    assert not strong.table.equals(weak.table)
+    assert list(strong.table) == list(weak.table)
+
+
+def test_half_precision_activations_are_probed():
+    activations, _ = planted()
+    half = replace(
+        activations,
+        **{
+            role: {k: v.bfloat16() for k, v in activations[role].items()}
+            for role in ("positive", "negative", "neutral")
+        },
+    )
+    assert (probe(half, n_shuffles=0).table["accuracy"] == 1).all()
+
+
+def test_importing_the_package_does_not_import_scikit_learn():
+    code = "import sys, sea_lens; sys.exit('sklearn' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
