@@ -2,8 +2,9 @@
 
 from sea_lens import plotting
 from sea_lens.activations import Activations
-from sea_lens.analysis.controls import random_editor
-from sea_lens.analysis.effects import answer_greedily, kl_to_unedited, prefer_truth
+from sea_lens.analysis.ablation import ablate_layers, measure_interactions, select_layers
+from sea_lens.analysis.controls import random_editor_like
+from sea_lens.analysis.effects import answer_greedily, kl_to_unedited, measure_effects, prefer_truth
 from sea_lens.analysis.probes import probe_activations
 from sea_lens.collection import collect_activations
 from sea_lens.demonstrations import Demonstration, Demonstrations
@@ -30,15 +31,19 @@ __all__ = [
     "SeaLensWarning",
     "SquaredExponential",
     "Tanh",
+    "ablate_layers",
     "answer_greedily",
     "collect_activations",
     "fit_sea",
     "kl_to_unedited",
     "load_organism",
+    "measure_effects",
+    "measure_interactions",
     "plotting",
     "prefer_truth",
     "probe_activations",
-    "random_editor",
+    "random_editor_like",
     "refit_sea",
+    "select_layers",
     "tune_sea",
 ]

@@ -23,6 +23,7 @@ class Question:
     prompt: str
     true: tuple[str, ...]
     false: tuple[str, ...]
+    category: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,19 @@
-"""Log-probabilities of completions, under whatever hooks are on the model."""
+"""Log-probabilities: of completions under whatever hooks are on the model, and of all answers to questions at once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 from tqdm.auto import tqdm
 
+from sea_lens.edits import precise_dtype
 from sea_lens.errors import InputError
-from sea_lens.models import Model, PaddedTokens, TokenizedAnswer, check_context_length
+from sea_lens.models import Model, PaddedTokens, TokenizedAnswer, check_context_length, tokenizer_of
+from sea_lens.questions import Questions
 
 
 @torch.no_grad()
@@ -30,14 +35,7 @@ def completion_log_probabilities(
         raise InputError(
             f"At least one text and a batch_size of 1 are needed; {len(texts)} and {batch_size} were given."
         )
-    rows = [TokenizedAnswer.of(model, prompt, completion) for prompt, completion in texts]
-    empty = [index for index, row in enumerate(rows) if row.answer_start >= len(row.ids) or not row.answer_start]
-    if empty:
-        prompt, completion = texts[empty[0]]
-        raise InputError(
-            f"{len(empty)} texts have a prompt or a completion of no tokens, such as {prompt!r} with {completion!r}. "
-            "Drop or mend them."
-        )
+    rows = [_tokenised(model, prompt, completion) for prompt, completion in texts]
     check_context_length(model, [len(row.ids) for row in rows], [f"Text {index}" for index in range(len(rows))])
     scores = [0.0] * len(rows)
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index].ids))
@@ -53,3 +51,124 @@ def completion_log_probabilities(
                 scores[index] = float(before.gather(-1, said[:, None]).double().sum())
             bar.update(len(batch))
     return scores
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a model predicts about questions, all in float64 nats. Columns are completions, the true ones first.
+
+    Attributes:
+        next_token: Log-probabilities of the token after the prompt, `[questions, d_vocab]`.
+        first_tokens: First token of each completion, `[questions, completions]`.
+        log_probabilities: Summed log-probability of each whole completion, `[questions, completions]`.
+        is_true: Which completions are true, `[questions, completions]`.
+        is_false: Which are false. Where a question has fewer completions than another, neither.
+    """
+
+    next_token: Float[Tensor, "questions d_vocab"]
+    first_tokens: Int[Tensor, "questions completions"]
+    log_probabilities: Float[Tensor, "questions completions"]
+    is_true: Bool[Tensor, "questions completions"]
+    is_false: Bool[Tensor, "questions completions"]
+
+
+@dataclass(frozen=True, eq=False)
+class QuestionBatch:
+    """Questions as the token rows that have to be run for all of their completions.
+
+    A completion's last token need not be run, and one that is the beginning of another needs no row of its own: one-word
+    answers cost one row a question. All completions of a question are scored from the same token on, where the first of
+    them departs from the prompt.
+
+    Attributes:
+        indices: Which questions.
+        tokens: The rows, padded.
+        first_rows: Row of each question that holds its prompt.
+        starts: Position in it of the token after the prompt.
+        completions: By question, each completion's row and its tokens from `starts` on, the true ones first.
+        n_true: By question.
+    """
+
+    indices: list[int]
+    tokens: PaddedTokens
+    first_rows: list[int]
+    starts: list[int]
+    completions: list[list[tuple[int, list[int]]]]
+    n_true: list[int]
+
+    @classmethod
+    def of(cls, model: Model, questions: Questions, indices: Sequence[int]) -> QuestionBatch:
+        """Tokenises some of the questions.
+
+        Raises:
+            InputError: If a completion comes out as no tokens, or does not fit the model's context.
+        """
+        rows: list[list[int]] = []
+        first_rows, starts, completions = [], [], []
+        for index in indices:
+            question = questions[index]
+            texts = [_tokenised(model, question.prompt, text) for text in (*question.true, *question.false)]
+            check_context_length(model, [len(text.ids) for text in texts], [f"Question {index}"] * len(texts))
+            start = min(text.answer_start for text in texts)
+            needed: list[list[int]] = []
+            for ids in sorted((text.ids[:-1] for text in texts), key=len, reverse=True):
+                if not any(row[: len(ids)] == ids for row in needed):
+                    needed.append(ids)
+            offset = len(rows)
+            where = [next(n for n, row in enumerate(needed) if row[: len(t.ids) - 1] == t.ids[:-1]) for t in texts]
+            rows += needed
+            first_rows.append(offset)
+            starts.append(start)
+            completions.append([(offset + n, text.ids[start:]) for n, text in zip(where, texts, strict=True)])
+        n_true = [len(questions[index].true) for index in indices]
+        return cls(list(indices), PaddedTokens.of(model, rows), first_rows, starts, completions, n_true)
+
+    def predictions(self, logits: Float[Tensor, "rows pos d_vocab"]) -> Predictions:
+        """Reads the predictions off the logits of `tokens`."""
+        precise = precise_dtype(logits.device)
+        last = torch.tensor([start - 1 for start in self.starts], device=logits.device)
+        next_token = logits[torch.tensor(self.first_rows, device=logits.device), last].to(precise).log_softmax(-1)
+        shape = len(self.indices), max(map(len, self.completions))
+        scores, first = torch.full(shape, -torch.inf, dtype=precise), torch.zeros(shape, dtype=torch.long)
+        is_true, is_false = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
+        for question, completions in enumerate(self.completions):
+            for column, (row, ids) in enumerate(completions):
+                start = self.starts[question] - 1
+                spoken = logits[row, start : start + len(ids)].to(precise).log_softmax(-1)
+                scores[question, column] = (
+                    spoken.gather(-1, torch.tensor(ids, device=spoken.device)[:, None]).sum().cpu()
+                )
+                first[question, column] = ids[0]
+                (is_true if column < self.n_true[question] else is_false)[question, column] = True
+        return Predictions(next_token.cpu(), first, scores, is_true, is_false)
+
+
+def question_batches(model: Model, questions: Questions, batch_size: int) -> list[QuestionBatch]:
+    """All questions in batches, those of like length together, the longest first.
+
+    Raises:
+        InputError: If `batch_size` is below 1, a completion comes out as no tokens, or one does not fit the context.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, and {batch_size} was given.")
+    lengths = [
+        max(len(question.prompt) + len(text) for text in (*question.true, *question.false)) for question in questions
+    ]
+    order = sorted(range(len(questions)), key=lambda index: -lengths[index])
+    chunks = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return [QuestionBatch.of(model, questions, chunk) for chunk in chunks]
+
+
+def _tokenised(model: Model, prompt: str, completion: str) -> TokenizedAnswer:
+    """Prompt and completion; where there is no prompt, the text's beginning token stands for it, as in lm-eval."""
+    text = TokenizedAnswer.of(model, prompt, completion)
+    if not prompt and not text.answer_start and text.ids:
+        tokenizer = tokenizer_of(model)
+        begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        if begin is not None:
+            text = TokenizedAnswer([begin, *text.ids], 1)
+    if text.answer_start >= len(text.ids) or not text.answer_start:
+        raise InputError(
+            f"A prompt or a completion comes out as no tokens: {prompt!r} with {completion!r}. Drop or mend it."
+        )
+    return text

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from sea_lens import Editor, EditorCard, random_editor
+from sea_lens import Editor, EditorCard, random_editor_like
 from sea_lens.edits import LowRankEdit
 from sea_lens.fingerprints import fingerprint
 
@@ -71,8 +71,8 @@ def test_an_editors_fingerprint_tells_what_it_does():
         make_editor(site="mlp_out"),
         editor.scaled(2.0),
         editor.at_positions(1),
-        random_editor(editor, 0),
-        random_editor(editor, 1),
+        random_editor_like(editor, 0),
+        random_editor_like(editor, 1),
     ]
     assert len({found.fingerprint for found in [editor, *others]}) == 9
     assert editor.fingerprint.startswith("by hand ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from sea_lens.editor import Editor
 from sea_lens.edits import Edit
+from sea_lens.errors import InputError
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +109,7 @@ class RandomDirectionEdit:
         return moved.to(h.dtype)
 
 
-def random_editor(editor: Editor, seed: int) -> Editor:
+def random_editor_like(editor: Editor, seed: int) -> Editor:
     """A norm-matched random control of an editor: same layers, ranks, positions, and displacement of every token.
 
     Args:
@@ -125,3 +127,19 @@ def random_editor(editor: Editor, seed: int) -> Editor:
         hyper_parameters={**editor.card.hyper_parameters, "seed": seed},
     )
     return replace(editor, edits=edits, card=card)
+
+
+def control_editors(editor: Editor, control: int | Sequence[Editor], seed: int) -> list[Editor]:
+    """That many random editors, seeded one after the other, or the editors given.
+
+    Raises:
+        InputError: If their number is negative, or one lacks layers of the editor.
+    """
+    if isinstance(control, int):
+        if control < 0:
+            raise InputError(f"control is a number of random editors, or editors, and {control} was given.")
+        return [random_editor_like(editor, seed + number) for number in range(control)]
+    for number, other in enumerate(control):
+        if other.layers != editor.layers:
+            raise InputError(f"Control {number} edits layers {other.layers}, and the editor layers {editor.layers}.")
+    return list(control)

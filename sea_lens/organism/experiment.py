@@ -10,7 +10,7 @@ from statistics import fmean, quantiles
 import pandas as pd
 
 from sea_lens.activations import Activations
-from sea_lens.analysis.controls import random_editor
+from sea_lens.analysis.controls import random_editor_like
 from sea_lens.analysis.effects import GreedyAnswers, Proportion, answer_greedily
 from sea_lens.collection import collect_activations
 from sea_lens.editor import Editor
@@ -133,7 +133,7 @@ def run(model: Model, world: World, n_random: int = 20, seed: int = 0, progress:
         return answers(model, world, facts, candidate).truthful
 
     plain, edited = answers(model, world, facts), answers(model, world, facts, editor)
-    controls = [random_editor(editor, seed + index) for index in range(n_random)]
+    controls = [random_editor_like(editor, seed + index) for index in range(n_random)]
     by_layer = pd.DataFrame(
         {
             "this layer alone": {layer: share(editor.at_layers([layer])).share for layer in editor.layers},

@@ -11,7 +11,7 @@ import warnings
 from pathlib import Path
 from statistics import fmean
 
-from sea_lens.analysis.controls import random_editor
+from sea_lens.analysis.controls import random_editor_like
 from sea_lens.errors import SeaLensWarning
 from sea_lens.methods.sea import refit_sea
 from sea_lens.organism import load_organism
@@ -36,7 +36,7 @@ def report(folder: Path) -> list[str]:
     tuning = tune(model, world, activations)
     editor, held_out = tuning.best, world.held_out
     swapped = refit_sea(editor, activations.swapped())
-    random = [answers(model, world, held_out, random_editor(editor, seed)).truthful.share for seed in range(6)]
+    random = [answers(model, world, held_out, random_editor_like(editor, seed)).truthful.share for seed in range(6)]
     mirrored = answers(model, world, held_out, swapped)
     myths = fmean(answer == fact.myth for answer, fact in zip(mirrored.table["answer"], held_out, strict=True))
     return [

@@ -22,7 +22,7 @@ import torch
 from tqdm.auto import tqdm
 
 from sea_lens.activations import Activations, TokenChoice
-from sea_lens.analysis.controls import random_editor
+from sea_lens.analysis.controls import random_editor_like
 from sea_lens.analysis.effects import kl_to_unedited
 from sea_lens.collection import collect_activations
 from sea_lens.editor import Editor
@@ -222,7 +222,7 @@ def compare(model: Model, world: World, n_random: int = 10, seed: int = 0, progr
     rows: dict[str, dict[str, object]] = {"plain": {**truthful(None)[0], "KL": 0.0}}
 
     def add(name: str, editor: Editor, at_linears: Editor, setting: Setting) -> None:
-        random = [truthful(random_editor(editor, seed + index))[1] for index in range(n_random)]
+        random = [truthful(random_editor_like(editor, seed + index))[1] for index in range(n_random)]
         rows[name] = {
             **truthful(editor)[0],
             "random": fmean(random),

@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.stats import beta, kstest
 
-from sea_lens import Activations, Editor, EditorCard, Tanh, fit_sea, random_editor
+from sea_lens import Activations, Editor, EditorCard, Tanh, fit_sea, random_editor_like
 from sea_lens.analysis.controls import RandomDirectionEdit, RandomRotation
 from sea_lens.edits import LowRankEdit
 from sea_lens.errors import InputError, ModelMismatchError
@@ -59,8 +59,8 @@ KINDS = {
     "positive alone": lambda: fit(centre=True, projections="positive"),
     "sum at half strength": lambda: fit(centre=True, restore_norm=False).scaled(0.5),
     "published": as_published,
-    "control": lambda: random_editor(fit(centre=True), seed=11),
-    "control of the published": lambda: random_editor(as_published(), seed=11),
+    "control": lambda: random_editor_like(fit(centre=True), seed=11),
+    "control of the published": lambda: random_editor_like(as_published(), seed=11),
 }
 
 
@@ -160,7 +160,7 @@ def test_every_token_moves_as_far_and_ends_as_long_as_under_the_fitted_edit(
     dtype, tolerance, centre, restore_norm, strength
 ):
     fitted = fit(centre, restore_norm).scaled(strength)
-    control = random_editor(fitted, seed=0)
+    control = random_editor_like(fitted, seed=0)
     h = (normal(5, 7, D_MODEL, seed=50) + 2 * normal(D_MODEL, seed=9)).to(dtype)
     for layer in LAYERS:
         real, random = fitted[layer](h), control[layer](h)
@@ -177,13 +177,13 @@ def test_every_token_moves_as_far_and_ends_as_long_as_under_the_fitted_edit(
 def test_what_the_edit_does_along_the_token_is_kept(editor):
     h = normal(9, D_MODEL, seed=51)
     for layer in LAYERS:
-        real, random = editor[layer](h), random_editor(editor, 0)[layer](h)
+        real, random = editor[layer](h), random_editor_like(editor, 0)[layer](h)
         torch.testing.assert_close((random * h).sum(-1), (real * h).sum(-1), rtol=1e-10, atol=1e-10)
 
 
 def test_tokens_of_zeros_stay_finite(editor):
     for view in (editor, fit(centre=True, restore_norm=False), fit()):
-        control = random_editor(view, seed=0)
+        control = random_editor_like(view, seed=0)
         zero = torch.zeros(1, D_MODEL, dtype=torch.float64)
         assert control[0](zero).isfinite().all()
         torch.testing.assert_close(length(control[0](zero)), length(view[0](zero)), rtol=1e-10, atol=1e-10)
@@ -193,7 +193,7 @@ def test_tokens_of_zeros_stay_finite(editor):
 
 
 def test_what_the_edit_does_across_the_token_is_turned_by_one_rotation(editor):
-    control = random_editor(editor, seed=3)
+    control = random_editor_like(editor, seed=3)
     h = normal(60, D_MODEL, seed=52).numpy()
     for layer in LAYERS:
         edit, fitted = control[layer], editor[layer]
@@ -216,7 +216,7 @@ def test_the_fitted_directions_are_not_reproduced(editor):
     """Moves of the control are to those of the edit, and of other controls, as random directions of 31 dimensions are."""
     h, squares = normal(200, D_MODEL, seed=58), []
     for layer in LAYERS:
-        edits = [editor[layer], *(random_editor(editor, seed)[layer] for seed in range(5))]
+        edits = [editor[layer], *(random_editor_like(editor, seed)[layer] for seed in range(5))]
         moves = [across(edit(h) - h, h) for edit in edits]
         for index, one in enumerate(moves):
             for other in moves[:index]:
@@ -231,7 +231,7 @@ def test_moves_of_the_control_keep_to_few_directions_as_those_of_the_edit_do(edi
     h = normal(200, D_MODEL, seed=58) + 2 * normal(D_MODEL, seed=9)
     for layer in LAYERS:
         energies = [
-            torch.linalg.svdvals(edit(h) - h).square() for edit in (editor[layer], random_editor(editor, 0)[layer])
+            torch.linalg.svdvals(edit(h) - h).square() for edit in (editor[layer], random_editor_like(editor, 0)[layer])
         ]
         shares = [float(energy[:6].sum() / energy.sum()) for energy in energies]
         assert shares[1] > 0.8 * shares[0] > 0.5
@@ -239,7 +239,7 @@ def test_moves_of_the_control_keep_to_few_directions_as_those_of_the_edit_do(edi
 
 def test_seeds_and_layers_differ_and_one_seed_is_bit_identical(editor):
     h = normal(8, D_MODEL, seed=53)
-    first, again, other = random_editor(editor, 0), random_editor(editor, 0), random_editor(editor, 1)
+    first, again, other = random_editor_like(editor, 0), random_editor_like(editor, 0), random_editor_like(editor, 1)
     turned = []
     for layer in LAYERS:
         assert torch.equal(first[layer](h), again[layer](h))
@@ -253,15 +253,15 @@ def test_seeds_and_layers_differ_and_one_seed_is_bit_identical(editor):
 
 def test_one_seed_is_one_control_whatever_the_layers_strengths_and_positions(editor):
     h = normal(8, D_MODEL, seed=53)
-    of_view = random_editor(editor.first_layers(2).at_positions(3), 0)
-    assert torch.equal(of_view[1](h), random_editor(editor, 0)[1](h))
+    of_view = random_editor_like(editor.first_layers(2).at_positions(3), 0)
+    assert torch.equal(of_view[1](h), random_editor_like(editor, 0)[1](h))
 
 
 def test_torchs_own_randomness_is_left_alone(editor):
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    random_editor(editor, 5)
+    random_editor_like(editor, 5)
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -272,7 +272,7 @@ def test_torchs_own_randomness_is_left_alone(editor):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-5)])
 def test_controls_of_any_kind_of_edit_move_as_far_and_end_as_long(kind, dtype, tolerance):
     fitted = KINDS[kind]()
-    control = random_editor(fitted, seed=4)
+    control = random_editor_like(fitted, seed=4)
     h = (normal(3, 7, D_MODEL, seed=50) + 2 * normal(D_MODEL, seed=9)).to(dtype)
     for layer in LAYERS:
         real, random = fitted[layer](h), control[layer](h)
@@ -285,22 +285,22 @@ def test_controls_of_any_kind_of_edit_move_as_far_and_end_as_long(kind, dtype, t
         assert (across(random - h, h) * across(real - h, h)).sum(-1).abs().mean() < 0.4
         assert (control[layer].rank, control[layer].d_model) == (fitted[layer].rank, D_MODEL)
         assert control[layer].summary == f"random directions, otherwise as {fitted[layer].summary}"
-    assert torch.equal(random, random_editor(fitted, seed=4)[2](h))
+    assert torch.equal(random, random_editor_like(fitted, seed=4)[2](h))
     assert control.scaled(0.0).is_identity
-    assert torch.equal(control.scaled(0.5)[0](h), random_editor(fitted.scaled(0.5), 4)[0](h))
+    assert torch.equal(control.scaled(0.5)[0](h), random_editor_like(fitted.scaled(0.5), 4)[0](h))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_low_precisions_are_edited_in_float32_whatever_the_edit(kind, dtype):
-    control, h = random_editor(KINDS[kind](), seed=4)[1], normal(6, D_MODEL, seed=59).to(dtype)
+    control, h = random_editor_like(KINDS[kind](), seed=4)[1], normal(6, D_MODEL, seed=59).to(dtype)
     assert control(h).dtype == dtype
     assert torch.equal(control(h), control(h.float()).to(dtype))
 
 
 def test_a_control_of_a_control_with_its_own_seed_is_another(editor):
-    h, control = normal(20, D_MODEL, seed=58), random_editor(editor, 0)
-    twice = random_editor(control, 0)[1]
+    h, control = normal(20, D_MODEL, seed=58), random_editor_like(editor, 0)
+    twice = random_editor_like(control, 0)[1]
     for other in (editor[1], control[1]):
         assert torch.cosine_similarity(across(twice(h) - h, h), across(other(h) - h, h)).abs().mean() < 0.4
 
@@ -310,7 +310,7 @@ def test_narrow_activations_move_as_far(d):
     edit = LowRankEdit(torch.eye(d, dtype=torch.float64)[:, :1], torch.ones(1, dtype=torch.float64))
     h = normal(50, d, seed=75)
     for seed in range(5):
-        control = random_editor(Editor({0: edit}, EditorCard("by hand", {})), seed)[0]
+        control = random_editor_like(Editor({0: edit}, EditorCard("by hand", {})), seed)[0]
         torch.testing.assert_close(length(control(h) - h), length(edit(h) - h), rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(length(control(h)), length(h), rtol=1e-9, atol=1e-9)
 
@@ -319,7 +319,7 @@ def test_narrow_activations_move_as_far(d):
 
 
 def test_the_card_says_what_it_is(editor):
-    control = random_editor(editor.scaled(0.5), seed=7)
+    control = random_editor_like(editor.scaled(0.5), seed=7)
     assert control.card.method == "random control of sea"
     assert control.card.hyper_parameters["seed"] == 7
     assert control.card.hyper_parameters["ranks"] == [3, 2]
@@ -329,7 +329,7 @@ def test_the_card_says_what_it_is(editor):
 
 
 def test_positions_and_layer_views_carry_over(editor):
-    control = random_editor(editor.at_positions(2).last_layers(2), seed=0)
+    control = random_editor_like(editor.at_positions(2).last_layers(2), seed=0)
     assert control.positions == 2
     assert control.layers == [1, 2]
 
@@ -337,7 +337,10 @@ def test_positions_and_layer_views_carry_over(editor):
 def test_scaling_a_control_is_the_control_of_the_scaled_editor(editor):
     h = normal(6, D_MODEL, seed=54)
     for strength in STRENGTHS:
-        scaled, of_scaled = random_editor(editor, 0).scaled(strength), random_editor(editor.scaled(strength), 0)
+        scaled, of_scaled = (
+            random_editor_like(editor, 0).scaled(strength),
+            random_editor_like(editor.scaled(strength), 0),
+        )
         assert torch.equal(scaled[1](h), of_scaled[1](h))
 
 
@@ -345,23 +348,23 @@ def test_identity_editors_stay_identities(editor):
     h = normal(4, D_MODEL, seed=55, dtype=torch.float32)
     empty = LowRankEdit(torch.zeros(D_MODEL, 0), torch.zeros(0))
     for identity in (editor.scaled(0.0), Editor({0: empty, 1: empty}, EditorCard("by hand", {}))):
-        control = random_editor(identity, seed=0)
+        control = random_editor_like(identity, seed=0)
         assert control.is_identity
         assert control[0](h) is h
-    assert not random_editor(editor, seed=0).is_identity
+    assert not random_editor_like(editor, seed=0).is_identity
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_dtypes_are_kept(editor, dtype):
     h = normal(4, D_MODEL, seed=56).to(dtype)
-    edited = random_editor(editor, 0)[0](h)
+    edited = random_editor_like(editor, 0)[0](h)
     assert edited.dtype == dtype
     distance = length((editor[0](h) - h).double())
     torch.testing.assert_close(length((edited - h).double()), distance, rtol=0.02, atol=0)
 
 
 def test_batched_equals_single(editor):
-    h, edit = normal(3, 4, D_MODEL, seed=57), random_editor(editor, 0)[1]
+    h, edit = normal(3, 4, D_MODEL, seed=57), random_editor_like(editor, 0)[1]
     together = edit(h)
     for i in range(3):
         torch.testing.assert_close(edit(h[i]), together[i], rtol=1e-12, atol=1e-12)
@@ -372,7 +375,7 @@ def test_batched_equals_single(editor):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_attached_to_a_model_every_layer_moves_as_far_as_under_the_editor(llama, seed):
     editor = fit(centre=True, model=llama, dtype=torch.float32, scale=0.3)
-    control, tokens, before, after = random_editor(editor, seed), torch.arange(2, 14)[None], {}, {}
+    control, tokens, before, after = random_editor_like(editor, seed), torch.arange(2, 14)[None], {}, {}
 
     def keep_in(found):
         def keep(tensor, hook):
@@ -399,13 +402,13 @@ def test_attached_to_a_model_every_layer_moves_as_far_as_under_the_editor(llama,
 
 def test_a_control_is_not_saved(editor, tmp_path):
     with pytest.raises(InputError, match=r"RandomDirectionEdit, which is not saved\. Save the editor it was made from"):
-        random_editor(editor, 0).save_pretrained(tmp_path / "saved")
+        random_editor_like(editor, 0).save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved" / "editor.safetensors").exists()
 
 
 def test_another_width_is_refused(editor, llama):
     with pytest.raises(ModelMismatchError, match="made for d_model 32"):
-        random_editor(editor, 0)[0](torch.zeros(2, 16))
+        random_editor_like(editor, 0)[0](torch.zeros(2, 16))
     narrow = Editor({0: LowRankEdit(torch.eye(16)[:, :1], torch.ones(1))}, EditorCard("by hand", {}))
-    with pytest.raises(ModelMismatchError, match="for d_model 16"), random_editor(narrow, 0).attached(llama):
+    with pytest.raises(ModelMismatchError, match="for d_model 16"), random_editor_like(narrow, 0).attached(llama):
         pass

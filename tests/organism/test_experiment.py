@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from sea_lens import answer_greedily, fit_sea, random_editor, tune_sea
+from sea_lens import answer_greedily, fit_sea, random_editor_like, tune_sea
 from sea_lens.organism import WEIGHTS, experiment, load_organism
 from sea_lens.organism.experiment import RandomControls, answers, collect, run, tune
 from sea_lens.organism.train import measure
@@ -187,7 +187,7 @@ def test_a_second_run_gives_the_same_shares(result, organism, monkeypatch):
 
 
 def test_random_editors_follow_from_the_seed(result, organism):
-    control = random_editor(result.editor, 4)
+    control = random_editor_like(result.editor, 4)
     assert answers(*organism, organism[1].held_out, control).truthful.share == result.random.shares[4]
 
 

@@ -10,7 +10,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from sea_lens import Editor, EditorCard, random_editor
+from sea_lens import Editor, EditorCard, random_editor_like
 from sea_lens.analysis.effects import Proportion
 from sea_lens.edits import LowRankEdit
 from sea_lens.organism.experiment import OrganismResult, RandomControls
@@ -109,7 +109,7 @@ def test_editors_of_many_layers_and_of_no_eigenvalues_are_drawn():
     assert len(points(wide.axes[0])) == 32
     assert wide.get_figwidth() > plot_editor(make_editor()).get_figwidth()
     assert points(plot_editor(make_editor({0: []})).axes[0]) == []
-    assert points(plot_editor(random_editor(make_editor(), 0)).axes[0]) == []
+    assert points(plot_editor(random_editor_like(make_editor(), 0)).axes[0]) == []
 
 
 def test_the_organisms_figure_has_three_panels():

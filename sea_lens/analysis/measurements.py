@@ -1,0 +1,201 @@
+"""What can be measured of a model's predictions about questions, and the run that measures it under many editors."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sea_lens.branching import BranchingRuns
+from sea_lens.editor import Editor
+from sea_lens.errors import InputError, SeaLensWarning
+from sea_lens.models import Model
+from sea_lens.questions import Questions
+from sea_lens.scoring import Predictions, question_batches
+
+Effect = Callable[[Predictions, Predictions], Float[Tensor, " questions"]]
+"""A number for each question out of a model's predictions and those of the unedited model. Any function will do."""
+
+
+def logit_difference(edited: Predictions, unedited: Predictions) -> Float[Tensor, " questions"]:
+    """Logit of the likeliest first token of a true completion less that of a false one; 0 where they share it."""
+    logits = edited.next_token.gather(1, edited.first_tokens)
+    return _highest(logits, edited.is_true) - _highest(logits, edited.is_false)
+
+
+def log_probability_difference(edited: Predictions, unedited: Predictions) -> Float[Tensor, " questions"]:
+    """Summed log-probability of the likeliest true completion less that of the likeliest false one, in nats."""
+    scores = edited.log_probabilities
+    return _highest(scores, edited.is_true) - _highest(scores, edited.is_false)
+
+
+def true_probability(edited: Predictions, unedited: Predictions) -> Float[Tensor, " questions"]:
+    """Probability that the model gives the true completions, together."""
+    return edited.log_probabilities.masked_fill(~edited.is_true, -torch.inf).logsumexp(1).exp()
+
+
+def accuracy(edited: Predictions, unedited: Predictions) -> Float[Tensor, " questions"]:
+    """1 where a true completion is likelier than every false one, else 0."""
+    return (log_probability_difference(edited, unedited) > 0).double()
+
+
+def top_token(edited: Predictions, unedited: Predictions) -> Float[Tensor, " questions"]:
+    """1 where the likeliest next token of all begins a true completion, else 0."""
+    top = edited.next_token.argmax(1, keepdim=True)
+    return ((edited.first_tokens == top) & edited.is_true).any(1).double()
+
+
+def rank(edited: Predictions, unedited: Predictions) -> Float[Tensor, " questions"]:
+    """Place among all next tokens of the likeliest first token of a true completion; 1 is the top."""
+    best = _highest(edited.next_token.gather(1, edited.first_tokens), edited.is_true)
+    return 1 + (edited.next_token > best[:, None]).sum(1).double()
+
+
+def kl(edited: Predictions, unedited: Predictions) -> Float[Tensor, " questions"]:
+    """KL(unedited || edited) of the next-token distributions after the prompt, in nats."""
+    gap = unedited.next_token - edited.next_token
+    # A token ruled out by both has a gap of inf - inf, and adds nothing.
+    return (unedited.next_token.exp() * gap).nan_to_num(nan=0.0).sum(1)
+
+
+def total_variation(edited: Predictions, unedited: Predictions) -> Float[Tensor, " questions"]:
+    """Half the summed absolute difference of the next-token probabilities: 0 alike, 1 disjoint."""
+    return (edited.next_token.exp() - unedited.next_token.exp()).abs().sum(1) / 2
+
+
+EFFECTS: Mapping[str, Effect] = MappingProxyType(
+    {
+        effect.__name__: effect
+        for effect in (
+            logit_difference,
+            log_probability_difference,
+            true_probability,
+            accuracy,
+            top_token,
+            rank,
+            kl,
+            total_variation,
+        )
+    }
+)
+"""Ours, by name."""
+
+NEED_FALSE = {logit_difference, log_probability_difference, accuracy}
+
+
+def named_effect(effect: str | Effect) -> tuple[str, Effect]:
+    """An effect with its name, given either.
+
+    Raises:
+        InputError: If there is none of that name.
+    """
+    if not isinstance(effect, str):
+        return getattr(effect, "__name__", type(effect).__name__), effect
+    if effect not in EFFECTS:
+        raise InputError(
+            f"There is no effect {effect!r}. It is one of {', '.join(EFFECTS)}, or a function of the edited and the "
+            "unedited predictions that returns a number a question."
+        )
+    return effect, EFFECTS[effect]
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Every effect of every editor on every question.
+
+    Attributes:
+        names: Of the effects.
+        values: `[effects, editors, questions]`, in float64.
+        changed: By editor, whether any logit differed from the unedited model's.
+    """
+
+    names: tuple[str, ...]
+    values: Float[Tensor, "effects editors questions"]
+    changed: tuple[bool, ...]
+
+
+def measure(
+    model: Model,
+    questions: Questions,
+    editors: Sequence[Editor | None],
+    effects: Sequence[str | Effect],
+    *,
+    batch_size: int = 32,
+    progress: bool = True,
+) -> Measured:
+    """Measures effects under many editors; runs that are alike up to a layer share the blocks below it.
+
+    Args:
+        model: A TransformerBridge with a tokenizer, unedited.
+        questions: To measure on.
+        editors: One a run. The unedited model is run besides, once, as what effects compare with.
+        effects: Names or functions.
+        batch_size: Questions in one forward pass. It does not change the result, but for rounding.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        InputError: If an effect is unknown or compares with false completions where a question has none, or a function
+            does not return one finite number a question.
+
+    Warns:
+        SeaLensWarning: If an editor that is not the identity changes no logit.
+    """
+    named = [named_effect(effect) for effect in effects]
+    if not named or len(dict(named)) < len(named):
+        raise InputError(
+            f"Effects need names of their own, and at least one is needed; {[n for n, _ in named]} were given."
+        )
+    bare = [index for index, question in enumerate(questions) if not question.false]
+    if bare and any(function in NEED_FALSE for _, function in named):
+        raise InputError(
+            f"Questions {bare[:10]} have no false completion to compare with. Give each one, or drop them."
+        )
+    runs = BranchingRuns(model, [None, *editors])
+    values = torch.full((len(named), len(editors), len(questions)), torch.nan, dtype=torch.float64)
+    changed = [False] * len(editors)
+    batches = question_batches(model, questions, batch_size)
+    total = len(questions) * (len(editors) + 1)
+    with tqdm(total=total, desc="effects", unit="question", disable=not progress) as bar:
+        for batch in batches:
+            plain: Tensor | None = None
+            for number, logits in runs.logits(batch.tokens):
+                predictions = batch.predictions(logits)
+                if plain is None:  # the unedited run comes first
+                    plain, unedited = logits, predictions
+                else:
+                    changed[number - 1] |= not torch.equal(logits, plain)
+                    for row, (name, function) in enumerate(named):
+                        found = function(predictions, unedited)
+                        values[row, number - 1, batch.indices] = _checked(name, found, batch.indices)
+                bar.update(len(batch.indices))
+    for editor, did in zip(editors, changed, strict=True):
+        if editor is not None and not did and not editor.is_identity:
+            warnings.warn(
+                f"The edit at layers {editor.layers} changed no logit on these {len(questions)} questions. Do its "
+                "positions lie beyond the prompts, or does it move activations by less than the model's precision?",
+                SeaLensWarning,
+                stacklevel=3,
+            )
+    return Measured(tuple(name for name, _ in named), values, tuple(changed))
+
+
+def _checked(name: str, found: object, indices: Sequence[int]) -> Tensor:
+    if not isinstance(found, Tensor) or tuple(found.shape) != (len(indices),):
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise InputError(
+            f"The effect {name} must return one number a question, [{len(indices)}], and it returned {shape}."
+        )
+    bad = [index for index, good in zip(indices, found.double().isfinite().tolist(), strict=True) if not good]
+    if bad:
+        raise InputError(f"The effect {name} is NaN or infinite on questions {sorted(bad)[:10]}. Look at those.")
+    return found.double().cpu()
+
+
+def _highest(scores: Float[Tensor, "questions completions"], among: Tensor) -> Float[Tensor, " questions"]:
+    return scores.masked_fill(~among, -torch.inf).amax(1)
