@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from torch import Tensor
 
 from sea_lens.analysis.controls import control_editors
 from sea_lens.analysis.measurements import Effect, measure
@@ -268,7 +268,7 @@ def select_layers(
         raise InputError(f"max_layers is 1 to {len(editor.layers)}, the editor's layers, and {max_layers} was given.")
     sign = -1 if lower_is_better else 1
 
-    def changes(asked: Questions, sets: Sequence[Sequence[int]]) -> tuple[str, Float[Tensor, "sets questions"]]:
+    def changes(asked: Questions, sets: Sequence[Sequence[int]]) -> tuple[str, Tensor]:
         views = [_at(editor, chosen) for chosen in [[], *sets]]
         measured = measure(model, asked, views, [effect], batch_size=batch_size, progress=progress)
         return measured.names[0], measured.values[0, 1:] - measured.values[0, :1]
