@@ -35,9 +35,11 @@ class DataFormat(str, Enum):
 
 HALUEVAL_FIELDS = {"right_answer", "hallucinated_answer"}
 BBQ_FIELDS = {"ans0", "ans1", "ans2", "label"}
-QUESTION_LAYOUTS: tuple[tuple[set[str], Callable[[Path], Questions]], ...] = (
+CSV_QUESTIONS: tuple[tuple[set[str], Callable[[Path], Questions]], ...] = (
     ({"Question", "Best Answer"}, Questions.from_truthfulqa),
     ({"sent_more", "sent_less"}, Questions.from_crows_pairs),
+)
+JSON_QUESTIONS: tuple[tuple[set[str], Callable[[Path], Questions]], ...] = (
     (BBQ_FIELDS, Questions.from_bbq),
     ({"prompt", "true", "false"}, Questions.from_jsonl),
 )
@@ -121,7 +123,7 @@ def read_questions(path: Path) -> Questions:
     if str(path) == "organism" and not path.exists():
         return load_organism()[1].questions()
     fields = first_fields(path)
-    for known, read in QUESTION_LAYOUTS:
+    for known, read in CSV_QUESTIONS if path.suffix.lower() == ".csv" else JSON_QUESTIONS:
         if fields >= known:
             return read(path)
     if fields >= HALUEVAL_FIELDS or fields >= {"prompt", "positive", "negative"}:
