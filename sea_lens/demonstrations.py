@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import overload
+from typing import ClassVar
 
 import pandas as pd
 
+from sea_lens.bbq_files import read_bbq
 from sea_lens.demonstration_check import DemonstrationCheck
 from sea_lens.errors import InputError
 from sea_lens.models import Model, Tokenizer, greedy_answers
+from sea_lens.prompt_rows import PromptRow, PromptRows
 from sea_lens.records import Record, read_csv_rows, read_json_objects
-from sea_lens.tensor_files import write_text
 
 
 @dataclass(frozen=True)
-class Demonstration:
+class Demonstration(PromptRow):
     """One prompt with its completions.
 
     Attributes:
@@ -30,14 +29,13 @@ class Demonstration:
         neutral: What the model itself says, or None where it has not been asked.
     """
 
-    prompt: str
     positive: str
     negative: str
     neutral: str | None = None
 
 
-@dataclass(frozen=True)
-class Demonstrations(Sequence[Demonstration]):
+@dataclass(frozen=True, repr=False)
+class Demonstrations(PromptRows[Demonstration]):
     """An immutable list of demonstrations; every method returns a new one.
 
     Attributes:
@@ -45,12 +43,10 @@ class Demonstrations(Sequence[Demonstration]):
         source: Where they came from, for messages and cards.
     """
 
-    rows: tuple[Demonstration, ...]
-    source: str = "lists"
+    called: ClassVar[str] = "demonstrations"
 
     def __post_init__(self) -> None:
-        if not self.rows:
-            raise InputError(f"There are no demonstrations in {self.source}. At least one row is needed.")
+        PromptRows.__post_init__(self)
         if all(row.positive == row.negative for row in self.rows):
             raise InputError(
                 f"The positive equals the negative in all {len(self.rows)} demonstrations of {self.source}, so nothing "
@@ -188,21 +184,11 @@ class Demonstrations(Sequence[Demonstration]):
             FileFormatError: If the file is malformed (which line).
             InputError: If a field is missing or impossible, or fewer than `n` rows are there.
         """
-        if context_condition not in ("disambig", "ambig", None):
-            raise InputError(
-                f'context_condition is "disambig", "ambig" or None for both, and {context_condition!r} was given.'
-            )
         rng = random.Random(seed)
-        rows = []
-        for record in read_json_objects(path):
-            if context_condition is not None and record.text("context_condition") != context_condition:
-                continue
-            label = record.fields.get("label")
-            if label not in (0, 1, 2):
-                raise InputError(f"{record.where}: `label` must be 0, 1 or 2, and is {label!r}. Is this a BBQ file?")
-            gold, *wrong = [record.text(f"ans{index}") for index in sorted(range(3), key=lambda index: index != label)]
-            question = f"{record.text('context')} {record.text('question')}"
-            rows.append(Demonstration(question, positive=gold, negative=rng.choice(wrong)))
+        rows = [
+            Demonstration(question.prompt, positive=question.gold, negative=rng.choice(question.wrong))
+            for question in read_bbq(path, context_condition)
+        ]
         demonstrations = cls(tuple(rows), source=str(path))
         return demonstrations if n is None else demonstrations.sample(n, seed)
 
@@ -237,71 +223,7 @@ class Demonstrations(Sequence[Demonstration]):
         ]
         return cls(tuple(rows), source=source)
 
-    def to_jsonl(self, path: str | Path) -> None:
-        """Writes one JSON object a line; `from_jsonl` reads it back."""
-        rows = [{name: text for name, text in asdict(row).items() if text is not None} for row in self.rows]
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        write_text(Path(path), "".join(lines))
-
-    # --- choosing rows -----------------------------------------------------------------------------------------------
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __iter__(self) -> Iterator[Demonstration]:
-        return iter(self.rows)
-
-    @overload
-    def __getitem__(self, index: int) -> Demonstration: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Demonstrations: ...
-
-    def __getitem__(self, index: int | slice) -> Demonstration | Demonstrations:
-        return replace(self, rows=self.rows[index]) if isinstance(index, slice) else self.rows[index]
-
-    def sample(self, n: int, seed: int) -> Demonstrations:
-        """`n` rows drawn without replacement.
-
-        Raises:
-            InputError: If `n` is not between 1 and the number of rows.
-        """
-        if not 1 <= n <= len(self):
-            raise InputError(f"{n} demonstrations were asked for and {self.source} has {len(self)}. Ask for 1 to that.")
-        return replace(self, rows=tuple(random.Random(seed).sample(self.rows, n)))
-
-    def split(self, fraction: float, seed: int) -> tuple[Demonstrations, Demonstrations]:
-        """Two disjoint parts, the first with `fraction` of the prompts; rows with one prompt stay on one side.
-
-        Raises:
-            InputError: If either part would be empty.
-        """
-        prompts = list(dict.fromkeys(row.prompt for row in self.rows))
-        random.Random(seed).shuffle(prompts)
-        first = set(prompts[: round(fraction * len(prompts))]) if 0 < fraction < 1 else set()
-        parts = [tuple(row for row in self.rows if (row.prompt in first) is inside) for inside in (True, False)]
-        if not all(parts):
-            raise InputError(
-                f"Splitting {len(prompts)} different prompts at {fraction} leaves a part empty. "
-                "Use a fraction strictly between 0 and 1 that leaves at least one prompt on each side."
-            )
-        return replace(self, rows=parts[0]), replace(self, rows=parts[1])
-
     # --- changing texts ----------------------------------------------------------------------------------------------
-
-    def with_prompt_template(self, template: str) -> Demonstrations:
-        r"""Puts each prompt into a template such as `"Q: {question}\nA:"` (`{prompt}` means the same).
-
-        Raises:
-            InputError: If the template does not hold one of the two exactly once; other braces stay as they are.
-        """
-        fields = [field for field in ("{question}", "{prompt}") if field in template]
-        if len(fields) != 1 or template.count(fields[0]) != 1:
-            raise InputError(
-                f"A prompt template holds {{question}} (or {{prompt}}) exactly once, and {template!r} does not."
-            )
-        before, after = template.split(fields[0])
-        return self._with_prompts(lambda prompt: before + prompt + after)
 
     def with_chat_template(self, tokenizer: Tokenizer, system: str | None = None) -> Demonstrations:
         """Puts each prompt into the tokenizer's own chat template, up to where the assistant's answer begins.
@@ -371,16 +293,7 @@ class Demonstrations(Sequence[Demonstration]):
             self, rows=tuple(replace(row, neutral=answer) for row, answer in zip(self.rows, answers, strict=True))
         )
 
-    def _with_prompts(self, change: Callable[[str], str]) -> Demonstrations:
-        return replace(self, rows=tuple(replace(row, prompt=change(row.prompt)) for row in self.rows))
-
     # --- knowing what one has ----------------------------------------------------------------------------------------
-
-    @property
-    def fingerprint(self) -> str:
-        """The first 16 hexadecimal digits of a SHA-256 over all texts, in order."""
-        text = json.dumps([asdict(row) for row in self.rows], ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def check(self, model: Model | None = None) -> DemonstrationCheck:
         """Reports what separates positives from negatives besides meaning.
@@ -393,7 +306,3 @@ class Demonstrations(Sequence[Demonstration]):
         if len(neutrals) == len(self):
             answers["neutral"] = neutrals
         return DemonstrationCheck.of([row.prompt for row in self.rows], answers, model)
-
-    def __repr__(self) -> str:
-        first = self.rows[0]
-        return f"Demonstrations({len(self)} from {self.source}; first: {first!r})"

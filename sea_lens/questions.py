@@ -2,45 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import overload
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
+from sea_lens.bbq_files import read_bbq
 from sea_lens.demonstrations import Demonstrations
 from sea_lens.errors import InputError
+from sea_lens.prompt_rows import PromptRow, PromptRows
+from sea_lens.records import Record, read_csv_rows, read_json_objects
 
 
 @dataclass(frozen=True)
-class Question:
+class Question(PromptRow):
     """One prompt with its known answers.
 
     Attributes:
         prompt: What the model is given.
-        true: Completions that are right.
+        true: Completions that are right; by convention the first is the best.
         false: Completions that are wrong.
+        category: What the question is about, where the data says so.
     """
 
-    prompt: str
     true: tuple[str, ...]
     false: tuple[str, ...]
     category: str | None = None
 
 
-@dataclass(frozen=True)
-class Questions(Sequence[Question]):
-    """An immutable list of questions.
+@dataclass(frozen=True, repr=False)
+class Questions(PromptRows[Question]):
+    """An immutable list of questions; every method returns a new one.
 
     Attributes:
         rows: The questions.
         source: Where they came from, for messages.
     """
 
-    rows: tuple[Question, ...]
-    source: str = "lists"
+    called: ClassVar[str] = "questions"
 
     def __post_init__(self) -> None:
-        if not self.rows:
-            raise InputError(f"There are no questions in {self.source}. At least one is needed.")
+        PromptRows.__post_init__(self)
         unanswered = [index for index, row in enumerate(self.rows) if not row.true]
         if unanswered:
             raise InputError(f"Questions {unanswered[:10]} of {self.source} have no true completion. Give each one.")
@@ -69,17 +71,123 @@ class Questions(Sequence[Question]):
         rows = tuple(Question(row.prompt, (row.positive,), (row.negative,)) for row in demonstrations)
         return cls(rows, demonstrations.source)
 
-    def __len__(self) -> int:
-        return len(self.rows)
+    @classmethod
+    def from_jsonl(cls, path: str | Path) -> Questions:
+        """Reads one JSON object a line with `prompt`, `true`, `false` and, if known, `category`.
 
-    def __iter__(self) -> Iterator[Question]:
-        return iter(self.rows)
+        `true` and `false` are a text or a list of texts. Lines of a demonstrations file (`prompt`, `positive`, `negative`)
+        are read too, the positive completion as the true and the negative as the false answer.
 
-    @overload
-    def __getitem__(self, index: int) -> Question: ...
+        Raises:
+            FileFormatError: If the file cannot be read or a line is not a JSON object (which line).
+            InputError: If a field is missing or no text, or a question has no true completion (which line).
+        """
+        return cls(tuple(map(_question, read_json_objects(path))), str(path))
 
-    @overload
-    def __getitem__(self, index: slice) -> Questions: ...
+    @classmethod
+    def from_truthfulqa(cls, path: str | Path, *, template: str = "Q: {question}\nA:") -> Questions:
+        """Reads `TruthfulQA.csv` as published, the best answer first among the true ones.
 
-    def __getitem__(self, index: int | slice) -> Question | Questions:
-        return replace(self, rows=self.rows[index]) if isinstance(index, slice) else self.rows[index]
+        Answers stand there separated by semicolons. Empty ones and repeats (but for case and the final full stop) are
+        dropped, and each gets a final full stop if it has none, as in the published scoring.
+
+        Args:
+            path: A CSV file with `Question`, `Best Answer`, `Correct Answers`, `Incorrect Answers` and `Category`.
+            template: What each question is put into.
+
+        Raises:
+            FileFormatError: If the file is malformed (which line).
+            InputError: If a column is missing, or a question or its answers are (which line); or by the template.
+        """
+        return cls(tuple(map(_truthfulqa_question, read_csv_rows(path))), str(path)).with_prompt_template(template)
+
+    @classmethod
+    def from_bbq(
+        cls,
+        path: str | Path,
+        n: int | None = None,
+        seed: int = 0,
+        *,
+        context_condition: str | None = None,
+        template: str = "{question}\nAnswer:",
+    ) -> Questions:
+        """Reads a BBQ file as published: the gold answer is true, the other two are false.
+
+        Args:
+            path: A `.jsonl` file with `context`, `question`, `ans0` to `ans2`, `label` and `context_condition`.
+            n: How many to sample; all, in file order, for None.
+            seed: Seed of the sample.
+            context_condition: `"disambig"`, `"ambig"`, or None for both.
+            template: What each context, with its question after a space, is put into.
+
+        Raises:
+            FileFormatError: If the file is malformed (which line).
+            InputError: If a field is missing or impossible, or fewer than `n` rows are there; or by the template.
+        """
+        rows = [Question(row.prompt, (row.gold,), row.wrong, row.category) for row in read_bbq(path, context_condition)]
+        questions = cls(tuple(rows), str(path)).with_prompt_template(template)
+        return questions if n is None else questions.sample(n, seed)
+
+    @classmethod
+    def from_crows_pairs(cls, path: str | Path, n: int | None = None, seed: int = 0) -> Questions:
+        """Reads CrowS-Pairs as published: pairs of sentences, one of which stereotypes more than the other.
+
+        The prompt is the words that both begin with, the true completion the rest of the less stereotyping sentence and
+        the false one the rest of the other. So the two differ in summed log-probability by what the whole sentences do,
+        and for that reason no template goes around the prompt. **Where the sentences differ from the first word on, the
+        prompt is empty.** Where one sentence is the beginning of the other, the last shared word is part of both
+        completions. Runs of white space count as one space.
+
+        Args:
+            path: A CSV file with `sent_more`, `sent_less` and `bias_type`.
+            n: How many to sample; all, in file order, for None.
+            seed: Seed of the sample.
+
+        Raises:
+            FileFormatError: If the file is malformed (which line).
+            InputError: If a column is missing, a sentence empty or both the same (which line), or fewer than `n` are there.
+        """
+        questions = cls(tuple(map(_crows_pair, read_csv_rows(path))), str(path))
+        return questions if n is None else questions.sample(n, seed)
+
+
+def _question(record: Record) -> Question:
+    is_demonstration = "true" not in record.fields and "positive" in record.fields
+    true, false = ("positive", "negative") if is_demonstration else ("true", "false")
+    right = record.texts(true)
+    if not right:
+        raise InputError(f"{record.where}: {true!r} is empty. Give at least one completion that is right.")
+    return Question(record.text("prompt"), right, record.texts(false), record.optional_text("category"))
+
+
+def _truthfulqa_question(record: Record) -> Question:
+    prompt, best = record.text("Question").strip(), record.text("Best Answer").strip()
+    correct, incorrect = (record.text(f"{kind} Answers").split(";") for kind in ("Correct", "Incorrect"))
+    true, false = _answers([best, *correct]), _answers(incorrect)
+    if not prompt or not best or not false:
+        raise InputError(
+            f"{record.where}: each row needs a text in 'Question' and 'Best Answer', and at least one answer in "
+            "'Incorrect Answers'. Fill them in, or delete the row."
+        )
+    return Question(prompt, true, false, record.text("Category").strip())
+
+
+def _answers(pieces: Sequence[str]) -> tuple[str, ...]:
+    """The answers that say something, each once and with a final full stop."""
+    answers: dict[str, str] = {}
+    for piece in map(str.strip, pieces):
+        if piece.rstrip("."):
+            answers.setdefault(piece.rstrip(".").lower(), piece if piece.endswith(".") else piece + ".")
+    return tuple(answers.values())
+
+
+def _crows_pair(record: Record) -> Question:
+    more, less = record.text("sent_more").split(), record.text("sent_less").split()
+    if not more or not less or more == less:
+        raise InputError(
+            f"{record.where}: 'sent_more' and 'sent_less' must be two different sentences. Check this row."
+        )
+    shortest = min(len(more), len(less))
+    shared = next((i for i in range(shortest) if more[i] != less[i]), shortest - 1)
+    prompt, true, false = (" ".join(words) for words in (less[:shared], less[shared:], more[shared:]))
+    return Question(prompt, (true,), (false,), record.text("bias_type").strip())

@@ -36,6 +36,27 @@ class Record:
             raise InputError(f"{self.where}: {name!r} must be text, and is {value!r}.")
         return value
 
+    def optional_text(self, name: str) -> str | None:
+        """The text in a column, or None where the column is missing or null.
+
+        Raises:
+            InputError: If something other than text is in it.
+        """
+        return None if self.fields.get(name) is None else self.text(name)
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """The texts in a column that holds one text or a list of them.
+
+        Raises:
+            InputError: If there is no such column, or something else in it.
+        """
+        value = self.fields.get(name)
+        if not isinstance(value, list):
+            return (self.text(name),)
+        if not all(isinstance(text, str) for text in value):
+            raise InputError(f"{self.where}: {name!r} must be text or a list of texts, and is {value!r}.")
+        return tuple(value)
+
 
 def read_json_objects(path: str | Path) -> list[Record]:
     """Reads one JSON object a line, or one JSON list of objects.

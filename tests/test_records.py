@@ -94,3 +94,22 @@ def test_text_of_a_record():
     for name in ("b", "c"):
         with pytest.raises(InputError, match=f"file, line 7: '{name}' must be text"):
             record.text(name)
+
+
+def test_a_column_may_hold_one_text_a_list_of_them_or_nothing():
+    record = Record("rows, line 1", {"one": "a", "list": ["b", "c"], "null": None, "mixed": ["d", 1]})
+    assert record.texts("one") == ("a",)
+    assert record.texts("list") == ("b", "c")
+    assert (record.optional_text("one"), record.optional_text("null"), record.optional_text("absent")) == (
+        "a",
+        None,
+        None,
+    )
+    with pytest.raises(InputError, match="line 1: there is no 'absent'"):
+        record.texts("absent")
+    with pytest.raises(InputError, match="line 1: 'null' must be text, and is None"):
+        record.texts("null")
+    with pytest.raises(InputError, match="line 1: 'mixed' must be text or a list of texts"):
+        record.texts("mixed")
+    with pytest.raises(InputError, match="line 1: 'list' must be text"):
+        record.optional_text("list")

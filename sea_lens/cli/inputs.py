@@ -16,6 +16,7 @@ from sea_lens.feature_maps import ELU, FeatureMap, SquaredExponential, Tanh
 from sea_lens.methods.sea import Merge, MergeSpace, Projections
 from sea_lens.models import Model, weights_fingerprint
 from sea_lens.organism import load_organism
+from sea_lens.questions import Questions
 from sea_lens.records import read_csv_rows, read_json_objects
 from sea_lens.subspaces import Spectrum
 
@@ -32,6 +33,16 @@ class DataFormat(str, Enum):
     csv = "csv"
 
 
+HALUEVAL_FIELDS = {"right_answer", "hallucinated_answer"}
+BBQ_FIELDS = {"ans0", "ans1", "ans2", "label"}
+CSV_QUESTIONS: tuple[tuple[set[str], Callable[[Path], Questions]], ...] = (
+    ({"Question", "Best Answer"}, Questions.from_truthfulqa),
+    ({"sent_more", "sent_less"}, Questions.from_crows_pairs),
+)
+JSON_QUESTIONS: tuple[tuple[set[str], Callable[[Path], Questions]], ...] = (
+    (BBQ_FIELDS, Questions.from_bbq),
+    ({"prompt", "true", "false"}, Questions.from_jsonl),
+)
 ModelName = Annotated[
     str, typer.Argument(help="Model name on the hub, a local folder, or `organism` for the embedded model.")
 ]
@@ -88,21 +99,45 @@ def read_demonstrations(path: Path, layout: DataFormat, n: int | None, seed: int
         data = load_organism()[1].demonstrations()
         return data if n is None else data.sample(n, seed)
     if layout is DataFormat.auto:
-        is_csv = path.suffix.lower() == ".csv"
-        records = read_csv_rows(path) if is_csv else read_json_objects(path)
-        fields = set(records[0].fields) if records else set()
-        if {"right_answer", "hallucinated_answer"} <= fields:
+        fields = first_fields(path)
+        if fields >= HALUEVAL_FIELDS:
             layout = DataFormat.halueval
-        elif {"ans0", "ans1", "ans2", "label"} <= fields:
+        elif fields >= BBQ_FIELDS:
             layout = DataFormat.bbq
         else:
-            layout = DataFormat.csv if is_csv else DataFormat.jsonl
+            layout = DataFormat.csv if path.suffix.lower() == ".csv" else DataFormat.jsonl
     if layout is DataFormat.halueval:
         return Demonstrations.from_halueval(path, n, seed)
     if layout is DataFormat.bbq:
         return Demonstrations.from_bbq(path, n, seed)
     data = Demonstrations.from_csv(path) if layout is DataFormat.csv else Demonstrations.from_jsonl(path)
     return data if n is None else data.sample(n, seed)
+
+
+def read_questions(path: Path) -> Questions:
+    """Reads a file, finding out its layout from its first row. `organism` is the embedded world's held-out questions.
+
+    Raises:
+        InputError: If the layout is none that is known.
+    """
+    if str(path) == "organism" and not path.exists():
+        return load_organism()[1].questions()
+    fields = first_fields(path)
+    for known, read in CSV_QUESTIONS if path.suffix.lower() == ".csv" else JSON_QUESTIONS:
+        if fields >= known:
+            return read(path)
+    if fields >= HALUEVAL_FIELDS or fields >= {"prompt", "positive", "negative"}:
+        return Questions.from_demonstrations(read_demonstrations(path, DataFormat.auto, None, 0))
+    raise InputError(
+        f"{path} is no question file that is known. Its first row has: {', '.join(sorted(fields)) or 'nothing'}. Give "
+        "TruthfulQA.csv, CrowS-Pairs (.csv), BBQ, JSONL with prompt, true and false, or a demonstrations file."
+    )
+
+
+def first_fields(path: Path) -> set[str]:
+    """The fields of a file's first row, by which its layout is known; none for an empty file."""
+    records = read_csv_rows(path) if path.suffix.lower() == ".csv" else read_json_objects(path)
+    return set(records[0].fields) if records else set()
 
 
 def with_template(data: Demonstrations, model: Model, template: str | None, chat: bool) -> Demonstrations:
