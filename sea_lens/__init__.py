@@ -4,8 +4,11 @@ from sea_lens import plotting
 from sea_lens.activations import Activations
 from sea_lens.analysis.ablation import ablate_layers, measure_interactions, select_layers
 from sea_lens.analysis.controls import random_editor_like
+from sea_lens.analysis.directions import read_directions
 from sea_lens.analysis.effects import answer_greedily, kl_to_unedited, measure_effects, prefer_truth
+from sea_lens.analysis.massive import massive_activations, massive_tokens
 from sea_lens.analysis.probes import probe_activations
+from sea_lens.analysis.spectra import layer_signatures, measure_spectra
 from sea_lens.collection import collect_activations
 from sea_lens.demonstrations import Demonstration, Demonstrations
 from sea_lens.editor import Editor
@@ -36,13 +39,18 @@ __all__ = [
     "collect_activations",
     "fit_sea",
     "kl_to_unedited",
+    "layer_signatures",
     "load_organism",
+    "massive_activations",
+    "massive_tokens",
     "measure_effects",
     "measure_interactions",
+    "measure_spectra",
     "plotting",
     "prefer_truth",
     "probe_activations",
     "random_editor_like",
+    "read_directions",
     "refit_sea",
     "select_layers",
     "tune_sea",

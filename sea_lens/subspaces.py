@@ -158,6 +158,36 @@ def difference_of_projectors(
     return (q @ eigenvectors[:, keep]).flip(1), eigenvalues[keep].flip(0)
 
 
+def principal_angles(
+    one: Float[Tensor, "d_model k_one"], other: Float[Tensor, "d_model k_other"]
+) -> Float[Tensor, " k_least"]:
+    """Principal angles between two subspaces in radians, ascending; as many as the smaller one has dimensions.
+
+    Cosines lose angles below 1e-8 and sines those near a right angle, so each angle is taken from whichever tells it better
+    (Bjorck and Golub 1973).
+
+    Args:
+        one: Orthonormal basis.
+        other: Orthonormal basis.
+    """
+    a, b = (one.double(), other.double()) if one.shape[1] >= other.shape[1] else (other.double(), one.double())
+    cosines = torch.linalg.svdvals(a.T @ b).clamp(max=1)
+    sines = torch.linalg.svdvals(b - a @ (a.T @ b)).clamp(max=1).flip(0)
+    return torch.where(cosines.square() < 0.5, cosines.arccos(), sines.arcsin())
+
+
+def effective_rank(singular_values: Float[Tensor, " n_singular_values"]) -> float:
+    """The number of directions that a spectrum is worth: the exponential of the entropy of its squared singular values.
+
+    1 for a single direction, k for k equal ones (Roy and Vetterli 2007, on energies).
+    """
+    energies = singular_values.double().square()
+    total = energies.sum()
+    if not total > 0:
+        return 0.0
+    return float(torch.special.entr(energies / total).sum().exp())
+
+
 def basis_of_projector(
     projector: Float[Tensor, "d_model d_model"], tolerance: float = 1e-4
 ) -> Float[Tensor, "d_model rank"]:

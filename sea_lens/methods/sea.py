@@ -113,21 +113,29 @@ def refit_sea(editor: Editor, activations: Activations) -> Editor:
     Raises:
         InputError: If the editor is not one of SEA, or the activations lack a layer.
     """
+    rule, size = rule_of(editor)
+    first = editor[editor.layers[0]]
+    parts = first.parts if isinstance(first, FeatureSpaceEdit) else (first,)
+    dtype = parts[0].directions.dtype if isinstance(parts[0], LowRankEdit) else torch.float32
+    fitted = rule.fit(activations, [size], editor.layers, dtype, progress=False)[0]
+    edits = {layer: edit.scaled(editor[layer].strength) for layer, edit in fitted.edits.items()}
+    return replace(fitted, edits=edits, positions=editor.positions)
+
+
+def rule_of(editor: Editor) -> tuple[SEARule, Share | Ranks]:
+    """The rule and the size of the subspaces that an editor of `fit_sea` was fitted by, read off its card.
+
+    Raises:
+        InputError: If the editor is not one of SEA.
+    """
     if editor.card.method != "sea":
         raise InputError(f"Only editors of fit_sea can be fitted again, and this one is of {editor.card.method!r}.")
     settings: dict[str, Any] = dict(editor.card.hyper_parameters)
     shares, ranks = settings.pop("explained_variance"), settings.pop("ranks")
     first = editor[editor.layers[0]]
-    dtype = torch.float32
     if isinstance(first, FeatureSpaceEdit):
         settings["feature_map"] = first.feature_map  # the card has its name only
-        dtype = first.parts[0].directions.dtype
-    elif isinstance(first, LowRankEdit):
-        dtype = first.directions.dtype
-    size = tuple(shares) if ranks is None else Ranks(tuple(ranks))
-    fitted = SEARule(**settings).fit(activations, [size], editor.layers, dtype, progress=False)[0]
-    edits = {layer: edit.scaled(editor[layer].strength) for layer, edit in fitted.edits.items()}
-    return replace(fitted, edits=edits, positions=editor.positions)
+    return SEARule(**settings), tuple(shares) if ranks is None else Ranks(tuple(ranks))
 
 
 @dataclass(frozen=True)
@@ -199,12 +207,10 @@ class SEARule:
         for layer in tqdm(chosen, desc="fit", unit="layer", disable=not progress, delay=2):
             neutral = activations.neutral[layer].double()
             unit = self._unit(neutral, layer)
-            features = self._features(neutral, unit)
-            sides = (activations.positive[layer], activations.negative[layer])
-            covariances = [CrossCovariance.of(features, self._features(side, unit), self.centre) for side in sides]
-            mean = features.mean(0) if self.centre else None
+            covariances = self.decompose(activations, layer)
+            mean = self._features(neutral, unit).mean(0) if self.centre else None
             for index, size in enumerate(sizes):
-                positive, negative = self._subspaces(covariances, size)
+                positive, negative = self.subspaces(covariances, size)
                 edit = self._edit(positive, negative, mean, unit)
                 facts: dict[str, JSON] = {
                     "rank_positive": positive.rank,
@@ -236,7 +242,15 @@ class SEARule:
             return h.double()
         return self.feature_map.forward((h.double() / unit).clamp(*self.feature_map.domain))
 
-    def _subspaces(self, covariances: Sequence[CrossCovariance], size: Share | Ranks) -> list[Subspace]:
+    def decompose(self, activations: Activations, layer: int) -> list[CrossCovariance]:
+        """The cross-covariances of a layer with its positive and its negative side, in the feature space if there is one."""
+        unit = self._unit(activations.neutral[layer].double(), layer)
+        features = self._features(activations.neutral[layer], unit)
+        sides = (activations.positive[layer], activations.negative[layer])
+        return [CrossCovariance.of(features, self._features(side, unit), self.centre) for side in sides]
+
+    def subspaces(self, covariances: Sequence[CrossCovariance], size: Share | Ranks) -> list[Subspace]:
+        """The positive and the negative subspace of a size."""
         if isinstance(size, Ranks):
             return [side.leading(rank) for side, rank in zip(covariances, size.pair, strict=True)]
         return [side.explaining(share, self.spectrum) for side, share in zip(covariances, _pair(size), strict=True)]
