@@ -1,0 +1,286 @@
+"""What an editor does, and where: effects, ablate, probe, spectrum. Each writes CSV and PNG files and shows a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Optional
+
+import pandas as pd
+import typer
+from matplotlib.figure import Figure
+from rich.markup import escape
+from rich.table import Table
+
+from sea_lens import plotting
+from sea_lens.activations import Activations
+from sea_lens.analysis.ablation import MODES, ablate_layers, measure_interactions, select_layers
+from sea_lens.analysis.directions import read_directions
+from sea_lens.analysis.effects import measure_effects
+from sea_lens.analysis.massive import massive_activations
+from sea_lens.analysis.measurements import EFFECTS, named_effect
+from sea_lens.analysis.probes import probe_activations
+from sea_lens.analysis.spectra import layer_signatures, measure_spectra
+from sea_lens.cli.app import app, console
+from sea_lens.cli.inputs import (
+    BatchSize,
+    Chat,
+    DataFormat,
+    Device,
+    Ending,
+    ModelName,
+    NewTokens,
+    Template,
+    load_model,
+    parse_token,
+    read_demonstrations,
+    read_questions,
+    with_answers,
+    with_template,
+)
+from sea_lens.collection import collect_activations
+from sea_lens.editor import Editor
+from sea_lens.edits import LowRankEdit
+from sea_lens.errors import InputError
+from sea_lens.models import Model
+from sea_lens.questions import Questions
+from sea_lens.tensor_files import write_text
+
+EditorName = Annotated[str, typer.Argument(help="Editor folder, or its name on the hub.")]
+QuestionsFile = Annotated[
+    Path,
+    typer.Argument(
+        help="TruthfulQA or CrowS-Pairs CSV, BBQ or JSONL, demonstrations, or `organism` (its held-out ones)."
+    ),
+]
+FittedOn = Annotated[
+    Path,
+    typer.Argument(help="The demonstrations file that the editor was fitted on, or `organism` for the embedded world."),
+]
+Controls = Annotated[int, typer.Option(help="Norm-matched random editors to compare with; 19 allow p = 0.05.", min=0)]
+Sampled = Annotated[Optional[int], typer.Option("--n", help="How many to sample; all if left out.")]
+AnalysisSeed = Annotated[int, typer.Option(help="Of samples, resamples and random editors.")]
+
+
+def _write(out: Path, tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Figure]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    for name, table in tables.items():
+        write_text(out / f"{name}.csv", table.to_csv())
+    for name, figure in figures.items():
+        figure.savefig(out / f"{name}.png", dpi=150)
+    typer.echo(f"{', '.join([*(f'{n}.csv' for n in tables), *(f'{n}.png' for n in figures)])} are in {out}")
+
+
+def _show(table: pd.DataFrame, title: str) -> None:
+    """A table on the screen, within 80 columns: numbers to three digits, an interval in the cell of its mean."""
+    frame = table.reset_index()
+    if frame.iloc[:, 0].dtype == object:
+        frame.isetitem(0, [str(name).replace("_", " ") for name in frame.iloc[:, 0]])
+    for mean, low, high in (("change", "low", "high"), ("control", "control_low", "control_high")):
+        if {mean, low, high} <= set(frame):
+            cells = zip(frame[mean], frame.pop(low), frame.pop(high), strict=True)
+            frame[mean] = [f"{_cell(middle)} [{_cell(least)}, {_cell(most)}]" for middle, least, most in cells]
+    drawn = Table(title=escape(title))
+    for column in frame.columns:
+        drawn.add_column(str(column).replace("_", " ").replace("p value", "p"), overflow="fold")
+    for row in frame.itertuples(index=False):
+        drawn.add_row(*(escape(_cell(value)) for value in row))
+    console.print(drawn)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return "" if pd.isna(value) else f"{value:.3g}"
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return "" if value is pd.NA else str(value)
+
+
+def _asked(path: Path, n: int | None, seed: int, template: str | None, model: Model) -> Questions:
+    questions = read_questions(path)
+    if n is not None:
+        questions = questions.sample(n, seed)
+    return questions if template is None else questions.with_prompt_template(template.replace("\\n", "\n"))
+
+
+@app.command()
+def effects(
+    model: ModelName,
+    editor: EditorName,
+    questions: QuestionsFile,
+    out: Annotated[Path, typer.Option(help="Folder for tables and picture.")] = Path("effects"),
+    control: Controls = 0,
+    n: Sampled = None,
+    seed: AnalysisSeed = 0,
+    template: Template = None,
+    batch_size: BatchSize = 32,
+    device: Device = "cpu",
+) -> None:
+    """Measures what an editor does to answers: logits, probabilities, accuracy, flips, KL, with intervals and controls."""
+    fitted, bridge = Editor.from_pretrained(editor), load_model(model, device)
+    asked = _asked(questions, n, seed, template, bridge)
+    result = measure_effects(bridge, fitted, asked, control=control, seed=seed, batch_size=batch_size)
+    _show(result.table, f"Effects on {result.n} questions, {result.confidence:.0%} intervals of the change")
+    for name, row in result.flips.iterrows():
+        typer.echo(f"{name}: {row['gained']} questions gained, {row['lost']} lost")
+    tables = {"effects": result.table, "flips": result.flips, "questions": result.per_question}
+    _write(out, tables, {"effects": plotting.plot_effects(result)})
+
+
+@app.command()
+def ablate(
+    model: ModelName,
+    editor: EditorName,
+    questions: QuestionsFile,
+    out: Annotated[Path, typer.Option(help="Folder for tables and pictures.")] = Path("ablation"),
+    effect: Annotated[str, typer.Option(help=f"One of {', '.join(EFFECTS)}.")] = "log_probability_difference",
+    mode: Annotated[list[str], typer.Option(help="only, without, first or last; repeat for more.")] = list(MODES),  # noqa: B006  # typer reads it and never changes it
+    pairs: Annotated[bool, typer.Option("--pairs", help="Also how pairs of layers work together.")] = False,
+    select: Annotated[
+        bool,
+        typer.Option("--select", help="Also choose layers greedily on half of the questions, confirmed on the other."),
+    ] = False,
+    control: Controls = 0,
+    n: Sampled = None,
+    seed: AnalysisSeed = 0,
+    template: Template = None,
+    batch_size: BatchSize = 32,
+    device: Device = "cpu",
+) -> None:
+    """Measures which layers of an editor carry its effect."""
+    named_effect(effect)  # said before the model runs, not after
+    modes = [known for known in MODES if known in mode]
+    if set(modes) != set(mode):
+        raise InputError(f"--mode is one of {', '.join(MODES)}, and {', '.join(mode)} was given.")
+    fitted, bridge = Editor.from_pretrained(editor), load_model(model, device)
+    asked = _asked(questions, n, seed, template, bridge)
+    result = ablate_layers(bridge, fitted, asked, modes, effect, control=control, seed=seed, batch_size=batch_size)
+    title = f"{effect.replace('_', ' ')} on {result.n} questions, {result.confidence:.0%} intervals of the change"
+    _show(result.table.drop(columns="layer").set_index("mode"), title)
+    tables, figures = {"ablation": result.table}, {"ablation": plotting.plot_ablation(result)}
+    if pairs:
+        found = measure_interactions(bridge, fitted, asked, effect, seed=seed, batch_size=batch_size)
+        _show(found.table.set_index(["first", "second"]), "Pairs of layers")
+        tables["interactions"], figures["interactions"] = found.table, plotting.plot_interactions(found)
+    if select:
+        choosing, held_out = asked.split(0.5, seed)
+        chosen = select_layers(
+            bridge,
+            fitted,
+            choosing,
+            held_out,
+            effect,
+            lower_is_better=effect in ("rank", "kl", "total_variation"),
+            seed=seed,
+            batch_size=batch_size,
+        )
+        _show(
+            chosen.table.set_index("added"), f"Chosen on {chosen.n} questions, confirmed on {chosen.n_held_out} others"
+        )
+        tables["selection"] = chosen.table
+    _write(out, tables, figures)
+
+
+def _collected(
+    model: Model,
+    fitted: Editor,
+    demonstrations: Path,
+    n: int | None,
+    seed: int,
+    template: str | None,
+    chat: bool,
+    ending: str | None,
+    max_new_tokens: int,
+    batch_size: int,
+    edited: bool,
+) -> tuple[Activations, Activations | None]:
+    """Activations as the editor's fit collected them, and under the edit at every layer."""
+    data = read_demonstrations(demonstrations, DataFormat.auto, n, seed)
+    data = with_template(data, model, template, chat)
+    data = with_answers(data, model, ending, max_new_tokens, batch_size, None)
+    if fitted.card.demonstrations not in (None, data.fingerprint):
+        typer.echo("note: these are not the demonstrations (or not the neutral answers) that the editor was fitted on.")
+    token, site = parse_token(str(fitted.card.token)), fitted.card.site
+    plain = collect_activations(model, data, token=token, site=site, batch_size=batch_size)
+    if not edited:
+        return plain, None
+    return plain, collect_activations(model, data, token=token, site=site, batch_size=batch_size, editor=fitted)
+
+
+@app.command()
+def probe(
+    model: ModelName,
+    editor: EditorName,
+    demonstrations: FittedOn,
+    out: Annotated[Path, typer.Option(help="Folder for the table and pictures.")] = Path("probes"),
+    folds: Annotated[int, typer.Option(help="Of the cross-validation, split by demonstration.", min=2)] = 5,
+    shuffles: Annotated[int, typer.Option(help="Probes of shuffled labels to compare with.", min=0)] = 5,
+    method: Annotated[Literal["pca", "tsne"], typer.Option(help="Of the map of activations.")] = "pca",
+    n: Sampled = None,
+    seed: AnalysisSeed = 0,
+    template: Template = None,
+    chat: Chat = False,
+    answer_ending: Ending = None,
+    max_new_tokens: NewTokens = 32,
+    batch_size: BatchSize = 32,
+    device: Device = "cpu",
+) -> None:
+    """Measures what probes tell apart before and after the edit, layer by layer."""
+    fitted, bridge = Editor.from_pretrained(editor), load_model(model, device)
+    plain, edited = _collected(
+        bridge, fitted, demonstrations, n, seed, template, chat, answer_ending, max_new_tokens, batch_size, edited=True
+    )
+    probes = probe_activations(plain, edited, n_folds=folds, n_shuffles=shuffles, seed=seed)
+    names = ["accuracy", "auc", "margin", "edited_accuracy", "edited_auc", "edited_margin", "refitted_accuracy"]
+    _show(probes.table[names], f"Probes of {probes.n} demonstrations, {folds} folds")
+    figures = {
+        "probes": plotting.plot_probes(probes),
+        "activations": plotting.plot_activations(plain, edited, method=method, seed=seed),
+    }
+    _write(out, {"probes": probes.table}, figures)
+
+
+@app.command()
+def spectrum(
+    model: ModelName,
+    editor: EditorName,
+    demonstrations: FittedOn,
+    out: Annotated[Path, typer.Option(help="Folder for tables and pictures.")] = Path("spectrum"),
+    k: Annotated[int, typer.Option(help="Tokens to list at each end of a direction.", min=1)] = 8,
+    n: Sampled = None,
+    seed: AnalysisSeed = 0,
+    template: Template = None,
+    chat: Chat = False,
+    answer_ending: Ending = None,
+    max_new_tokens: NewTokens = 32,
+    batch_size: BatchSize = 32,
+    device: Device = "cpu",
+) -> None:
+    """Shows what an edit is: spectra, angles, directions read as tokens, massive activations."""
+    fitted, bridge = Editor.from_pretrained(editor), load_model(model, device)
+    if fitted.card.method != "sea":
+        raise InputError(f"Spectra are of editors of `sea-lens fit`, and this one is of {fitted.card.method!r}.")
+    plain, _ = _collected(
+        bridge, fitted, demonstrations, n, seed, template, chat, answer_ending, max_new_tokens, batch_size, edited=False
+    )
+    spectra, massive = measure_spectra(fitted, plain), massive_activations(plain, fitted)
+    _show(spectra.table.T.rename_axis("by layer"), f"Spectra of {plain.n} demonstrations")
+    tables = {
+        "spectra": spectra.table,
+        "curves": spectra.curves,
+        "angles": spectra.angles,
+        "signatures": layer_signatures(plain),
+        "massive": massive.table,
+    }
+    figures = {
+        "spectra": plotting.plot_spectra(spectra),
+        "angles": plotting.plot_principal_angles(spectra),
+        "massive": plotting.plot_massive_activations(massive),
+    }
+    for layer, edit in fitted.edits.items():
+        if isinstance(edit, LowRankEdit) and edit.rank:
+            directions = read_directions(bridge, fitted, layer, k, plain)
+            tables[f"directions-{layer}"] = directions.table
+            figures[f"directions-{layer}"] = plotting.plot_directions(directions)
+            _show(directions.table[["kind", "eigenvalue", "raises", "lowers"]], f"Directions of layer {layer}")
+    _write(out, tables, figures)
