@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from tqdm.auto import tqdm
 from sea_lens.activations import FORMAT, ROLES, Activations, TokenChoice
 from sea_lens.demonstrations import Demonstrations
 from sea_lens.editor import Editor
-from sea_lens.errors import FileFormatError, InputError, ModelMismatchError, SeaLensWarning
+from sea_lens.errors import InputError, ModelMismatchError, SeaLensWarning
 from sea_lens.models import (
     Model,
     ModelDescription,
@@ -28,7 +27,7 @@ from sea_lens.models import (
     tokenizer_of,
     weights_fingerprint,
 )
-from sea_lens.tensor_files import load_tensors, save_tensors, write_text
+from sea_lens.shards import Shards
 
 
 @torch.no_grad()
@@ -102,8 +101,8 @@ def collect_activations(
             "editor": None if editor is None else editor.fingerprint,
         }
         shape = (len(chosen_layers), model.cfg.d_model)
-        shards = _Shards(Path(folder), manifest, [(len(batch), *shape) for batch in batches])
-        if shards.is_finished:
+        shards = Shards(Path(folder), "collection", manifest, [(len(batch), *shape) for batch in batches])
+        if (Path(folder) / "activations.safetensors").exists():
             return Activations.load(folder)
 
     n = len(demonstrations)
@@ -135,7 +134,8 @@ def collect_activations(
         editor=None if editor is None else editor.fingerprint,
     )
     if shards is not None:
-        shards.finish(activations)
+        activations.save(shards.folder / "activations.safetensors")
+        shards.clear()
     return activations
 
 
@@ -276,52 +276,3 @@ def _check_finite(
             f"NaN or infinity in the activations of layers {where}, in {len(rows)} texts of this batch: "
             f"{', '.join(rows[:5])}. Look at those demonstrations, or run the model in float32 or bfloat16."
         )
-
-
-class _Shards:
-    """The folder of a running collection: a manifest and one file a finished batch, each whole or absent."""
-
-    def __init__(self, folder: Path, manifest: Mapping[str, object], shapes: Sequence[tuple[int, ...]]) -> None:
-        self.folder = folder
-        self.shapes = shapes
-        path = folder / "collection.json"
-        wanted = json.loads(json.dumps(manifest))
-        if path.exists():
-            try:
-                found = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
-                raise FileFormatError(f"{path} could not be read: {error}. Delete the folder to start anew.") from error
-            if not isinstance(found, dict):
-                raise FileFormatError(f"{path} is not a collection's. Delete the folder to start anew.")
-            different = sorted(key for key in {*wanted, *found} if wanted.get(key) != found.get(key))
-            if different:
-                raise FileFormatError(
-                    f"{folder} holds a collection that differs in {', '.join(different)}. Choose another folder, or "
-                    "delete this one."
-                )
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(wanted, indent=1) + "\n")
-
-    @property
-    def is_finished(self) -> bool:
-        return (self.folder / "activations.safetensors").exists()
-
-    def _path(self, number: int) -> Path:
-        return self.folder / f"batch-{number:06d}.safetensors"
-
-    def read(self, number: int) -> Tensor | None:
-        """A finished batch; None where it is missing or damaged, and so to be done again."""
-        try:
-            found = load_tensors(self._path(number))[0].get("activations")
-        except FileFormatError:
-            return None
-        return found if found is not None and tuple(found.shape) == self.shapes[number] else None
-
-    def write(self, number: int, gathered: Tensor) -> None:
-        save_tensors({"activations": gathered}, self._path(number), {"format": FORMAT})
-
-    def finish(self, activations: Activations) -> None:
-        activations.save(self.folder / "activations.safetensors")
-        for number in range(len(self.shapes)):
-            self._path(number).unlink(missing_ok=True)

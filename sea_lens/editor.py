@@ -21,8 +21,8 @@ from sea_lens.errors import HookNeverFiredError, InputError, ModelMismatchError,
 from sea_lens.feature_maps import FeatureMap
 from sea_lens.fingerprints import fingerprint
 from sea_lens.models import UNKNOWN_MODEL, FwdHook, Model, ModelDescription, act_name, check_layers, hook_name
-from sea_lens.positions import Positions, check_positions, describe_positions, keep_positions
-from sea_lens.published_projections import FeatureFunction, Normalisation, published_edits
+from sea_lens.positions import CONTINUED_FROM, Positions, check_positions, describe_positions, keep_positions
+from sea_lens.published_projections import FeatureFunction, Normalisation, PublishedEdit, published_edits
 
 ModelType = TypeVar("ModelType", bound=Model)
 MODEL_CARD = """---
@@ -207,7 +207,13 @@ class Editor(
         def hook(tensor: Float[Tensor, "batch pos d_model"], hook: object) -> Tensor | None:
             nonlocal seen
             length = tensor.shape[1]
-            start = seen if length == 1 else 0
+            continued = CONTINUED_FROM.get()
+            if continued is not None and isinstance(edit, PublishedEdit):
+                raise InputError(
+                    "By the published rule an edit depends on all tokens of a pass, so a common prefix cannot be run apart. "
+                    "Score with share_prefix=False."
+                )
+            start = continued if continued is not None else seen if length == 1 else 0
             seen = start + length
             if not isinstance(positions, int) or positions < seen:
                 fired()

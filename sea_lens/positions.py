@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,6 +15,20 @@ from sea_lens.errors import InputError
 
 Positions = int | Bool[Tensor, "n_prompts prompt_length"]
 """The first position edited, or a mask over the prompt's positions; see `Editor.at_positions`."""
+
+
+CONTINUED_FROM: ContextVar[int | None] = ContextVar("continued_from", default=None)
+"""Position of the first token of a pass over a cached prefix, which no hook can see; None where passes start a text."""
+
+
+@contextmanager
+def continuing_from(position: int) -> Iterator[None]:
+    """Tells editors that the passes inside go on after a cached prefix of that many tokens."""
+    token = CONTINUED_FROM.set(position)
+    try:
+        yield
+    finally:
+        CONTINUED_FROM.reset(token)
 
 
 def check_positions(positions: Positions | Int[Tensor, "n_prompts prompt_length"]) -> Positions:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,19 +15,30 @@ from tqdm.auto import tqdm
 from sea_lens.edits import precise_dtype
 from sea_lens.errors import InputError
 from sea_lens.models import Model, PaddedTokens, TokenizedAnswer, check_context_length, tokenizer_of
+from sea_lens.positions import continuing_from
 from sea_lens.questions import Questions
 
 
 @torch.no_grad()
 def completion_log_probabilities(
-    model: Model, texts: Sequence[tuple[str, str]], *, batch_size: int = 16, progress: bool = False
+    model: Model,
+    texts: Sequence[tuple[str, str]],
+    *,
+    batch_size: int = 16,
+    share_prefix: bool = True,
+    progress: bool = False,
 ) -> list[float]:
     """Summed log-probability, in nats, that the model gives each completion after its prompt.
+
+    What all prompts begin with, such as a few-shot prompt, is run once, under the hooks that are on the model, and its keys
+    and values are used for every text.
 
     Args:
         model: A TransformerBridge with a tokenizer. Measure an edited one under `with editor.attached(model):`.
         texts: Prompts, each with a completion. They are tokenised as one text.
         batch_size: Texts in one forward pass. It does not change the result.
+        share_prefix: Whether to run a common beginning once. To be turned off under hooks of your own that treat tokens by
+            their place in a pass, or look at other tokens; editors are exact either way.
         progress: Whether to show a progress bar.
 
     Raises:
@@ -37,20 +50,76 @@ def completion_log_probabilities(
         )
     rows = [_tokenised(model, prompt, completion) for prompt, completion in texts]
     check_context_length(model, [len(row.ids) for row in rows], [f"Text {index}" for index in range(len(rows))])
+    prefix = CachedPrefix.of(model, rows if share_prefix else [])
     scores = [0.0] * len(rows)
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index].ids))
     with tqdm(total=len(rows), desc="log-probabilities", unit="text", disable=not progress) as bar:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            tokens = PaddedTokens.of(model, [rows[index].ids for index in batch])
-            logits = model(tokens.ids, **tokens.forward_options())
+            tokens = PaddedTokens.of(model, [rows[index].ids[prefix.length :] for index in batch])
+            logits = prefix.continued(tokens)
             for index, ids, row in zip(batch, tokens.ids, logits, strict=True):
-                answer = slice(rows[index].answer_start, len(rows[index].ids))
+                answer = slice(rows[index].answer_start - prefix.length, len(rows[index].ids) - prefix.length)
                 before = row[answer.start - 1 : answer.stop - 1].float().log_softmax(-1)
                 said = ids[answer].to(before.device)
                 scores[index] = float(before.gather(-1, said[:, None]).double().sum())
             bar.update(len(batch))
     return scores
+
+
+LEAST_PREFIX = 16
+"""Tokens below which a common beginning is not worth a pass of its own."""
+
+
+@dataclass(frozen=True, eq=False)
+class CachedPrefix:
+    """The beginning that texts share, run once; valid only under the hooks that it was run under.
+
+    Attributes:
+        model: That ran it.
+        length: In tokens; 0 for none.
+        cache: Its keys and values.
+    """
+
+    model: Model
+    length: int
+    cache: KeyValueCache | None
+
+    @classmethod
+    def of(cls, model: Model, rows: Sequence[TokenizedAnswer]) -> CachedPrefix:
+        """Runs what all rows begin with, up to before the last token of the shortest prompt."""
+        longest = min((row.answer_start for row in rows), default=1) - 1
+        length = 0
+        while length < longest and len({row.ids[length] for row in rows}) == 1:
+            length += 1
+        if length < LEAST_PREFIX or len(rows) < 2:
+            return cls(model, 0, None)
+        ids = torch.tensor([rows[0].ids[:length]], device=model.cfg.device)
+        _, cache = model(ids, return_type="logits_and_cache", use_cache=True)
+        return cls(model, length, cache)
+
+    def continued(self, tokens: PaddedTokens) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits of what follows the prefix, padded on the right."""
+        options = tokens.forward_options()
+        if self.cache is None:
+            return self.model(tokens.ids, **options)
+        cache = copy.deepcopy(self.cache)  # the model appends to the one it is given
+        cache.batch_repeat_interleave(len(tokens.ids))
+        before = tokens.mask.new_ones(len(tokens.ids), self.length)
+        options = {
+            "past_key_values": cache,
+            "attention_mask": torch.cat([before, tokens.mask], dim=1).long(),
+            "position_ids": self.length + torch.arange(tokens.ids.shape[1], device=tokens.ids.device)[None],
+        }
+        with continuing_from(self.length):
+            return self.model(tokens.ids, **options)
+
+
+class KeyValueCache(Protocol):
+    """What we use of a Hugging Face cache."""
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeats every row."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,8 +6,7 @@ import torch
 from conftest import D_MODEL, build_bridge
 from safetensors.torch import save_file
 
-from sea_lens import Activations, Demonstrations, Editor, EditorCard, collect_activations
-from sea_lens import collection as module
+from sea_lens import Activations, Demonstrations, Editor, EditorCard, collect_activations, shards
 from sea_lens.activations import ROLES
 from sea_lens.edits import LowRankEdit
 from sea_lens.errors import FileFormatError, InputError, ModelMismatchError, SeaLensWarning
@@ -251,7 +250,7 @@ def test_a_kill_while_a_batch_is_written_leaves_no_half_batch(llama, tmp_path, m
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "save_tensors", die)
+        patch.setattr(shards, "save_tensors", die)
         with pytest.raises(KeyboardInterrupt):
             collect(llama, batch_size=4, folder=tmp_path)
     assert same(collect(llama, batch_size=4, folder=tmp_path), whole)
@@ -323,7 +322,7 @@ def test_activations_that_are_not_finite_stop_the_first_batch_and_are_not_kept(l
     [
         lambda path: path.write_bytes(path.read_bytes()[:40]),
         lambda path: save_file({"other": torch.zeros(2)}, path),
-        lambda path: save_file({"activations": torch.ones(1, 3, D_MODEL)}, path),
+        lambda path: save_file({"batch": torch.ones(1, 3, D_MODEL)}, path),
     ],
     ids=["truncated", "another key", "another shape"],
 )
@@ -331,7 +330,7 @@ def test_a_damaged_batch_is_collected_again(llama, tmp_path, damage):
     whole = collect(llama, batch_size=4)
     collect(llama, folder=tmp_path, batch_size=4)
     (tmp_path / "activations.safetensors").unlink()
-    save_file({"activations": torch.zeros(4, 3, D_MODEL)}, tmp_path / "batch-000001.safetensors")
+    save_file({"batch": torch.zeros(4, 3, D_MODEL)}, tmp_path / "batch-000001.safetensors")
     damage(tmp_path / "batch-000001.safetensors")
     found = collect(llama, folder=tmp_path, batch_size=4)
     assert all(torch.equal(found[role][layer], whole[role][layer]) for role in ROLES for layer in whole.layers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import Literal, get_args
 
 import pandas as pd
@@ -62,6 +63,7 @@ def ablate_layers(
     seed: int = 0,
     confidence: float = 0.95,
     batch_size: int = 32,
+    folder: str | Path | None = None,
     progress: bool = True,
 ) -> Ablation:
     """Measures an effect with the edit at one layer only, at all but one, at the first n and at the last n of its layers.
@@ -79,6 +81,7 @@ def ablate_layers(
         seed: Of resamples, signs and random editors.
         confidence: Of the intervals.
         batch_size: Questions in one forward pass. It does not change the result, but for rounding.
+        folder: Where to keep finished batches; a run that was killed goes on from there.
         progress: Whether to show a progress bar.
 
     Raises:
@@ -105,7 +108,7 @@ def ablate_layers(
     controls = control_editors(editor, control, seed)
     sets = [chosen for _, _, chosen in rows]
     views = [_at(one, chosen) for one in (editor, *controls) for chosen in sets]
-    measured = measure(model, questions, views, [effect], batch_size=batch_size, progress=progress)
+    measured = measure(model, questions, views, [effect], batch_size=batch_size, folder=folder, progress=progress)
     values = measured.values[0].reshape(1 + len(controls), len(sets), len(questions))
     changes = values - values[:, :1]
     ours = changes[0]
@@ -167,6 +170,7 @@ def measure_interactions(
     seed: int = 0,
     confidence: float = 0.95,
     batch_size: int = 32,
+    folder: str | Path | None = None,
     progress: bool = True,
 ) -> Interactions:
     """Compares the edit at each pair of layers with the sum of its parts. Arguments as for `ablate_layers`.
@@ -181,7 +185,7 @@ def measure_interactions(
     pairs = list(combinations(range(len(layers)), 2))
     sets = [[], *([layer] for layer in layers), *([layers[one], layers[other]] for one, other in pairs)]
     views = [_at(editor, chosen) for chosen in sets]
-    measured = measure(model, questions, views, [effect], batch_size=batch_size, progress=progress)
+    measured = measure(model, questions, views, [effect], batch_size=batch_size, folder=folder, progress=progress)
     changes = measured.values[0, 1:] - measured.values[0, :1]
     alone, both = changes[: len(layers)], changes[len(layers) :]
     total = torch.stack([alone[one] + alone[other] for one, other in pairs])
@@ -233,6 +237,7 @@ def select_layers(
     seed: int = 0,
     confidence: float = 0.95,
     batch_size: int = 32,
+    folder: str | Path | None = None,
     progress: bool = True,
 ) -> LayerSelection:
     """Greedy forward selection of an editor's layers on some questions, confirmed on others.
@@ -251,6 +256,7 @@ def select_layers(
         seed: Of resamples.
         confidence: Of the intervals.
         batch_size: Questions in one forward pass.
+        folder: Where to keep finished batches; a run that was killed goes on from there.
         progress: Whether to show progress bars.
 
     Raises:
@@ -270,7 +276,7 @@ def select_layers(
 
     def changes(asked: Questions, sets: Sequence[Sequence[int]]) -> tuple[str, Tensor]:
         views = [_at(editor, chosen) for chosen in [[], *sets]]
-        measured = measure(model, asked, views, [effect], batch_size=batch_size, progress=progress)
+        measured = measure(model, asked, views, [effect], batch_size=batch_size, folder=folder, progress=progress)
         return measured.names[0], measured.values[0, 1:] - measured.values[0, :1]
 
     path: list[list[int]] = []

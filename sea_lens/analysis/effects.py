@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
+from pathlib import Path
 from statistics import NormalDist
 
 import pandas as pd
@@ -191,6 +192,7 @@ def measure_effects(
     seed: int = 0,
     confidence: float = 0.95,
     batch_size: int = 32,
+    folder: str | Path | None = None,
     progress: bool = True,
 ) -> Effects:
     """Measures what an editor does to the model's predictions about questions.
@@ -207,6 +209,7 @@ def measure_effects(
         seed: Of resamples, signs and random editors.
         confidence: Of the intervals.
         batch_size: Questions in one forward pass. It does not change the result, but for rounding.
+        folder: Where to keep finished batches; a run that was killed goes on from there.
         progress: Whether to show a progress bar.
 
     Raises:
@@ -214,7 +217,9 @@ def measure_effects(
         ModelMismatchError: If the editor does not fit the model.
     """
     controls = control_editors(editor, control, seed)
-    measured = measure(model, questions, [None, editor, *controls], effects, batch_size=batch_size, progress=progress)
+    measured = measure(
+        model, questions, [None, editor, *controls], effects, batch_size=batch_size, folder=folder, progress=progress
+    )
     plain, edited = measured.values[:, 0], measured.values[:, 1]
     changes = edited - plain
     low, high = bootstrap_intervals(changes.T, seed, confidence)

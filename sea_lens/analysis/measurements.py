@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
 import torch
@@ -15,9 +16,11 @@ from tqdm.auto import tqdm
 from sea_lens.branching import BranchingRuns
 from sea_lens.editor import Editor
 from sea_lens.errors import InputError, SeaLensWarning
-from sea_lens.models import Model
+from sea_lens.fingerprints import fingerprint
+from sea_lens.models import Model, weights_fingerprint
 from sea_lens.questions import Questions
-from sea_lens.scoring import Predictions, question_batches
+from sea_lens.scoring import Predictions, QuestionBatch, question_batches
+from sea_lens.shards import Shards
 
 Effect = Callable[[Predictions, Predictions], Float[Tensor, " questions"]]
 """A number for each question out of a model's predictions and those of the unedited model. Any function will do."""
@@ -127,6 +130,7 @@ def measure(
     effects: Sequence[str | Effect],
     *,
     batch_size: int = 32,
+    folder: str | Path | None = None,
     progress: bool = True,
 ) -> Measured:
     """Measures effects under many editors; runs that are alike up to a layer share the blocks below it.
@@ -137,6 +141,8 @@ def measure(
         editors: One a run. The unedited model is run besides, once, as what effects compare with.
         effects: Names or functions.
         batch_size: Questions in one forward pass. It does not change the result, but for rounding.
+        folder: Where to keep finished batches, each measurement in a folder of its own. A run that was killed goes on from
+            there. (Of a function only the name tells whether it is the same.)
         progress: Whether to show a progress bar.
 
     Raises:
@@ -158,23 +164,30 @@ def measure(
         )
     runs = BranchingRuns(model, [None, *editors])
     values = torch.full((len(named), len(editors), len(questions)), torch.nan, dtype=torch.float64)
-    changed = [False] * len(editors)
+    changed = torch.zeros(len(editors), dtype=torch.bool)
     batches = question_batches(model, questions, batch_size)
+    shards = None
+    if folder is not None:
+        manifest = {
+            "weights": weights_fingerprint(model),
+            "questions": questions.fingerprint,
+            "editors": [None if editor is None else editor.fingerprint for editor in editors],
+            "effects": [name for name, _ in named],
+            "batch_size": batch_size,
+        }
+        shapes = [(len(named) + 1, len(editors), len(batch.indices)) for batch in batches]
+        shards = Shards(Path(folder) / f"measurement-{fingerprint(manifest)}", "measurement", manifest, shapes)
     total = len(questions) * (len(editors) + 1)
     with tqdm(total=total, desc="effects", unit="question", disable=not progress) as bar:
-        for batch in batches:
-            plain: Tensor | None = None
-            for number, logits in runs.logits(batch.tokens):
-                predictions = batch.predictions(logits)
-                if plain is None:  # the unedited run comes first
-                    plain, unedited = logits, predictions
-                else:
-                    changed[number - 1] |= not torch.equal(logits, plain)
-                    for row, (name, function) in enumerate(named):
-                        found = function(predictions, unedited)
-                        values[row, number - 1, batch.indices] = _checked(name, found, batch.indices)
-                bar.update(len(batch.indices))
-    for editor, did in zip(editors, changed, strict=True):
+        for number, batch in enumerate(batches):
+            found = shards.read(number) if shards is not None else None
+            if found is None:
+                found = _measure_batch(runs, batch, named)
+                if shards is not None:
+                    shards.write(number, found)
+            values[:, :, batch.indices], changed = found[:-1], changed | found[-1].any(1)
+            bar.update(len(batch.indices) * (len(editors) + 1))
+    for editor, did in zip(editors, changed.tolist(), strict=True):
         if editor is not None and not did and not editor.is_identity:
             warnings.warn(
                 f"The edit at layers {editor.layers} changed no logit on these {len(questions)} questions. Do its "
@@ -182,7 +195,24 @@ def measure(
                 SeaLensWarning,
                 stacklevel=3,
             )
-    return Measured(tuple(name for name, _ in named), values, tuple(changed))
+    return Measured(tuple(name for name, _ in named), values, tuple(changed.tolist()))
+
+
+def _measure_batch(
+    runs: BranchingRuns, batch: QuestionBatch, named: Sequence[tuple[str, Effect]]
+) -> Float[Tensor, "effects_and_changed editors questions"]:
+    """The effects of every editor but the first, which is the unedited model; and, last, whether it changed any logit."""
+    found = torch.zeros(len(named) + 1, len(runs.editors) - 1, len(batch.indices), dtype=torch.float64)
+    plain: Tensor | None = None
+    for number, logits in runs.logits(batch.tokens):
+        predictions = batch.predictions(logits)
+        if plain is None:
+            plain, unedited = logits, predictions
+            continue
+        found[-1, number - 1] = not torch.equal(logits, plain)
+        for row, (name, function) in enumerate(named):
+            found[row, number - 1] = _checked(name, function(predictions, unedited), batch.indices)
+    return found
 
 
 def _checked(name: str, found: object, indices: Sequence[int]) -> Tensor:

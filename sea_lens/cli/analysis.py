@@ -119,7 +119,7 @@ def effects(
     """Measures what an editor does to answers: logits, probabilities, accuracy, flips, KL, with intervals and controls."""
     fitted, bridge = Editor.from_pretrained(editor), load_model(model, device)
     asked = _asked(questions, n, seed, template, bridge)
-    result = measure_effects(bridge, fitted, asked, control=control, seed=seed, batch_size=batch_size)
+    result = measure_effects(bridge, fitted, asked, control=control, seed=seed, batch_size=batch_size, folder=out)
     _show(result.table, f"Effects on {result.n} questions, {result.confidence:.0%} intervals of the change")
     for name, row in result.flips.iterrows():
         typer.echo(f"{name}: {row['gained']} questions gained, {row['lost']} lost")
@@ -154,12 +154,14 @@ def ablate(
         raise InputError(f"--mode is one of {', '.join(MODES)}, and {', '.join(mode)} was given.")
     fitted, bridge = Editor.from_pretrained(editor), load_model(model, device)
     asked = _asked(questions, n, seed, template, bridge)
-    result = ablate_layers(bridge, fitted, asked, modes, effect, control=control, seed=seed, batch_size=batch_size)
+    result = ablate_layers(
+        bridge, fitted, asked, modes, effect, control=control, seed=seed, batch_size=batch_size, folder=out
+    )
     title = f"{effect.replace('_', ' ')} on {result.n} questions, {result.confidence:.0%} intervals of the change"
     _show(result.table.drop(columns="layer").set_index("mode"), title)
     tables, figures = {"ablation": result.table}, {"ablation": plotting.plot_ablation(result)}
     if pairs:
-        found = measure_interactions(bridge, fitted, asked, effect, seed=seed, batch_size=batch_size)
+        found = measure_interactions(bridge, fitted, asked, effect, seed=seed, batch_size=batch_size, folder=out)
         _show(found.table.set_index(["first", "second"]), "Pairs of layers")
         tables["interactions"], figures["interactions"] = found.table, plotting.plot_interactions(found)
     if select:
@@ -173,6 +175,7 @@ def ablate(
             lower_is_better=effect in ("rank", "kl", "total_variation"),
             seed=seed,
             batch_size=batch_size,
+            folder=out,
         )
         _show(
             chosen.table.set_index("added"), f"Chosen on {chosen.n} questions, confirmed on {chosen.n_held_out} others"
