@@ -67,11 +67,16 @@ class BranchingRuns:
             yield from ((index, self._full_run(tokens, index)) for index in indices)
 
     def _is_exact(self, tokens: PaddedTokens) -> bool:
-        """Whether the last run comes out the same both ways, to the bit."""
-        last = len(self.editors) - 1
+        """Whether a run that skips about half of the blocks, and runs the others, comes out the same both ways, to the bit."""
+        middle = (self.model.cfg.n_layers - 1) // 2
+        where = {index: self._first_difference(0, index, 0) for index in range(1, len(self.editors))}
+        skipped = {index: abs(layer - middle) for index, layer in where.items() if layer is not None}
+        if not skipped:
+            return True
+        chosen = min(skipped, key=skipped.__getitem__)
         try:
-            branched = dict(self._branch(tokens, [0, last], None))[last]
-            exact = torch.equal(branched, self._full_run(tokens, last))
+            branched = dict(self._branch(tokens, [0, chosen], None))[chosen]
+            exact = torch.equal(branched, self._full_run(tokens, chosen))
         except (
             RuntimeError,
             TypeError,

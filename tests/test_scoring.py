@@ -83,14 +83,13 @@ def test_the_score_of_a_long_completion_is_the_sum_over_its_parts(llama):
 
 
 def test_an_empty_prompt_will_do_where_texts_have_a_beginning_token(bridge):
-    if bridge.cfg.default_prepend_bos:
-        (found,) = completion_log_probabilities(bridge, [("", "abc")])
-        assert found == pytest.approx(by_hand(bridge, "", "abc"), abs=1e-5)
-    else:
-        with pytest.raises(
-            InputError, match=r"1 texts have a prompt or a completion of no tokens, such as '' with 'abc'"
-        ):
-            completion_log_probabilities(bridge, [("a", "b"), ("", "abc")])
+    """Where the model is not given one by default, as qwen2 and gpt-neox, an empty prompt is given one all the same."""
+    ids = [bridge.tokenizer.bos_token_id, *bridge.tokenizer("abc", add_special_tokens=False)["input_ids"]]
+    with torch.no_grad():
+        logits = bridge(torch.tensor([ids]), use_cache=False)[0].double().log_softmax(-1)
+    expected = sum(logits[position, token].item() for position, token in enumerate(ids[1:]))
+    found = completion_log_probabilities(bridge, [("a", "b"), ("", "abc")])[1]
+    assert found == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_token_that_spans_prompt_and_completion_belongs_to_the_completion(monkeypatch):
@@ -116,7 +115,7 @@ def test_scoring_leaves_the_model_as_it_was(llama):
 
 
 def test_empty_completions_are_refused(llama):
-    with pytest.raises(InputError, match=r"2 texts have a prompt or a completion of no tokens, such as 'ab' with ''"):
+    with pytest.raises(InputError, match=r"comes out as no tokens: 'ab' with ''"):
         completion_log_probabilities(llama, [("ab", "c"), ("ab", ""), ("", "")])
 
 
