@@ -67,7 +67,7 @@ class BranchingRuns:
             yield from ((index, self._full_run(tokens, index)) for index in indices)
 
     def _is_exact(self, tokens: PaddedTokens) -> bool:
-        """Whether a run that skips about half of the blocks, and runs the others, comes out the same both ways, to the bit."""
+        """Whether a run that skips about half of the blocks comes out the same both ways, to the bit."""
         middle = (self.model.cfg.n_layers - 1) // 2
         where = {index: self._first_difference(0, index, 0) for index in range(1, len(self.editors))}
         skipped = {index: abs(layer - middle) for index, layer in where.items() if layer is not None}
