@@ -48,7 +48,6 @@ class BranchingRuns:
         for editor in given:
             editor.check(self.model)
 
-    @torch.no_grad()
     def logits(self, tokens: PaddedTokens) -> Iterator[tuple[int, Logits]]:
         """Logits of one batch under every editor, as (index of the editor, logits); the first editor comes first.
 
@@ -96,7 +95,7 @@ class BranchingRuns:
 
     def _full_run(self, tokens: PaddedTokens, index: int) -> Logits:
         editor = self.editors[index]
-        with self.model.hooks(fwd_hooks=[] if editor is None else editor.fwd_hooks()):
+        with torch.no_grad(), self.model.hooks(fwd_hooks=[] if editor is None else editor.fwd_hooks()):
             return self.model(tokens.ids, **tokens.forward_options())
 
     def _branch(
@@ -122,7 +121,7 @@ class BranchingRuns:
         if editor is not None:  # after those that keep a stream, which must see it unedited
             later = [layer for layer in editor.layers if layer >= first]
             hooks += editor.at_layers(later).fwd_hooks() if later else []
-        with _starting_after(self.model, start), self.model.hooks(fwd_hooks=hooks):
+        with torch.no_grad(), _starting_after(self.model, start), self.model.hooks(fwd_hooks=hooks):
             logits = self.model(tokens.ids, **tokens.forward_options())
         for index in alike:
             yield index, logits

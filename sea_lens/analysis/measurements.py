@@ -198,6 +198,7 @@ def measure(
     return Measured(tuple(name for name, _ in named), values, tuple(changed.tolist()))
 
 
+@torch.no_grad()
 def _measure_batch(
     runs: BranchingRuns, batch: QuestionBatch, named: Sequence[tuple[str, Effect]]
 ) -> Float[Tensor, "effects_and_changed editors questions"]:
