@@ -188,7 +188,7 @@ def test_an_edit_of_features_has_no_directions_of_the_residual_stream(llama):
     generator = torch.Generator().manual_seed(0)
     roles = {role: {1: torch.randn(30, D_MODEL, generator=generator)} for role in ("neutral", "positive", "negative")}
     editor = fit_sea(Activations.from_tensors(**roles), ranks=2, feature_map=Tanh(4.0))
-    with pytest.raises(InputError, match="The edit at layer 1 is a FeatureSpaceEdit, .* Fit without a feature map"):
+    with pytest.raises(InputError, match=r"The edit at layer 1 is a FeatureSpaceEdit, .* Fit without a feature map"):
         read_directions(llama, editor, 1)
 
 
