@@ -4,7 +4,14 @@ import torch
 from scipy.linalg import subspace_angles
 
 from sea_lens.errors import InputError
-from sea_lens.subspaces import CrossCovariance, basis_of_projector, difference_of_projectors, rank_explaining
+from sea_lens.subspaces import (
+    CrossCovariance,
+    basis_of_projector,
+    difference_of_projectors,
+    effective_rank,
+    principal_angles,
+    rank_explaining,
+)
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -178,6 +185,95 @@ def test_exchanging_the_subspaces_negates_the_eigenvalues():
     _, lam = difference_of_projectors(positive, negative)
     _, exchanged = difference_of_projectors(negative, positive)
     np.testing.assert_allclose(exchanged, -lam.flip(0), atol=1e-12)
+
+
+# --- principal angles and effective rank -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("k_one", "k_other"), [(1, 1), (3, 3), (4, 2), (2, 5), (7, 7), (12, 3), (12, 12)])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_principal_angles_are_scipys_in_ascending_order(k_one, k_other, seed):
+    one, other = orthonormal(12, k_one, seed), orthonormal(12, k_other, seed + 50)
+    found = principal_angles(one, other)
+    assert found.shape == (min(k_one, k_other),)
+    assert found.dtype == torch.float64
+    assert (found.diff() >= -1e-12).all()
+    np.testing.assert_allclose(
+        found, subspace_angles(one.numpy(), other.numpy())[::-1], atol=1e-7
+    )  # its zeros are 1e-8
+    np.testing.assert_allclose(found, principal_angles(other, one), atol=1e-12)
+
+
+def planted(angles: list[float], extra: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two subspaces at these angles, turned at random; the second has so many dimensions more."""
+    k = len(angles)
+    d = 2 * k + extra + 3
+    axes = orthonormal(d, d, seed)
+    theta = torch.tensor(angles, dtype=torch.float64)
+    turned = axes[:, :k] * theta.cos() + axes[:, k : 2 * k] * theta.sin()
+    other = torch.cat([turned, axes[:, 2 * k : 2 * k + extra]], dim=1)
+    return axes[:, :k] @ orthonormal(k, k, seed + 1), other @ orthonormal(k + extra, k + extra, seed + 2)
+
+
+@pytest.mark.parametrize(
+    "degrees",
+    [
+        [1e-9],
+        [90 - 1e-9],
+        [0.0, 1e-9, 1e-7, 1e-4, 1.0, 30.0],
+        [44.999999, 45.0, 45.000001],
+        [60.0, 89.9, 89.999999, 90 - 1e-9, 90.0],
+        [1e-9, 45.0, 90.0],
+        [30.0, 30.0, 30.0],
+        [0.0, 0.0],
+        [90.0, 90.0],
+    ],
+)
+@pytest.mark.parametrize("extra", [0, 1, 4])
+def test_planted_angles_come_back_from_tiny_to_nearly_right(degrees, extra):
+    angles = np.deg2rad(degrees).tolist()
+    one, other = planted(angles, extra, seed=3)
+    for found in (principal_angles(one, other), principal_angles(other, one)):
+        np.testing.assert_allclose(found, angles, atol=1e-14, rtol=1e-13)
+
+
+def test_a_subspace_is_at_no_angle_to_itself_and_to_what_holds_it():
+    whole = orthonormal(9, 5, 0)
+    for part in (whole, whole[:, :2], whole @ orthonormal(5, 3, 1)):
+        np.testing.assert_allclose(principal_angles(part, whole), 0, atol=1e-14)
+    np.testing.assert_allclose(principal_angles(whole[:, :2], whole[:, 2:]), np.pi / 2, atol=1e-14)
+
+
+def test_sines_of_the_angles_are_the_eigenvalues_of_the_difference():
+    one, other = orthonormal(20, 6, 0), orthonormal(20, 4, 1)
+    _, lam = difference_of_projectors(one, other)
+    sines = principal_angles(one, other).sin()
+    np.testing.assert_allclose(lam, sorted([*sines, *-sines, 1.0, 1.0], reverse=True), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("values", "rank"),
+    [
+        ([5.0], 1),
+        ([5.0, 0.0, 0.0], 1),
+        ([2.0, 2.0, 2.0, 2.0], 4),
+        ([1e-8] * 3, 3),
+        ([3.0, 3.0, 0.0], 2),
+        ([2.0, 1.0], 5 / 4**0.8),  # energies 4/5 and 1/5: exp(-(4/5) ln(4/5) - (1/5) ln(1/5))
+        ([0.0, 0.0], 0),
+        ([], 0),
+    ],
+)
+def test_the_effective_rank_of_known_spectra(values, rank):
+    assert effective_rank(torch.tensor(values)) == pytest.approx(rank, rel=1e-6)
+
+
+def test_the_effective_rank_knows_no_scale_and_lies_below_the_number_of_values():
+    values = normal(30).abs()
+    assert effective_rank(values) == pytest.approx(effective_rank(1e5 * values))
+    energies = values.numpy() ** 2 / (values.numpy() ** 2).sum()
+    assert effective_rank(values) == pytest.approx(float(np.exp(-(energies * np.log(energies)).sum())))
+    assert 1 < effective_rank(values) < 30
 
 
 # --- the basis of a stored projector ---------------------------------------------------------------------------------

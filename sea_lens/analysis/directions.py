@@ -23,8 +23,8 @@ class Directions:
     Attributes:
         table: One row a direction, promoted ones first: `kind` (`promoted` or `suppressed`), `eigenvalue` (times the
             strength), `component` (mean of the neutral activations along it; NaN without activations), the tokens it
-            `raises` most and `lowers` most, and by how much (`raised_by`, `lowered_by`, logits for a unit step at unit
-            norm scale).
+            `raises` most and `lowers` most, and by how much (`raised_by`, `lowered_by`: logits of the direction alone, at
+            the scale that the final norm gives it).
         layer: Of the edit.
         oriented: Whether directions point to where the neutral activations lie. If not, their sign is arbitrary.
     """

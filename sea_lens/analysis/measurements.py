@@ -225,7 +225,7 @@ def _checked(name: str, found: object, indices: Sequence[int]) -> Tensor:
     bad = [index for index, good in zip(indices, found.double().isfinite().tolist(), strict=True) if not good]
     if bad:
         raise InputError(f"The effect {name} is NaN or infinite on questions {sorted(bad)[:10]}. Look at those.")
-    return found.double().cpu()
+    return found.detach().double().cpu()
 
 
 def _highest(scores: Float[Tensor, "questions completions"], among: Tensor) -> Float[Tensor, " questions"]:

@@ -78,8 +78,8 @@ def measure_spectra(editor: Editor, activations: Activations) -> Spectra:
             }
         )
         for side, found in (("positive", positive), ("negative", negative)):
-            energies = found.singular_values.square()
-            explained = energies.cumsum(0) / energies.sum()
+            energies = found.singular_values.square().cumsum(0)
+            explained = energies / energies[-1]  # the last partial sum, so that a curve ends at 1 exactly
             curves += [
                 {"layer": layer, "side": side, "rank": rank, "singular_value": value, "explained": share}
                 for rank, (value, share) in enumerate(

@@ -74,7 +74,7 @@ def _write(out: Path, tables: Mapping[str, pd.DataFrame], figures: Mapping[str, 
 def _show(table: pd.DataFrame, title: str) -> None:
     """A table on the screen, within 80 columns: numbers to three digits, an interval in the cell of its mean."""
     frame = table.reset_index()
-    if frame.iloc[:, 0].dtype == object:
+    if not pd.api.types.is_numeric_dtype(frame.iloc[:, 0]):
         frame.isetitem(0, [str(name).replace("_", " ") for name in frame.iloc[:, 0]])
     for mean, low, high in (("change", "low", "high"), ("control", "control_low", "control_high")):
         if {mean, low, high} <= set(frame):

@@ -159,8 +159,8 @@ def plot_massive_activations(massive: MassiveActivations) -> Figure:
     )
     for row in table.to_dict("records"):
         grid[coordinates.index(row["coordinate"]), layers.index(row["layer"])] = row["largest"]
-    low, high = np.nanmin(grid), np.nanmax(grid)
-    norm = LogNorm(low / 1.2, high * 1.2)
+    above = grid[grid > 0] if (grid > 0).any() else np.ones(1)  # a layer of zeros has no place on a logarithmic scale
+    norm = LogNorm(above.min() / 1.2, above.max() * 1.2)
     image = axes.imshow(grid, cmap="cividis_r", norm=norm, aspect="auto")
     for row in table.to_dict("records"):
         place = layers.index(row["layer"]), coordinates.index(row["coordinate"])
