@@ -105,6 +105,70 @@ def test_a_model_whose_blocks_cannot_be_skipped_is_run_in_full(monkeypatch):
     assert all(torch.equal(found[index], full_run(model, view, tokens)) for index, view in enumerate(views))
 
 
+def test_blocks_that_return_tuples_are_run_in_full(monkeypatch):
+    """As in models of another build: what we pass on in a skipped block's stead is then not what the next one takes."""
+    model = build_bridge("llama")
+    editor, tokens = make_editor(model), PaddedTokens.of(model, ROWS)
+    kind = type(next(iter(model.blocks)))
+    inner = kind.forward
+
+    def forward(self, hidden_states, *arguments, **options):
+        if isinstance(hidden_states, tuple):
+            hidden_states = hidden_states[0]
+        elif self is not next(iter(model.blocks)):
+            raise TypeError("a tuple was expected")
+        return (inner(self, hidden_states, *arguments, **options),)
+
+    plain = full_run(model, None, tokens)
+    norm = type(model.ln_final)
+    norm_forward = norm.forward
+
+    def unpacking(self, hidden_states, *arguments, **options):
+        first = hidden_states[0] if isinstance(hidden_states, tuple) else hidden_states
+        return norm_forward(self, first, *arguments, **options)
+
+    monkeypatch.setattr(kind, "forward", forward)
+    monkeypatch.setattr(norm, "forward", unpacking)
+    assert torch.equal(full_run(model, None, tokens), plain)
+    views = [None, editor.at_layers([0]), editor.at_layers([1])]
+    with pytest.warns(SeaLensWarning, match="cannot be skipped"):
+        found = dict(BranchingRuns(model, views).logits(tokens))
+    assert sorted(found) == [0, 1, 2]
+    assert all(torch.equal(found[index], full_run(model, view, tokens)) for index, view in enumerate(views))
+    assert not any("forward" in vars(block) for block in model.blocks)
+
+
+def test_activations_that_overflow_are_no_reason_to_run_in_full(llama):
+    """A NaN equals nothing, itself included, and says nothing about whether blocks can be skipped."""
+    editor, tokens = make_editor(llama).scaled(1e39), PaddedTokens.of(llama, ROWS)
+    runs = BranchingRuns(llama, [None, editor.at_layers([1])])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = dict(runs.logits(tokens))
+    assert found[1].isnan().any()
+    assert count_blocks(llama, lambda: runs.logits(tokens)) == [1, 1, 2]
+
+
+@pytest.mark.parametrize("site", ["resid_post", "mlp_out"])
+def test_an_error_in_a_resumed_run_leaves_the_model_whole(llama, site):
+    editor, tokens = make_editor(llama, site), PaddedTokens.of(llama, ROWS)
+    plain, runs = full_run(llama, None, tokens), BranchingRuns(llama, [None, editor.at_layers([2])])
+    list(runs.logits(tokens))  # the check is done, and what fails now fails in a run that skips blocks
+    calls = []
+
+    def fail(tensor, hook):
+        calls.append(hook.name)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    with llama.hooks(fwd_hooks=[("unembed.hook_in", fail)]), pytest.raises(KeyboardInterrupt):
+        list(runs.logits(tokens))
+    assert len(calls) == 2
+    assert not any("forward" in vars(block) for block in llama.blocks)
+    assert not any(point.fwd_hooks for point in llama.hook_dict.values())
+    assert torch.equal(full_run(llama, None, tokens), plain)
+
+
 def test_an_error_inside_leaves_the_model_whole(llama):
     editor, tokens = make_editor(llama), PaddedTokens.of(llama, ROWS)
     plain = full_run(llama, None, tokens)

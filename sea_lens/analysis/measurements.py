@@ -62,9 +62,9 @@ def rank(edited: Predictions, unedited: Predictions) -> Float[Tensor, " question
 
 def kl(edited: Predictions, unedited: Predictions) -> Float[Tensor, " questions"]:
     """KL(unedited || edited) of the next-token distributions after the prompt, in nats."""
-    gap = unedited.next_token - edited.next_token
-    # A token ruled out by both has a gap of inf - inf, and adds nothing.
-    return (unedited.next_token.exp() * gap).nan_to_num(nan=0.0).sum(1)
+    terms = unedited.next_token.exp() * (unedited.next_token - edited.next_token)
+    # A token that the unedited model rules out adds nothing, and comes out as 0 times infinity, or inf - inf.
+    return terms.masked_fill(unedited.next_token.isneginf(), 0.0).sum(1)
 
 
 def total_variation(edited: Predictions, unedited: Predictions) -> Float[Tensor, " questions"]:
@@ -146,8 +146,8 @@ def measure(
         progress: Whether to show a progress bar.
 
     Raises:
-        InputError: If an effect is unknown or compares with false completions where a question has none, or a function
-            does not return one finite number a question.
+        InputError: If an effect is unknown or compares with false completions where a question has none, the model predicts
+            NaN, or a function does not return one finite number a question.
 
     Warns:
         SeaLensWarning: If an editor that is not the identity changes no logit.
@@ -207,6 +207,7 @@ def _measure_batch(
     plain: Tensor | None = None
     for number, logits in runs.logits(batch.tokens):
         predictions = batch.predictions(logits)
+        _check_predictions(predictions, batch.indices, runs.editors[number])
         if plain is None:
             plain, unedited = logits, predictions
             continue
@@ -214,6 +215,18 @@ def _measure_batch(
         for row, (name, function) in enumerate(named):
             found[row, number - 1] = _checked(name, function(predictions, unedited), batch.indices)
     return found
+
+
+def _check_predictions(predictions: Predictions, indices: Sequence[int], editor: Editor | None) -> None:
+    """Refuses NaN, which comparisons take for a number: nothing would be likelier than a true answer of rank 1."""
+    nan = predictions.next_token.isnan().any(1) | predictions.log_probabilities.isnan().any(1)
+    bad = sorted(index for index, is_bad in zip(indices, nan.tolist(), strict=True) if is_bad)
+    if bad:
+        under = "unedited" if editor is None else f"edited at layers {editor.layers}"
+        raise InputError(
+            f"The model, {under}, predicts NaN on questions {bad[:10]}. Activations overflow: scale the editor down, or run "
+            "the model in float32."
+        )
 
 
 def _checked(name: str, found: object, indices: Sequence[int]) -> Tensor:

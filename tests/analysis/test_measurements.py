@@ -8,10 +8,11 @@ import pytest
 import torch
 from conftest import D_MODEL, N_LAYERS
 
-from sea_lens import Activations, Questions, fit_sea, measure_effects
+from sea_lens import Activations, Editor, EditorCard, Questions, fit_sea, measure_effects, random_editor_like
 from sea_lens.analysis.measurements import EFFECTS, measure
+from sea_lens.edits import LowRankEdit
 from sea_lens.errors import FileFormatError, InputError, SeaLensWarning
-from sea_lens.scoring import completion_log_probabilities, question_batches
+from sea_lens.scoring import Predictions, completion_log_probabilities, question_batches
 
 QUESTIONS = Questions.from_lists(
     ["Q: sea?", "ab", "The sky is", "Q: x"],
@@ -94,6 +95,90 @@ def test_effects_of_first_tokens_equal_their_definitions(organism):
     assert rank == [float(1 + (row > row[t]).sum()) for row, (t, _) in zip(logits, ids, strict=True)]
 
 
+def test_effects_of_first_tokens_equal_their_definitions_on_every_architecture(bridge):
+    """After white space no space is put in between, so a completion's first byte is its first token."""
+    questions = Questions.from_lists(
+        ["Q: sea? ", "ab\n", "x "], [["b", "g"], ["c"], ["y"]], [["r"], ["dd", "e"], ["z"]]
+    )
+    editor = make_editor(bridge)
+    found = measure(bridge, questions, [editor], ["logit_difference", "top_token", "rank"], progress=False).values[:, 0]
+    with editor.attached(bridge):
+        rows = [next_token_log_probabilities(bridge, question.prompt) for question in questions]
+    for index, (row, question) in enumerate(zip(rows, questions, strict=True)):
+        true, false = (
+            [bridge.tokenizer(text[0], add_special_tokens=False)["input_ids"][0] for text in side]
+            for side in (question.true, question.false)
+        )
+        best = row[true].max()
+        assert found[0, index].item() == pytest.approx(best - row[false].max(), abs=1e-5)
+        assert found[1, index].item() == float(int(row.argmax()) in true)
+        assert found[2, index].item() == 1 + (row > best).sum()
+
+
+# --- planted predictions ---------------------------------------------------------------------------------------------
+
+
+def predictions(probabilities, completions):
+    """Of three tokens; completions are (first token, probability of the whole, whether it is true), None for padding."""
+    width = max(map(len, completions))
+    first, true, false = (torch.zeros(len(completions), width, dtype=kind) for kind in (torch.long, *[torch.bool] * 2))
+    scores = torch.full((len(completions), width), -torch.inf, dtype=torch.float64)
+    for row, found in enumerate(completions):
+        for column, (token, probability, is_true) in enumerate(found):
+            first[row, column], scores[row, column] = token, np.log(probability)
+            (true if is_true else false)[row, column] = True
+    with np.errstate(divide="ignore"):
+        next_token = torch.from_numpy(np.log(np.array(probabilities, dtype=np.float64)))
+    return Predictions(next_token, first, scores, true, false)
+
+
+UNEDITED = predictions(
+    [[0.5, 0.25, 0.25], [0.0, 0.5, 0.5]],
+    [[(0, 0.4, True), (1, 0.2, True), (2, 0.25, False)], [(1, 0.125, True), (2, 0.5, False)]],
+)
+EDITED = predictions(
+    [[0.25, 0.25, 0.5], [0.5, 0.25, 0.25]],
+    [[(0, 0.1, True), (1, 0.2, True), (2, 0.4, False)], [(1, 0.25, True), (2, 0.0625, False)]],
+)
+
+
+@pytest.mark.parametrize(
+    ("effect", "unedited", "edited"),
+    [
+        ("logit_difference", [np.log(2), 0.0], [-np.log(2), 0.0]),
+        ("log_probability_difference", [np.log(1.6), -np.log(4)], [-np.log(2), np.log(4)]),
+        ("true_probability", [0.6, 0.125], [0.3, 0.25]),
+        ("accuracy", [1.0, 0.0], [0.0, 1.0]),
+        ("top_token", [1.0, 1.0], [0.0, 0.0]),
+        ("rank", [1.0, 1.0], [2.0, 2.0]),
+        ("kl", [0.0, 0.0], [0.5 * np.log(2) - 0.25 * np.log(2), np.log(2)]),
+        ("total_variation", [0.0, 0.0], [0.25, 0.5]),
+    ],
+)
+def test_effects_of_planted_predictions_are_what_one_works_out_by_hand(effect, unedited, edited):
+    """The unedited model rules one token out, and one question has fewer completions than the other."""
+    assert EFFECTS[effect](UNEDITED, UNEDITED).tolist() == pytest.approx(unedited, abs=1e-12)
+    assert EFFECTS[effect](EDITED, UNEDITED).tolist() == pytest.approx(edited, abs=1e-12)
+
+
+def test_to_rule_out_what_the_model_may_say_has_an_infinite_kl_and_not_a_huge_one():
+    certain = predictions([[1.0, 0.0, 0.0]] * 2, [[(0, 1.0, True)]] * 2)
+    assert EFFECTS["kl"](certain, UNEDITED).tolist() == [torch.inf, torch.inf]
+    assert EFFECTS["kl"](certain, certain).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("effect", EFFECTS)
+def test_predictions_of_nan_are_refused_by_every_effect(llama, effect):
+    """To comparisons a NaN is as good as any number: the true answer would be of rank 1."""
+    directions = torch.eye(D_MODEL)[:, :1]
+    editor = Editor({1: LowRankEdit(directions, torch.ones(1), strength=float("1e39"))}, EditorCard("by hand", {}))
+    with pytest.raises(InputError, match=r"edited at layers \[1\], predicts NaN on questions \[0, 1, 2, 3\]"):
+        measure(llama, QUESTIONS, [None, editor], [effect], progress=False)
+
+
+# --- measured on models ----------------------------------------------------------------------------------------------
+
+
 def test_the_identity_has_exactly_no_effect(bridge):
     found = measure_effects(bridge, make_editor(bridge).scaled(0.0), QUESTIONS, control=2, progress=False)
     assert (found.table[["change", "low", "high", "control"]] == 0).all(axis=None)
@@ -140,6 +225,30 @@ def test_the_embedded_edit_beats_its_controls_and_a_control_does_not(organism):
         <= found.at["top_token", "control"]
         <= found.at["top_token", "control_high"]
     )
+
+
+def test_control_columns_are_of_the_controls_measured_one_by_one(llama):
+    editor, effects = make_editor(llama), ["log_probability_difference", "kl"]
+    found = measure_effects(llama, editor, QUESTIONS, effects, control=3, seed=5, progress=False).table
+    controls = [random_editor_like(editor, seed) for seed in (5, 6, 7)]
+    alone = [measure_effects(llama, one, QUESTIONS, effects, progress=False).table["change"] for one in controls]
+    for name in effects:
+        changes = [float(table[name]) for table in alone]
+        assert len(set(changes)) == 3
+        assert found.at[name, "control"] == pytest.approx(np.mean(changes))
+        assert (found.at[name, "control_low"], found.at[name, "control_high"]) == (min(changes), max(changes))
+        as_much = sum(abs(change) >= abs(found.at[name, "change"]) for change in changes)
+        assert found.at[name, "control_p_value"] == (1 + as_much) / 4
+
+
+def test_the_table_holds_the_means_of_the_questions(llama):
+    found = measure_effects(llama, make_editor(llama), QUESTIONS, progress=False)
+    assert found.per_question["prompt"].tolist() == [question.prompt for question in QUESTIONS]
+    for name, row in found.table.iterrows():
+        before, after = found.per_question[f"{name} unedited"], found.per_question[f"{name} edited"]
+        expected = (before.mean(), after.mean(), (after - before).mean())
+        assert (row["unedited"], row["edited"], row["change"]) == pytest.approx(expected, abs=1e-12)
+        assert row["low"] <= row["change"] <= row["high"]
 
 
 def test_one_word_answers_cost_one_row_a_question(organism):
