@@ -42,7 +42,7 @@ def make_editor(scale=1.0, layer=0, method="by hand", site="resid_post"):
         (Keeps(1), Keeps(2)),
         (len, max),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_other_contents_have_another_fingerprint(one, other):
     assert fingerprint(one) != fingerprint(other)
