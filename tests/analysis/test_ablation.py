@@ -71,16 +71,25 @@ def test_every_row_is_the_view_measured_by_itself(bridge, effect):
     editor = make_editor(bridge)
     found = ablate_layers(bridge, editor, QUESTIONS, effect=effect, layer_sets=[[2, 0], [1]], progress=False)
     for row in found.table.itertuples():
-        if not row.layers:
-            assert (row.mode, row.change, row.p_value) == ("none", 0.0, 1.0)
-            continue
-        alone = measure_effects(bridge, editor.at_layers(row.layers), QUESTIONS, [effect], progress=False).table
-        assert row.value == alone.at[effect, "edited"]
-        assert row.change == alone.at[effect, "change"]
-        assert (row.low, row.high) == (alone.at[effect, "low"], alone.at[effect, "high"])
+        view = editor.at_layers(row.layers) if row.layers else None
+        plain, alone = measure(bridge, QUESTIONS, [None, view], [effect], progress=False).values[0]
+        assert row.value == alone.mean().item()
+        assert row.change == (alone - plain).mean().item()
+    nothing = found.table.iloc[0]
+    assert (nothing["mode"], nothing["change"], nothing["p_value"]) == ("none", 0.0, 1.0)
     assert found.table["layers"].tolist()[-2:] == [(0, 2), (1,)]
     means = found.per_question.mean().tolist()
     assert means == pytest.approx(found.table["value"].tolist())
+
+
+def test_intervals_and_p_values_are_those_of_the_view_measured_by_itself(llama):
+    editor = make_editor(llama)
+    table = ablate_layers(llama, editor, QUESTIONS, ["only"], effect="kl", seed=3, progress=False).table
+    for row in table[1:].itertuples():
+        view = editor.at_layers(row.layers)
+        alone = measure_effects(llama, view, QUESTIONS, ["kl"], seed=3, progress=False).table
+        for name in ("change", "low", "high", "p_value"):
+            assert getattr(row, name) == alone.at["kl", name]
 
 
 def test_all_layers_are_the_editor(llama):
@@ -119,9 +128,9 @@ def test_control_columns_are_of_the_controls_views_measured_one_by_one(llama):
     ).table
     controls = [random_editor_like(editor, 4 + number) for number in range(n)]
     for row in found.itertuples():
-        views = [control.at_layers(row.layers) for control in controls] if row.layers else []
-        tables = [measure_effects(llama, view, QUESTIONS, ["kl"], progress=False).table for view in views]
-        changes = [table.at["kl", "change"] for table in tables] or [0.0] * n
+        views = [control.at_layers(row.layers) if row.layers else None for control in controls]
+        values = measure(llama, QUESTIONS, [None, *views], ["kl"], progress=False).values[0].mean(1).tolist()
+        changes = [value - values[0] for value in values[1:]]
         assert (row.control_low, row.control_high) == (min(changes), max(changes))
         assert row.control == pytest.approx(sum(changes) / n)
         assert row.control_p_value == (1 + sum(abs(change) >= abs(row.change) for change in changes)) / (1 + n)
@@ -204,8 +213,8 @@ def test_the_path_is_that_of_greedy_search_by_hand(llama, effect, lower_is_bette
     )
 
     def change(layers, questions):
-        view = editor.at_layers(layers)
-        return measure_effects(llama, view, questions, [effect], progress=False).table.at[effect, "change"]
+        plain, edited = measure(llama, questions, [None, editor.at_layers(layers)], [effect], progress=False).values[0]
+        return (edited - plain).mean().item()
 
     path, changes = [], []
     while len(path) < (max_layers or N_LAYERS):
