@@ -15,9 +15,11 @@ from sea_lens import (
     fit_sea,
     measure_effects,
     measure_interactions,
+    random_editor_like,
     refit_sea,
     select_layers,
 )
+from sea_lens.analysis.measurements import measure
 from sea_lens.analysis.statistics import beats_controls_p_value
 from sea_lens.edits import LowRankEdit
 from sea_lens.errors import InputError, ModelMismatchError, SeaLensWarning
@@ -69,16 +71,25 @@ def test_every_row_is_the_view_measured_by_itself(bridge, effect):
     editor = make_editor(bridge)
     found = ablate_layers(bridge, editor, QUESTIONS, effect=effect, layer_sets=[[2, 0], [1]], progress=False)
     for row in found.table.itertuples():
-        if not row.layers:
-            assert (row.mode, row.change, row.p_value) == ("none", 0.0, 1.0)
-            continue
-        alone = measure_effects(bridge, editor.at_layers(row.layers), QUESTIONS, [effect], progress=False).table
-        assert row.value == alone.at[effect, "edited"]
-        assert row.change == alone.at[effect, "change"]
-        assert (row.low, row.high) == (alone.at[effect, "low"], alone.at[effect, "high"])
+        view = editor.at_layers(row.layers) if row.layers else None
+        plain, alone = measure(bridge, QUESTIONS, [None, view], [effect], progress=False).values[0]
+        assert row.value == alone.mean().item()
+        assert row.change == (alone - plain).mean().item()
+    nothing = found.table.iloc[0]
+    assert (nothing["mode"], nothing["change"], nothing["p_value"]) == ("none", 0.0, 1.0)
     assert found.table["layers"].tolist()[-2:] == [(0, 2), (1,)]
     means = found.per_question.mean().tolist()
     assert means == pytest.approx(found.table["value"].tolist())
+
+
+def test_intervals_and_p_values_are_those_of_the_view_measured_by_itself(llama):
+    editor = make_editor(llama)
+    table = ablate_layers(llama, editor, QUESTIONS, ["only"], effect="kl", seed=3, progress=False).table
+    for row in table[1:].itertuples():
+        view = editor.at_layers(row.layers)
+        alone = measure_effects(llama, view, QUESTIONS, ["kl"], seed=3, progress=False).table
+        for name in ("change", "low", "high", "p_value"):
+            assert getattr(row, name) == alone.at["kl", name]
 
 
 def test_all_layers_are_the_editor(llama):
@@ -108,6 +119,21 @@ def test_controls_are_ablated_alike(llama):
     named = ablate_layers(llama, editor, QUESTIONS, ["only"], control=own, progress=False)
     assert named.n_controls == 2
     assert (named.table["control_p_value"] >= 2 / 3).all()  # the editor is one of its own controls
+
+
+def test_control_columns_are_of_the_controls_views_measured_one_by_one(llama):
+    editor, n = make_editor(llama), 3
+    found = ablate_layers(
+        llama, editor, QUESTIONS, effect="kl", layer_sets=[[0, 2]], control=n, seed=4, progress=False
+    ).table
+    controls = [random_editor_like(editor, 4 + number) for number in range(n)]
+    for row in found.itertuples():
+        views = [control.at_layers(row.layers) if row.layers else None for control in controls]
+        values = measure(llama, QUESTIONS, [None, *views], ["kl"], progress=False).values[0].mean(1).tolist()
+        changes = [value - values[0] for value in values[1:]]
+        assert (row.control_low, row.control_high) == (min(changes), max(changes))
+        assert row.control == pytest.approx(sum(changes) / n)
+        assert row.control_p_value == (1 + sum(abs(change) >= abs(row.change) for change in changes)) / (1 + n)
 
 
 def test_an_editor_of_one_layer_can_be_ablated(llama):
@@ -168,6 +194,75 @@ def test_the_layer_that_works_is_chosen_and_no_other(llama):
         llama, planted(llama, {1}), OTHERS, ["log_probability_difference"], progress=False
     ).table["change"]
     assert found.table["held_out"].tolist()[-1] == pytest.approx(confirmed.iloc[0])
+
+
+@pytest.mark.parametrize("lower_is_better", [False, True])
+@pytest.mark.parametrize("effect", ["log_probability_difference", "kl", "rank"])
+@pytest.mark.parametrize("max_layers", [None, 2])
+def test_the_path_is_that_of_greedy_search_by_hand(llama, effect, lower_is_better, max_layers):
+    editor, best = make_editor(llama), min if lower_is_better else max
+    found = select_layers(
+        llama,
+        editor,
+        QUESTIONS,
+        OTHERS,
+        effect,
+        max_layers=max_layers,
+        lower_is_better=lower_is_better,
+        progress=False,
+    )
+
+    def change(layers, questions):
+        plain, edited = measure(llama, questions, [None, editor.at_layers(layers)], [effect], progress=False).values[0]
+        return (edited - plain).mean().item()
+
+    path, changes = [], []
+    while len(path) < (max_layers or N_LAYERS):
+        candidates = {layer: change([*path, layer], QUESTIONS) for layer in editor.layers if layer not in path}
+        changes.append(best(candidates.values()))
+        path.append(next(layer for layer, value in candidates.items() if value == changes[-1]))
+    steps = range(1, len(path))
+    stop = next((k for k in steps if best(changes[k], changes[k - 1]) == changes[k - 1]), len(path)) - 1
+    assert found.table["added"].tolist() == path
+    assert found.table["layers"].tolist() == [tuple(sorted(path[: n + 1])) for n in range(len(path))]
+    assert found.table["change"].tolist() == changes
+    assert found.table["held_out"].tolist() == [change(path[: n + 1], OTHERS) for n in range(len(path))]
+    assert found.table["chosen"].tolist() == [n == stop for n in range(len(path))]
+    assert found.editor.layers == sorted(path[: stop + 1])
+    assert (found.n, found.n_held_out, found.effect) == (len(QUESTIONS), len(OTHERS), effect)
+
+
+def test_an_effect_that_adds_up_over_layers_has_no_interaction_and_a_product_has_one(llama):
+    """The effect recognises each view by what the model predicts under it, and gives it a planted value."""
+    editor = make_editor(llama)
+    worth = {0: 1.0, 1: -2.0, 2: 0.5}
+    subsets = [[], [0], [1], [2], [0, 1], [0, 2], [1, 2]]
+    views = [editor.at_layers(layers) if layers else None for layers in subsets]
+    marks = measure(llama, QUESTIONS, views, [likeliest], progress=False).values[0, :, 0].tolist()
+    assert len(set(marks)) == len(subsets)
+
+    def planted_value(rule):
+        def effect(edited, unedited):
+            mark = float(likeliest(edited, unedited)[0])
+            layers = subsets[min(range(len(marks)), key=lambda k: abs(marks[k] - mark))]
+            return torch.full((len(QUESTIONS),), rule([worth[layer] for layer in layers]), dtype=torch.float64)
+
+        return effect
+
+    added = measure_interactions(llama, editor, QUESTIONS, planted_value(sum), progress=False)
+    assert added.alone.to_dict() == worth
+    assert added.table["interaction"].tolist() == [0.0] * 3
+    squared = measure_interactions(
+        llama, editor, QUESTIONS, planted_value(lambda found: sum(found) ** 2), progress=False
+    )
+    expected = [2 * worth[0] * worth[1], 2 * worth[0] * worth[2], 2 * worth[1] * worth[2]]
+    assert squared.table["interaction"].tolist() == expected
+    assert squared.table["low"].tolist() == squared.table["high"].tolist() == expected  # alike on all questions
+
+
+def likeliest(edited, unedited):
+    """Something that tells views of an editor apart: one number for all questions, whatever their order in the batch."""
+    return edited.next_token.amax(1).mean().repeat(len(edited.next_token))
 
 
 def test_questions_to_choose_by_cannot_confirm(llama):

@@ -162,7 +162,7 @@ def test_effects_of_planted_predictions_are_what_one_works_out_by_hand(effect, u
 
 
 def test_to_rule_out_what_the_model_may_say_has_an_infinite_kl_and_not_a_huge_one():
-    certain = predictions([[1.0, 0.0, 0.0]] * 2, [[(0, 1.0, True)]] * 2)
+    certain = predictions([[0.5, 0.5, 0.0]] * 2, [[(0, 1.0, True)]] * 2)
     assert EFFECTS["kl"](certain, UNEDITED).tolist() == [torch.inf, torch.inf]
     assert EFFECTS["kl"](certain, certain).tolist() == [0.0, 0.0]
 
