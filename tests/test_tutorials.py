@@ -26,7 +26,9 @@ def test_outputs_are_stored(path):
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.name)
 def test_it_runs(path, tmp_path, monkeypatch):
     monkeypatch.delenv("MPLBACKEND", raising=False)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # threads of kernels that share cores wait for each other, and take minutes
+    monkeypatch.setenv(
+        "OMP_NUM_THREADS", "1"
+    )  # threads of kernels that share cores wait for each other, and take minutes
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, kernel_name="python3", timeout=300, resources=resources).execute()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Optional
@@ -62,12 +63,17 @@ Sampled = Annotated[Optional[int], typer.Option("--n", help="How many to sample;
 AnalysisSeed = Annotated[int, typer.Option(help="Of samples, resamples and random editors.")]
 
 
+UNFINISHED = "unfinished"
+"""Folder of batches that a killed command goes on from; gone once the results are written."""
+
+
 def _write(out: Path, tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Figure]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         write_text(out / f"{name}.csv", table.to_csv())
     for name, figure in figures.items():
         figure.savefig(out / f"{name}.png", dpi=150)
+    shutil.rmtree(out / UNFINISHED, ignore_errors=True)
     typer.echo(f"{', '.join([*(f'{n}.csv' for n in tables), *(f'{n}.png' for n in figures)])} are in {out}")
 
 
@@ -119,7 +125,9 @@ def effects(
     """Measures what an editor does to answers: logits, probabilities, accuracy, flips, KL, with intervals and controls."""
     fitted, bridge = Editor.from_pretrained(editor), load_model(model, device)
     asked = _asked(questions, n, seed, template, bridge)
-    result = measure_effects(bridge, fitted, asked, control=control, seed=seed, batch_size=batch_size, folder=out)
+    result = measure_effects(
+        bridge, fitted, asked, control=control, seed=seed, batch_size=batch_size, folder=out / UNFINISHED
+    )
     _show(result.table, f"Effects on {result.n} questions, {result.confidence:.0%} intervals of the change")
     for name, row in result.flips.iterrows():
         typer.echo(f"{name}: {row['gained']} questions gained, {row['lost']} lost")
@@ -155,13 +163,15 @@ def ablate(
     fitted, bridge = Editor.from_pretrained(editor), load_model(model, device)
     asked = _asked(questions, n, seed, template, bridge)
     result = ablate_layers(
-        bridge, fitted, asked, modes, effect, control=control, seed=seed, batch_size=batch_size, folder=out
+        bridge, fitted, asked, modes, effect, control=control, seed=seed, batch_size=batch_size, folder=out / UNFINISHED
     )
     title = f"{effect.replace('_', ' ')} on {result.n} questions, {result.confidence:.0%} intervals of the change"
     _show(result.table.drop(columns="layer").set_index("mode"), title)
     tables, figures = {"ablation": result.table}, {"ablation": plotting.plot_ablation(result)}
     if pairs:
-        found = measure_interactions(bridge, fitted, asked, effect, seed=seed, batch_size=batch_size, folder=out)
+        found = measure_interactions(
+            bridge, fitted, asked, effect, seed=seed, batch_size=batch_size, folder=out / UNFINISHED
+        )
         _show(found.table.set_index(["first", "second"]), "Pairs of layers")
         tables["interactions"], figures["interactions"] = found.table, plotting.plot_interactions(found)
     if select:
@@ -175,7 +185,7 @@ def ablate(
             lower_is_better=effect in ("rank", "kl", "total_variation"),
             seed=seed,
             batch_size=batch_size,
-            folder=out,
+            folder=out / UNFINISHED,
         )
         _show(
             chosen.table.set_index("added"), f"Chosen on {chosen.n} questions, confirmed on {chosen.n_held_out} others"

@@ -25,6 +25,7 @@ from sea_lens import (
 )
 from sea_lens.activations import ROLES
 from sea_lens.analysis.effects import Proportion, measure_effects
+from sea_lens.cli.app import console
 from sea_lens.cli.inputs import DataFormat, parse_feature_map, parse_feature_unit, parse_token, read_demonstrations
 from sea_lens.edits import LowRankEdit
 from sea_lens.errors import InputError
@@ -42,6 +43,8 @@ FIT = ["--explained-variance", "0.5", "--centre"]
 def sea_lens(monkeypatch, capsys):
     """Runs the command in this process: exit code, stdout and stderr."""
     monkeypatch.setenv("COLUMNS", "160")
+    for side, size in (("_width", 160), ("_height", 50)):  # which a dumb terminal would not take from the environment
+        monkeypatch.setattr(console, side, size)
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["sea-lens", *map(str, arguments)])
