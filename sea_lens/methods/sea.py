@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar, get_args
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
-from tqdm.auto import tqdm
 
 from sea_lens.activations import Activations
 from sea_lens.editor import Editor
-from sea_lens.editor_card import JSON, EditorCard, library_versions
-from sea_lens.edits import Edit, FeatureSpaceEdit, LowRankEdit, displacement
+from sea_lens.editor_card import JSON
+from sea_lens.edits import FeatureSpaceEdit, LowRankEdit
 from sea_lens.errors import InputError, SeaLensWarning
-from sea_lens.feature_maps import FeatureMap, check_map, parameters_of
-from sea_lens.subspaces import CrossCovariance, Spectrum, Subspace, difference_of_projectors
+from sea_lens.feature_maps import FeatureMap
+from sea_lens.methods.sea_rule import Merge, MergeSpace, Projections, Ranks, SEARule, Share
+from sea_lens.subspaces import Spectrum
 
-T = TypeVar("T")
-Share = float | tuple[float, float]
-Projections = Literal["both", "positive", "negative", "reversed"]
-Merge = Literal["norm", "sum", "average"]
-MergeSpace = Literal["features", "activations"]
+__all__ = ["Merge", "MergeSpace", "Projections", "Ranks", "SEARule", "Share", "fit_sea", "refit_sea", "rule_of"]
+
 NEARLY_NOTHING = 0.01
 """Share of the norm below which an edit is reported as doing next to nothing."""
 MANY_CLAMPED = 0.01
@@ -96,8 +90,7 @@ def fit_sea(
     """
     rule = SEARule(spectrum, centre, projections, merge, feature_map, feature_unit, merge_space)
     editor = rule.fit(activations, [explained_variance if ranks is None else Ranks(ranks)], layers, dtype, progress)[0]
-    _warn_if_nothing(editor.card.layers, centre, editor.is_identity)
-    _warn_if_clamped(editor.card.layers)
+    warn_of(editor, centre)
     return editor
 
 
@@ -138,196 +131,10 @@ def rule_of(editor: Editor) -> tuple[SEARule, Share | Ranks]:
     return SEARule(**settings), tuple(shares) if ranks is None else Ranks(tuple(ranks))
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """Numbers of directions: one for both subspaces, or a pair (positive, negative)."""
-
-    numbers: int | tuple[int, int]
-
-    @property
-    def pair(self) -> tuple[int, int]:
-        """Of the positive and of the negative subspace."""
-        return _pair(self.numbers)
-
-
-@dataclass(frozen=True)
-class SEARule:
-    """All that defines an SEA edit but the number of its directions: what one decomposition of the activations is for.
-
-    Attributes are the arguments of `fit_sea`.
-    """
-
-    spectrum: Spectrum = "squared"
-    centre: bool = False
-    projections: Projections = "both"
-    merge: Merge = "norm"
-    feature_map: FeatureMap | None = None
-    feature_unit: float | Literal["median"] = "median"
-    merge_space: MergeSpace = "features"
-
-    def __post_init__(self) -> None:
-        for name, kind in (("projections", Projections), ("merge", Merge), ("merge_space", MergeSpace)):
-            value, known = getattr(self, name), get_args(kind)
-            if value not in known:
-                raise InputError(f"{name} is one of {', '.join(known)}, and {value!r} was given.")
-        if self.feature_map is not None:
-            check_map(self.feature_map)
-        unit = self.feature_unit
-        if unit != "median" and not (isinstance(unit, float | int) and math.isfinite(unit) and unit > 0):
-            raise InputError(f'feature_unit is "median" or a finite number above zero, and {unit!r} was given.')
-
-    def fit(
-        self,
-        activations: Activations,
-        sizes: Sequence[Share | Ranks],
-        layers: Iterable[int] | None = None,
-        dtype: torch.dtype = torch.float32,
-        progress: bool = True,
-    ) -> list[Editor]:
-        """One editor for each size of the subspaces, from one decomposition a layer. Says nothing of edits that do nothing.
-
-        Args:
-            activations: As for `fit_sea`.
-            sizes: Explained variances, or `Ranks`.
-            layers: As for `fit_sea`.
-            dtype: As for `fit_sea`.
-            progress: As for `fit_sea`.
-
-        Raises:
-            InputError: If a share, a rank or a layer is impossible.
-        """
-        chosen = activations.layers if layers is None else sorted(set(layers))
-        absent = [layer for layer in chosen if layer not in activations.layers]
-        if absent or not chosen:
-            raise InputError(
-                f"Layers {absent or chosen} were asked for; activations are there of {activations.layers}."
-            )
-        edits: list[dict[int, Edit]] = [{} for _ in sizes]
-        found: list[dict[int, dict[str, JSON]]] = [{} for _ in sizes]
-        for layer in tqdm(chosen, desc="fit", unit="layer", disable=not progress, delay=2):
-            neutral = activations.neutral[layer].double()
-            unit = self._unit(neutral, layer)
-            covariances = self.decompose(activations, layer)
-            mean = self._features(neutral, unit).mean(0) if self.centre else None
-            for index, size in enumerate(sizes):
-                positive, negative = self.subspaces(covariances, size)
-                edit = self._edit(positive, negative, mean, unit)
-                facts: dict[str, JSON] = {
-                    "rank_positive": positive.rank,
-                    "rank_negative": negative.rank,
-                    "rank": edit.rank,
-                    "displacement": displacement(edit, neutral),
-                }
-                if isinstance(edit, FeatureSpaceEdit):
-                    outside, beyond = edit.clamped(neutral)
-                    facts |= {"unit": unit, "clamped_activations": outside, "clamped_features": beyond}
-                found[index][layer], edits[index][layer] = facts, edit.cast(dtype)
-        return [
-            Editor(by_layer, self._card(activations, size, facts_by_layer))
-            for size, by_layer, facts_by_layer in zip(sizes, edits, found, strict=True)
-        ]
-
-    def _unit(self, neutral: Float[Tensor, "n d_model"], layer: int) -> float:
-        if self.feature_unit != "median":
-            return float(self.feature_unit)
-        unit = float(neutral.abs().median())
-        if self.feature_map is not None and unit == 0:
-            raise InputError(
-                f"Half of the neutral activations of layer {layer} are zero. Give feature_unit as a number."
-            )
-        return unit
-
-    def _features(self, h: Float[Tensor, "n d_model"], unit: float) -> Float[Tensor, "n d_model"]:
-        if self.feature_map is None:
-            return h.double()
-        return self.feature_map.forward((h.double() / unit).clamp(*self.feature_map.domain))
-
-    def decompose(self, activations: Activations, layer: int) -> list[CrossCovariance]:
-        """The cross-covariances of a layer with its positive and its negative side, in the feature space if there is one."""
-        unit = self._unit(activations.neutral[layer].double(), layer)
-        features = self._features(activations.neutral[layer], unit)
-        sides = (activations.positive[layer], activations.negative[layer])
-        return [CrossCovariance.of(features, self._features(side, unit), self.centre) for side in sides]
-
-    def subspaces(self, covariances: Sequence[CrossCovariance], size: Share | Ranks) -> list[Subspace]:
-        """The positive and the negative subspace of a size."""
-        if isinstance(size, Ranks):
-            return [side.leading(rank) for side, rank in zip(covariances, size.pair, strict=True)]
-        return [side.explaining(share, self.spectrum) for side, share in zip(covariances, _pair(size), strict=True)]
-
-    def _edit(
-        self, positive: Subspace, negative: Subspace, mean: Float[Tensor, " d_model"] | None, unit: float
-    ) -> LowRankEdit | FeatureSpaceEdit:
-        first, second = (negative, positive) if self.projections == "reversed" else (positive, negative)
-        ones = torch.ones(max(first.rank, second.rank), dtype=torch.float64)
-        kept, removed = (first.basis, ones[: first.rank]), (second.basis, -ones[: second.rank])
-        norm, averaged = self.merge == "norm", self.merge == "average"
-        if self.projections == "positive":
-            parts = [_part(*kept, mean, kept=0.0, mean_stays=True)]
-        elif self.projections == "negative":
-            parts = [_part(*removed, mean)]
-        elif self.feature_map is not None and self.merge_space == "activations":
-            # A mean goes back once into what is summed: with the projection that keeps most. An average needs it in both.
-            parts = [_part(*kept, mean, kept=0.0, mean_stays=averaged), _part(*removed, mean)]
-        else:
-            directions, eigenvalues = difference_of_projectors(first.basis, second.basis)
-            half = 0.5 if averaged else 1.0
-            parts = [_part(directions, half * eigenvalues, mean, kept=half, mean_stays=True)]
-        if self.feature_map is None:
-            return replace(parts[0], restore_norm=norm)
-        weight = 0.5 if averaged and len(parts) == 2 else 1.0
-        return FeatureSpaceEdit(self.feature_map, tuple(parts), unit, weight, restore_norm=norm)
-
-    def _card(
-        self, activations: Activations, size: Share | Ranks, found: Mapping[int, Mapping[str, JSON]]
-    ) -> EditorCard:
-        hyper_parameters: dict[str, JSON] = {
-            "explained_variance": None if isinstance(size, Ranks) else list(_pair(size)),
-            "ranks": list(size.pair) if isinstance(size, Ranks) else None,
-            "spectrum": self.spectrum,
-            "centre": self.centre,
-            "projections": self.projections,
-            "merge": self.merge,
-        }
-        if self.feature_map is not None:
-            hyper_parameters |= {
-                "feature_map": {"name": type(self.feature_map).__name__, **parameters_of(self.feature_map)},
-                "feature_unit": self.feature_unit,
-                "merge_space": self.merge_space,
-            }
-        return EditorCard(
-            method="sea",
-            hyper_parameters=hyper_parameters,
-            site=activations.site,
-            token=activations.token,
-            model=activations.model,
-            n_demonstrations=activations.n,
-            demonstrations=activations.demonstrations,
-            layers=found,
-            versions=library_versions(),
-        )
-
-
-def _part(
-    directions: Float[Tensor, "d_model rank"],
-    eigenvalues: Float[Tensor, " rank"],
-    mean: Float[Tensor, " d_model"] | None,
-    kept: float = 1.0,
-    mean_stays: bool = True,
-) -> LowRankEdit:
-    """`kept * x + (x W) diag(lam) W^T` of what lies around the mean, which is then put back or not."""
-    shift = None
-    if mean is not None and (len(eigenvalues) or kept != 1):
-        shift = (float(mean_stays) - kept) * mean - ((mean @ directions) * eigenvalues) @ directions.T
-    return LowRankEdit(directions, eigenvalues, shift, restore_norm=False, kept=kept)
-
-
-def _pair(value: T | tuple[T, T]) -> tuple[T, T]:
-    if not isinstance(value, tuple | list):  # cards hold lists
-        return (value, value)
-    if len(value) != 2:
-        raise InputError(f"A pair (positive, negative) was expected, and {value} was given.")
-    return (value[0], value[1])
+def warn_of(editor: Editor, centre: bool) -> None:
+    """Warns the caller of a fitting function if its editor does next to nothing, or clamps much."""
+    _warn_if_nothing(editor.card.layers, centre, editor.is_identity)
+    _warn_if_clamped(editor.card.layers)
 
 
 def _warn_if_nothing(found: Mapping[int, Mapping[str, JSON]], centre: bool, edits_nothing: bool) -> None:
@@ -342,7 +149,7 @@ def _warn_if_nothing(found: Mapping[int, Mapping[str, JSON]], centre: bool, edit
             "This editor edits nothing: at every layer the positive and the negative subspace are the same, so their "
             f"projectors cancel (ranks by layer: {ranks}). {remedy}",
             SeaLensWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     elif all(float(str(facts["displacement"])) < NEARLY_NOTHING for facts in found.values()):
         most = max(float(str(facts["displacement"])) for facts in found.values())
@@ -350,7 +157,7 @@ def _warn_if_nothing(found: Mapping[int, Mapping[str, JSON]], centre: bool, edit
             f"This editor edits next to nothing: it moves the neutral activations by at most {most:.2%} of their norm "
             f"at any layer (ranks by layer: {ranks}). {remedy}",
             SeaLensWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -369,5 +176,5 @@ def _warn_if_clamped(found: Mapping[int, Mapping[str, JSON]]) -> None:
                 f"Entries of the neutral activations {why}: {listed}. Give the feature map a larger scale, or fit at a "
                 "larger feature_unit.",
                 SeaLensWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
