@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -59,7 +60,7 @@ class CachedPrefix:
         """
         tokens = PaddedTokens(ids, torch.ones_like(ids, dtype=torch.bool))
         options = {**self._options(tokens, follows), "use_cache": True, "return_type": "logits_and_cache"}
-        with continuing_from(self.length):
+        with continuing_from(self.length) if self.cache is not None else nullcontext():
             logits, cache = self.model(ids, **options)
         return logits, CachedPrefix(self.model, self.length + ids.shape[1], cache)
 
