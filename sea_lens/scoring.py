@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sea_lens.cached_prefix import CachedPrefix
 from sea_lens.edits import precise_dtype
 from sea_lens.errors import InputError
 from sea_lens.models import Model, PaddedTokens, TokenizedAnswer, check_context_length, tokenizer_of
-from sea_lens.positions import continuing_from
 from sea_lens.questions import Questions
 
 
@@ -65,61 +63,6 @@ def completion_log_probabilities(
                 scores[index] = float(before.gather(-1, said[:, None]).double().sum())
             bar.update(len(batch))
     return scores
-
-
-LEAST_PREFIX = 16
-"""Tokens below which a common beginning is not worth a pass of its own."""
-
-
-@dataclass(frozen=True, eq=False)
-class CachedPrefix:
-    """The beginning that texts share, run once; valid only under the hooks that it was run under.
-
-    Attributes:
-        model: That ran it.
-        length: In tokens; 0 for none.
-        cache: Its keys and values.
-    """
-
-    model: Model
-    length: int
-    cache: KeyValueCache | None
-
-    @classmethod
-    def of(cls, model: Model, rows: Sequence[TokenizedAnswer]) -> CachedPrefix:
-        """Runs what all rows begin with, up to before the last token of the shortest prompt."""
-        longest = min((row.answer_start for row in rows), default=1) - 1
-        length = 0
-        while length < longest and len({row.ids[length] for row in rows}) == 1:
-            length += 1
-        if length < LEAST_PREFIX or len(rows) < 2:
-            return cls(model, 0, None)
-        ids = torch.tensor([rows[0].ids[:length]], device=model.cfg.device)
-        _, cache = model(ids, return_type="logits_and_cache", use_cache=True)
-        return cls(model, length, cache)
-
-    def continued(self, tokens: PaddedTokens) -> Float[Tensor, "batch pos d_vocab"]:
-        """Logits of what follows the prefix, padded on the right."""
-        options = tokens.forward_options()
-        if self.cache is None:
-            return self.model(tokens.ids, **options)
-        cache = copy.deepcopy(self.cache)  # the model appends to the one it is given
-        cache.batch_repeat_interleave(len(tokens.ids))
-        before = tokens.mask.new_ones(len(tokens.ids), self.length)
-        options = {
-            "past_key_values": cache,
-            "attention_mask": torch.cat([before, tokens.mask], dim=1).long(),
-            "position_ids": self.length + torch.arange(tokens.ids.shape[1], device=tokens.ids.device)[None],
-        }
-        with continuing_from(self.length):
-            return self.model(tokens.ids, **options)
-
-
-class KeyValueCache(Protocol):
-    """What we use of a Hugging Face cache."""
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeats every row."""
 
 
 @dataclass(frozen=True, eq=False)
