@@ -240,11 +240,19 @@ class TokenizedAnswer:
     @classmethod
     def of(cls, model: Model, prompt: str, completion: str) -> TokenizedAnswer:
         """Tokenises prompt and completion together, as the model would read them."""
-        before, ids = token_ids(model, prompt), token_ids(model, join(prompt, completion))
-        shared = 0
-        while shared < min(len(before), len(ids)) and before[shared] == ids[shared]:
-            shared += 1
-        return cls(ids, shared)
+        return cls.all_of(model, prompt, [completion])[0]
+
+    @classmethod
+    def all_of(cls, model: Model, prompt: str, completions: Sequence[str]) -> list[TokenizedAnswer]:
+        """Tokenises a prompt with each of several completions."""
+        before, found = token_ids(model, prompt), []
+        for completion in completions:
+            ids = token_ids(model, join(prompt, completion))
+            shared = 0
+            while shared < min(len(before), len(ids)) and before[shared] == ids[shared]:
+                shared += 1
+            found.append(cls(ids, shared))
+        return found
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def completion_log_probabilities(
         raise InputError(
             f"At least one text and a batch_size of 1 are needed; {len(texts)} and {batch_size} were given."
         )
-    rows = [_tokenised(model, prompt, completion) for prompt, completion in texts]
+    rows = [tokenised_answers(model, prompt, [completion])[0] for prompt, completion in texts]
     check_context_length(model, [len(row.ids) for row in rows], [f"Text {index}" for index in range(len(rows))])
     prefix = CachedPrefix.of(model, rows if share_prefix else [])
     scores = [0.0] * len(rows)
@@ -119,7 +119,7 @@ class QuestionBatch:
         first_rows, starts, completions = [], [], []
         for index in indices:
             question = questions[index]
-            texts = [_tokenised(model, question.prompt, text) for text in (*question.true, *question.false)]
+            texts = tokenised_answers(model, question.prompt, (*question.true, *question.false))
             check_context_length(model, [len(text.ids) for text in texts], [f"Question {index}"] * len(texts))
             start = min(text.answer_start for text in texts)
             needed: list[list[int]] = []
@@ -171,16 +171,21 @@ def question_batches(model: Model, questions: Questions, batch_size: int) -> lis
     return [QuestionBatch.of(model, questions, chunk) for chunk in chunks]
 
 
-def _tokenised(model: Model, prompt: str, completion: str) -> TokenizedAnswer:
-    """Prompt and completion; where there is no prompt, the text's beginning token stands for it, as in lm-eval."""
-    text = TokenizedAnswer.of(model, prompt, completion)
-    if not prompt and not text.answer_start and text.ids:
-        tokenizer = tokenizer_of(model)
-        begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        if begin is not None:
+def tokenised_answers(model: Model, prompt: str, completions: Sequence[str]) -> list[TokenizedAnswer]:
+    """A prompt with each completion; where there is no prompt, the text's beginning token stands for it, as in lm-eval.
+
+    Raises:
+        InputError: If the prompt or a completion comes out as no tokens.
+    """
+    tokenizer = tokenizer_of(model)
+    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    found = []
+    for text, completion in zip(TokenizedAnswer.all_of(model, prompt, completions), completions, strict=True):
+        if not prompt and not text.answer_start and text.ids and begin is not None:
             text = TokenizedAnswer([begin, *text.ids], 1)
-    if text.answer_start >= len(text.ids) or not text.answer_start:
-        raise InputError(
-            f"A prompt or a completion comes out as no tokens: {prompt!r} with {completion!r}. Drop or mend it."
-        )
-    return text
+        if text.answer_start >= len(text.ids) or not text.answer_start:
+            raise InputError(
+                f"A prompt or a completion comes out as no tokens: {prompt!r} with {completion!r}. Drop or mend it."
+            )
+        found.append(text)
+    return found

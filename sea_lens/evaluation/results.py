@@ -1,0 +1,155 @@
+"""What an evaluation found, where it came from, and its folder: JSON and CSV files that name everything that made them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pandas as pd
+
+from sea_lens.editor import Editor
+from sea_lens.editor_card import JSON, library_versions
+from sea_lens.evaluation.tables import latex, markdown
+from sea_lens.models import Model, ModelDescription, weights_fingerprint
+from sea_lens.tensor_files import write_text
+
+FORMAT = "sea_lens.evaluation/1"
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """One benchmark, of one model or of one model before and after an edit.
+
+    Attributes:
+        benchmark: Its name, such as `TruthfulQA`.
+        headline: The metric that stands for it where one number has to.
+        table: One row a metric. Without an editor `n`, `value` and its interval `low` to `high`; with one `n`, `unedited`,
+            `edited`, `change` with its paired interval, and `p_value`.
+        by_category: The same for every category; empty where rows have none.
+        per_row: One row a question (a pair, a text), with what metrics are made of.
+        per_answer: One row an answer with its log-probability; empty for benchmarks without answers.
+        provenance: What made it: model, editor, data file with its hash, prompt, options, versions, seconds.
+    """
+
+    benchmark: str
+    headline: str
+    table: pd.DataFrame
+    by_category: pd.DataFrame
+    per_row: pd.DataFrame
+    per_answer: pd.DataFrame
+    provenance: Mapping[str, JSON]
+
+    @property
+    def is_edited(self) -> bool:
+        """Whether an edited model is compared with the unedited one."""
+        return "edited" in self.table
+
+    @property
+    def score(self) -> float:
+        """The headline metric: the edited model's, if there is one."""
+        column = self.table["edited" if self.is_edited else "value"]
+        return float(column[self.headline])
+
+    def to_markdown(self) -> str:
+        """The table, for a README or an issue."""
+        return markdown(self.table)
+
+    def to_latex(self) -> str:
+        """The table, for a paper."""
+        return latex(self.table)
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Writes `evaluation.json` (numbers and provenance) and a CSV file for each table that is not empty.
+
+        Returns:
+            The files.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        metrics = json.loads(self.table.to_json(orient="index", double_precision=15))
+        head = {"format": FORMAT, "benchmark": self.benchmark, "headline": self.headline, "metrics": metrics}
+        path = folder / "evaluation.json"
+        write_text(path, json.dumps({**head, **self.provenance}, indent=1, ensure_ascii=False) + "\n")
+        written = [path]
+        tables = {
+            "metrics": self.table,
+            "categories": self.by_category,
+            "rows": self.per_row,
+            "answers": self.per_answer,
+        }
+        for name, table in tables.items():
+            if len(table):
+                write_text(folder / f"{name}.csv", table.to_csv())
+                written.append(folder / f"{name}.csv")
+        return written
+
+    def __repr__(self) -> str:
+        column = "edited" if self.is_edited else "value"
+        numbers = ", ".join(f"{name} {value:.4g}" for name, value in self.table[column].items())
+        return f"Evaluation({self.benchmark}, {column}: {numbers})"
+
+
+def provenance(
+    model: Model,
+    editor: Editor | None,
+    *,
+    source: str,
+    fingerprint: str,
+    n: int,
+    prompt: str,
+    options: Mapping[str, JSON],
+    seconds: float,
+    packages: Sequence[str] = (),
+) -> dict[str, JSON]:
+    """What made a result, as plain values.
+
+    Args:
+        model: The model, unedited.
+        editor: The editor, if there was one.
+        source: Where the rows come from: a file, of which the hash is taken, or a word.
+        fingerprint: Of the rows themselves.
+        n: How many rows.
+        prompt: What they were put into.
+        options: All else that the numbers depend on.
+        seconds: Wall time.
+        packages: Other packages whose versions matter.
+    """
+    described = ModelDescription.of(model)
+    file = Path(source)
+    file_hash = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+    versions: dict[str, JSON] = dict(library_versions())
+    for name in ("transformers", *packages):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    made_by: dict[str, JSON] | None = None
+    if editor is not None:
+        made_by = {
+            "fingerprint": editor.fingerprint,
+            "method": editor.card.method,
+            "hyper_parameters": dict(editor.card.hyper_parameters),
+            "site": editor.card.site,
+            "layers": list(editor.layers),
+            "strengths": [editor[layer].strength for layer in editor.layers],
+            "demonstrations": editor.card.demonstrations,
+        }
+    return {
+        "model": {
+            "name": described.name,
+            "n_layers": described.n_layers,
+            "d_model": described.d_model,
+            "weights": described.weights,
+            "fingerprint": weights_fingerprint(model),
+        },
+        "editor": made_by,
+        "data": {"source": source, "sha256": file_hash, "rows": n, "fingerprint": fingerprint},
+        "prompt": prompt,
+        "options": dict(options),
+        "versions": versions,
+        "seconds": round(seconds, 3),
+    }
