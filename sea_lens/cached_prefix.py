@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -64,22 +64,43 @@ class CachedPrefix:
             logits, cache = self.model(ids, **options)
         return logits, CachedPrefix(self.model, self.length + ids.shape[1], cache)
 
+    def extended_below(self, ids: Int[Tensor, "rows pos"], follows: Sequence[int], layer: int) -> CachedPrefix:
+        """The longer beginnings for passes that stop at `layer`: only the blocks below it are run, and no logits made.
+
+        Args:
+            ids: The tokens that come next, all of one length.
+            follows: By row of `ids`, which beginning it goes on from.
+            layer: To be given to `continued` as well.
+        """
+        options = self._options(PaddedTokens(ids, torch.ones_like(ids, dtype=torch.bool)), follows)
+        # A pass that is stopped returns no cache, but fills the one it is given.
+        cache = options.get("past_key_values")
+        if cache is None:
+            cache = _empty_cache(self.model)
+            options |= {"past_key_values": cache, "use_cache": True}
+        with continuing_from(self.length) if self.cache is not None else nullcontext():
+            self.model(ids, stop_at_layer=layer, **options)
+        return CachedPrefix(self.model, self.length + ids.shape[1], cache)
+
     def continued(
-        self, tokens: PaddedTokens, follows: Sequence[int] | None = None
-    ) -> Float[Tensor, "batch pos d_vocab"]:
+        self, tokens: PaddedTokens, follows: Sequence[int] | None = None, stop_at_layer: int | None = None
+    ) -> Float[Tensor, "batch pos d_vocab_or_d_model"]:
         """Logits of what comes next, padded on the right.
 
         Args:
             tokens: The tokens that come next.
             follows: By row, which beginning it goes on from; None for the only one.
+            stop_at_layer: Block at which to stop, as TransformerLens takes it: its residual stream instead of logits.
         """
         options = self._options(tokens, [0] * len(tokens.ids) if follows is None else follows)
+        if stop_at_layer is not None:
+            options["stop_at_layer"] = stop_at_layer
         if self.cache is None:
             return self.model(tokens.ids, **options)
         with continuing_from(self.length):
             return self.model(tokens.ids, **options)
 
-    def _options(self, tokens: PaddedTokens, follows: Sequence[int]) -> dict[str, object]:
+    def _options(self, tokens: PaddedTokens, follows: Sequence[int]) -> dict[str, Any]:
         if self.cache is None:
             return tokens.forward_options()
         cache = copy.deepcopy(self.cache)  # the model appends to the one it is given
@@ -90,6 +111,15 @@ class CachedPrefix:
             "attention_mask": torch.cat([before, tokens.mask], dim=1).long(),
             "position_ids": self.length + torch.arange(tokens.ids.shape[1], device=tokens.ids.device)[None],
         }
+
+
+def _empty_cache(model: Model) -> KeyValueCache:
+    """A cache with what each layer needs, sliding windows among them, as Hugging Face's decoders make theirs."""
+    from transformers import DynamicCache  # late: it takes a second to import, which `import sea_lens` need not cost
+
+    config = model.original_model.config  # type: ignore[attr-defined]  # of Hugging Face's model inside the bridge
+    cache: KeyValueCache = DynamicCache(config=config)
+    return cache
 
 
 def common_length(rows: Sequence[TokenizedAnswer]) -> int:

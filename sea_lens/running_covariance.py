@@ -74,9 +74,9 @@ class RunningCrossCovariance:
         if not centre:
             matrix.addr_(self.neutral_mean, self.other_mean)
         left, singular_values, _ = torch.linalg.svd(matrix)
-        # n rows span n directions at most, and n - 1 once centred; beyond are those of rounding.
-        supported = min(len(matrix), self.n - centre)
-        return CrossCovariance(left[:, :supported], singular_values[:supported])
+        singular_values[self.n - centre :] = 0  # n rows span n directions at most, and n - 1 once centred
+        kept = min(len(matrix), self.n)
+        return CrossCovariance(left[:, :kept], singular_values[:kept])
 
 
 def _mean_and_rest(rows: Float[Tensor, "n d_model"]) -> tuple[Float[Tensor, " d_model"], Float[Tensor, "n d_model"]]:

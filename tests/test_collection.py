@@ -229,16 +229,16 @@ def test_answers_without_content_are_warned_about(llama):
 # --- killed and run again --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("finished", [0, 1, 3])
-def test_a_killed_collection_goes_on_where_it_stopped(bridge, tmp_path, finished):
-    whole = collect(bridge, batch_size=4)  # 15 texts: 4 batches
-    with pytest.raises(KeyboardInterrupt), Passes(bridge, stop_after=finished):
+@pytest.mark.parametrize(("reached", "left"), [(0, 4), (1, 4), (3, 1)])
+def test_a_killed_collection_goes_on_where_it_stopped(bridge, tmp_path, reached, left):
+    whole = collect(bridge, batch_size=4)  # a batch of 4 demonstrations in 3 passes, and one of 1 in 1
+    with pytest.raises(KeyboardInterrupt), Passes(bridge, stop_after=reached):
         collect(bridge, batch_size=4, folder=tmp_path / "run")
     with pytest.raises(FileFormatError, match="no finished collection"):
         Activations.load(tmp_path / "run")
     with Passes(bridge) as passes:
         resumed = collect(bridge, batch_size=4, folder=tmp_path / "run")
-    assert passes.n == 4 - finished
+    assert passes.n == left
     assert same(resumed, whole)
 
 

@@ -1,0 +1,121 @@
+"""Work split over the processes of `torchrun` or `accelerate launch`, and put together in the order of their ranks.
+
+A process belongs to a group once `torch.distributed` is initialised in it: by `torch.distributed.init_process_group("gloo")`
+(or `"nccl"`), or by making an `accelerate.Accelerator`. Until then it is alone. All functions here that communicate must be
+called by every process of the group, the same number of times and in the same order.
+
+What is put together has a defined order, so that results do not depend on which process was quicker.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+import torch.distributed
+from jaxtyping import Shaped
+from torch import Tensor
+
+from sea_lens.errors import SeaLensWarning
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    """This process's number, from 0; 0 for a process that is alone."""
+    return torch.distributed.get_rank() if _in_group() else 0
+
+
+def n_processes() -> int:
+    """How many processes share the work; 1 for a process that is alone.
+
+    Warns:
+        SeaLensWarning: If a launcher started several, but `torch.distributed` is not initialised: each does all the work.
+    """
+    if _in_group():
+        return torch.distributed.get_world_size()
+    launched = os.environ.get("WORLD_SIZE", "1")
+    if launched != "1" and "LOCAL_RANK" in os.environ:
+        warnings.warn(
+            f"A launcher started {launched} processes, but torch.distributed is not initialised, so each of them does all of "
+            'the work. Call torch.distributed.init_process_group("gloo") first, or make an accelerate.Accelerator.',
+            SeaLensWarning,
+            stacklevel=2,
+        )
+    return 1
+
+
+def _in_group() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def share_of(rows: Sequence[T]) -> Sequence[T]:
+    """This process's share: every n-th row from its rank on, so that rows sorted by length are split evenly."""
+    return rows[rank() :: n_processes()]
+
+
+def from_each(tensor: Shaped[Tensor, "*shape"]) -> Iterator[Shaped[Tensor, "*shape"]]:
+    """Every process's tensor, on the CPU, in the order of ranks; one at a time is held.
+
+    To be gone through to the end by every process.
+
+    Args:
+        tensor: This process's. Sizes may differ between processes; dtype and number of dimensions may not.
+    """
+    if n_processes() == 1:
+        yield tensor.cpu()
+        return
+    device = _device()
+    for source in range(n_processes()):
+        shape = torch.tensor(tensor.shape, dtype=torch.long, device=device)
+        torch.distributed.broadcast(shape, source)
+        if source == rank():
+            sent = tensor.detach().to(device).contiguous()
+        else:
+            sent = torch.empty(*shape.tolist(), dtype=tensor.dtype, device=device)
+        torch.distributed.broadcast(sent, source)
+        yield sent.cpu()
+
+
+def in_row_order(share: Shaped[Tensor, "n_own ..."]) -> Shaped[Tensor, "n ..."]:
+    """What every process found for its `share_of(rows)`, as one tensor in the order of `rows`, on the CPU.
+
+    Args:
+        share: One entry a row of this process's share, in order.
+    """
+    shares = list(from_each(share))
+    whole = torch.empty(sum(map(len, shares)), *share.shape[1:], dtype=share.dtype)
+    for number, found in enumerate(shares):
+        whole[number :: len(shares)] = found
+    return whole
+
+
+def every_process(is_so: bool) -> bool:
+    """Whether something is so on every process."""
+    answers = list(from_each(torch.tensor(int(is_so))))  # a list, for all of them have to be received
+    return all(map(bool, answers))
+
+
+@contextmanager
+def in_turn() -> Iterator[None]:
+    """Runs a block on one process after another, by rank, as for files that all of them write if they are not there."""
+    for turn in range(n_processes()):
+        if turn == rank():
+            yield
+        wait_for_all()
+
+
+def wait_for_all() -> None:
+    """Waits until every process has come here."""
+    every_process(True)
+
+
+def _device() -> torch.device:
+    """Where tensors must lie to be sent: NCCL sends from GPUs only."""
+    if torch.distributed.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
