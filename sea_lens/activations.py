@@ -210,6 +210,24 @@ class Activations:
         )
 
 
+@dataclass(frozen=True)
+class ActivationKind:
+    """What activations must have in common to be put together; attributes as those of `Activations`."""
+
+    site: str
+    token: TokenChoice
+    model: ModelDescription | None
+    editor: str | None
+    layers: tuple[int, ...]
+    d_model: int
+
+    @classmethod
+    def of(cls, activations: Activations) -> ActivationKind:
+        """Reads it off activations."""
+        a = activations
+        return cls(a.site, a.token, a.model, a.editor, tuple(a.layers), a.d_model)
+
+
 def _toggle(demonstrations: str | None, mark: str) -> str | None:
     """A fingerprint with a mark for an exchange; without it when the same exchange is made again, which undoes it."""
     if demonstrations is None:

@@ -36,7 +36,7 @@ def collect_activations(
     One forward pass a batch serves all layers; the hooks gather the chosen token and nothing else is kept. The pass
     stops after the last layer asked for. What separates positives from negatives besides meaning is warned about, once.
 
-    They take `3 n d_model` float32 numbers a layer. Where that is too much, `SEAFitter.collect` keeps sums instead.
+    They take `3 n d_model` float32 numbers a layer. Where that is too much, `collect_statistics` keeps sums instead.
 
     Under `torchrun` or `accelerate launch`, with `torch.distributed` initialised, batches are split over the processes, and
     all of them get all activations: the same bits as from one process, since the batches are the same. (A `folder` must then
@@ -115,9 +115,9 @@ def collect_activations(
         by_role["negative"],
         site=site,
         token=token,
-        model=stream.description,
+        model=stream.kind.model,
         demonstrations=demonstrations.fingerprint,
-        editor=None if editor is None else editor.fingerprint,
+        editor=stream.kind.editor,
     )
     if shards is not None:
         if rank() == 0:

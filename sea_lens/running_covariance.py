@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sea_lens.processes import from_each, n_processes
 from sea_lens.subspaces import CrossCovariance
 
 
@@ -67,6 +68,16 @@ class RunningCrossCovariance:
         self.other_mean = self.other_mean + (n / total) * other_change
         self.n = total
         return weight, change, other_change
+
+    def over_processes(self) -> RunningCrossCovariance:
+        """Of the rows of all processes, merged in the order of their ranks: the same bits on each. All must call it."""
+        if n_processes() == 1:
+            return self
+        whole = RunningCrossCovariance.empty(len(self.comoment))
+        parts = map(from_each, (torch.tensor(self.n), self.neutral_mean, self.other_mean, self.comoment))
+        for n, neutral_mean, other_mean, comoment in zip(*parts, strict=True):
+            whole.merge(RunningCrossCovariance(int(n), neutral_mean, other_mean, comoment))
+        return whole
 
     def decomposed(self, centre: bool = False) -> CrossCovariance:
         """Its singular value decomposition: that of `CrossCovariance.of` on all rows at once."""

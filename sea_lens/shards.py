@@ -12,6 +12,37 @@ from sea_lens.errors import FileFormatError
 from sea_lens.tensor_files import load_tensors, save_tensors, write_text
 
 
+def claim_folder(folder: Path, job: str, manifest: Mapping[str, object]) -> None:
+    """Starts a job in a folder, by writing its manifest there as `{job}.json`, or takes up one with the same manifest.
+
+    Args:
+        folder: Where; made if it is not there.
+        job: What it is of, in a word.
+        manifest: All that decides the job's result, as plain JSON values.
+
+    Raises:
+        FileFormatError: If the folder holds another one.
+    """
+    path = folder / f"{job}.json"
+    wanted = json.loads(json.dumps(manifest))
+    if path.exists():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise FileFormatError(f"{path} could not be read: {error}. Delete the folder to start anew.") from error
+        if not isinstance(found, dict):
+            raise FileFormatError(f"{path} is not a {job}'s. Delete the folder to start anew.")
+        different = sorted(key for key in {*wanted, *found} if wanted.get(key) != found.get(key))
+        if different:
+            raise FileFormatError(
+                f"{folder} holds a {job} that differs in {', '.join(different)}. Choose another folder, or "
+                "delete this one."
+            )
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(wanted, indent=1) + "\n")
+
+
 class Shards:
     """The folder of a running job: a manifest and one file a finished batch, each whole or absent.
 
@@ -30,24 +61,7 @@ class Shards:
             FileFormatError: If the folder holds another one.
         """
         self.folder, self.job, self.shapes = folder, job, shapes
-        path = folder / f"{job}.json"
-        wanted = json.loads(json.dumps(manifest))
-        if path.exists():
-            try:
-                found = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
-                raise FileFormatError(f"{path} could not be read: {error}. Delete the folder to start anew.") from error
-            if not isinstance(found, dict):
-                raise FileFormatError(f"{path} is not a {job}'s. Delete the folder to start anew.")
-            different = sorted(key for key in {*wanted, *found} if wanted.get(key) != found.get(key))
-            if different:
-                raise FileFormatError(
-                    f"{folder} holds a {job} that differs in {', '.join(different)}. Choose another folder, or "
-                    "delete this one."
-                )
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(wanted, indent=1) + "\n")
+        claim_folder(folder, job, manifest)
 
     def _path(self, number: int) -> Path:
         return self.folder / f"batch-{number:06d}.safetensors"

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sea_lens.activations import ROLES, Activations, TokenChoice
+from sea_lens.activations import ROLES, ActivationKind, Activations, TokenChoice
 from sea_lens.cached_prefix import LEAST_PREFIX, CachedPrefix, common_length
 from sea_lens.demonstration_texts import DemonstrationTexts, label_of
 from sea_lens.demonstrations import Demonstrations
@@ -77,7 +77,14 @@ class ActivationStream:
         self.shares_prefix = share_prefix and not published
         self._common = survey.common if self.shares_prefix and len(survey.common) >= LEAST_PREFIX else []
         self._order = torch.tensor(survey.lengths).argsort(descending=True, stable=True)
-        self.description = ModelDescription.of(model)
+        self.kind = ActivationKind(
+            site,
+            token,
+            ModelDescription.of(model),
+            None if editor is None else editor.fingerprint,
+            tuple(self.layers),
+            model.cfg.d_model,
+        )
 
     # --- what is in it -----------------------------------------------------------------------------------------------
 
@@ -90,19 +97,19 @@ class ActivationStream:
 
     def shape(self, number: int) -> tuple[int, int, int, int]:
         """Of what `gather` gives."""
-        return len(self.rows(number)), len(ROLES), len(self.layers), self.model.cfg.d_model
+        return len(self.rows(number)), len(ROLES), len(self.layers), self.kind.d_model
 
     def facts(self) -> dict[str, Any]:
         """All that decides its numbers, for the manifest of a folder."""
         return {
             "demonstrations": self.demonstrations.fingerprint,
-            "model": asdict(self.description),
+            "model": asdict(self.kind)["model"],
             "weights": weights_fingerprint(self.model),
             "layers": self.layers,
             "site": self.site,
             "token": self.token,
             "batch_size": self.batch_size,
-            "editor": None if self.editor is None else self.editor.fingerprint,
+            "editor": self.kind.editor,
             "share_prefix": None if self.shares_prefix else False,
         }
 
@@ -132,8 +139,8 @@ class ActivationStream:
             by_role[2],
             site=self.site,
             token=self.token,
-            model=self.description,
-            editor=None if self.editor is None else self.editor.fingerprint,
+            model=self.kind.model,
+            editor=self.kind.editor,
         )
 
     @torch.no_grad()
@@ -151,7 +158,7 @@ class ActivationStream:
         spans = [self.texts.span(text, label) for text, label in zip(texts, labels, strict=True)]
         prefix, of_group = self._prompts(groups)
         follows = [group if of_group else 0 for group in range(len(groups)) for _ in ROLES]
-        gathered = torch.empty(len(texts), len(self.layers), self.model.cfg.d_model)
+        gathered = torch.empty(len(texts), len(self.layers), self.kind.d_model)
         order = sorted(
             range(len(texts)), key=lambda index: -len(texts[index].ids)
         )  # like lengths together: less padding
