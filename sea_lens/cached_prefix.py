@@ -6,6 +6,7 @@ import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -79,22 +80,23 @@ class CachedPrefix:
             cache = _empty_cache(self.model)
             options |= {"past_key_values": cache, "use_cache": True}
         with continuing_from(self.length) if self.cache is not None else nullcontext():
-            self.model(ids, stop_at_layer=layer, **options)
+            self.model(ids, **options, **_stopping(self.model, layer))
         return CachedPrefix(self.model, self.length + ids.shape[1], cache)
 
     def continued(
         self, tokens: PaddedTokens, follows: Sequence[int] | None = None, stop_at_layer: int | None = None
-    ) -> Float[Tensor, "batch pos d_vocab_or_d_model"]:
+    ) -> Float[Tensor, "batch _ _"]:
         """Logits of what comes next, padded on the right.
 
         Args:
             tokens: The tokens that come next.
             follows: By row, which beginning it goes on from; None for the only one.
-            stop_at_layer: Block at which to stop, as TransformerLens takes it: its residual stream instead of logits.
+            stop_at_layer: For passes that only hooks look at: the block at which to stop. What is returned then is not
+                logits of all tokens.
         """
         options = self._options(tokens, [0] * len(tokens.ids) if follows is None else follows)
         if stop_at_layer is not None:
-            options["stop_at_layer"] = stop_at_layer
+            options |= _stopping(self.model, stop_at_layer)
         if self.cache is None:
             return self.model(tokens.ids, **options)
         with continuing_from(self.length):
@@ -111,6 +113,15 @@ class CachedPrefix:
             "attention_mask": torch.cat([before, tokens.mask], dim=1).long(),
             "position_ids": self.length + torch.arange(tokens.ids.shape[1], device=tokens.ids.device)[None],
         }
+
+
+def _stopping(model: Model, layer: int) -> dict[str, Any]:
+    """Options to run the blocks below a layer and as little as possible after them."""
+    if layer < model.cfg.n_layers:
+        return {"stop_at_layer": layer}
+    # After the last block TransformerLens does not stop, and logits of every token can cost as much as several blocks.
+    takes = signature(model.original_model.forward).parameters  # type: ignore[attr-defined]
+    return {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
 
 
 def _empty_cache(model: Model) -> KeyValueCache:

@@ -341,8 +341,7 @@ def _read_features(found: dict[str, Any] | None, own: FeatureMap | None) -> dict
     feature_map = own
     if found is not None and own is None and found["name"] in KNOWN:
         feature_map = KNOWN[found["name"]](**found["parameters"])
-    given = describe_features(feature_map, "" if found is None else found["unit"])
-    if given != found:
+    if found is None or describe_features(feature_map, found["unit"]) != found:
         theirs = "no feature map" if found is None else found["text"]
         raise FileFormatError(
             f"This fitter has features of {theirs}, and feature_map={own} was given. Give its own, or leave it out if it is "
