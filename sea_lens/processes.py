@@ -72,12 +72,14 @@ def from_each(tensor: Shaped[Tensor, "*shape"]) -> Iterator[Shaped[Tensor, "*sha
     device = _device()
     for source in range(n_processes()):
         shape = torch.tensor(tensor.shape, dtype=torch.long, device=device)
-        torch.distributed.broadcast(shape, source)
+        if tensor.ndim:
+            torch.distributed.broadcast(shape, source)
         if source == rank():
             sent = tensor.detach().to(device).contiguous()
         else:
-            sent = torch.empty(*shape.tolist(), dtype=tensor.dtype, device=device)
-        torch.distributed.broadcast(sent, source)
+            sent = torch.empty(shape.tolist(), dtype=tensor.dtype, device=device)
+        if sent.numel():
+            torch.distributed.broadcast(sent, source)
         yield sent.cpu()
 
 
