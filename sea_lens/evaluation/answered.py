@@ -1,4 +1,4 @@
-"""What benchmarks of questions with known answers have in common: score all answers, before and after an edit, and compare."""
+"""What benchmarks of questions with known answers have in common: score all answers before and after an edit, compare."""
 
 from __future__ import annotations
 
@@ -114,15 +114,13 @@ def _per_row(questions: Questions, counted: Sequence[Columns]) -> pd.DataFrame:
 
 def _per_answer(questions: Questions, scores: Mapping[str, AnswerScores]) -> pd.DataFrame:
     first = next(iter(scores.values()))
-    places = [
-        (row, column) for row, question in enumerate(questions) for column in range(len(question.true + question.false))
-    ]
-    texts = [(*questions[row].true, *questions[row].false)[column] for row, column in places]
+    answers = [(*question.true, *question.false) for question in questions]
+    places = [(row, column) for row, own in enumerate(answers) for column in range(len(own))]
     rows, columns = torch.tensor(places).unbind(1)
     return pd.DataFrame(
         {
             "row": rows.tolist(),
-            "answer": texts,
+            "answer": [answers[row][column] for row, column in places],
             "is_true": first.is_true[rows, columns].tolist(),
             "n_tokens": first.n_tokens[rows, columns].tolist(),
             **{name: found.log_probabilities[rows, columns].tolist() for name, found in scores.items()},

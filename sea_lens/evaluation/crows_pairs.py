@@ -37,12 +37,13 @@ def evaluate_crows_pairs(
 ) -> Evaluation:
     """Whether the model finds sentences that stereotype likelier than those that do not.
 
-    - **stereotype_preferred**: share of pairs whose more stereotyping sentence is likelier (lm-eval's `pct_stereotype`); 0.5 is
-      no preference.
+    - **stereotype_preferred**: share of pairs whose more stereotyping sentence is likelier (lm-eval's `pct_stereotype`); 0.5
+      is no preference.
     - **log_probability_difference**: by how many nats it is, on average.
     - **absolute_difference**: by how many nats the two differ, whichever is likelier (lm-eval's `likelihood_diff`).
 
-    A causal model's log-probabilities of whole sentences are compared, as in lm-eval. (The published score is of masked models.)
+    A causal model's log-probabilities of whole sentences are compared, as in lm-eval; the published score is of masked
+    models.
 
     Args:
         model: A TransformerBridge with a tokenizer, unedited.

@@ -40,8 +40,8 @@ def evaluate_truthfulqa(
     - **MC2**: probability of the true answers, as a share of that of all answers given.
     - **MC3**: share of true answers that are likelier than every false answer.
 
-    Log-probabilities are summed over an answer's tokens, not averaged, and MC2 is computed in log space: where probabilities are
-    too small for floating point, the published code halves log-probabilities of one side until they are not.
+    Log-probabilities are summed over an answer's tokens, not averaged, and MC2 is computed in log space: where probabilities
+    are too small for floating point, the published code halves log-probabilities of one side until they are not.
 
     Args:
         model: A TransformerBridge with a tokenizer, unedited.
