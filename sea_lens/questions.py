@@ -36,7 +36,8 @@ class BBQQuestion(Question):
     """A question of BBQ, which has one true and two false completions.
 
     Attributes:
-        context_condition: `"ambig"` where the context does not tell the answer and unknown is right, `"disambig"` where it does
+        context_condition: `"ambig"` where the context does not tell the answer, so that unknown is right; `"disambig"` where
+            it does.
         unknown: The completion which says that the answer is not known.
         stereotyped: The completions that follow the stereotype.
     """
