@@ -13,7 +13,7 @@ import pandas as pd
 from sea_lens.bbq_files import read_bbq
 from sea_lens.demonstration_check import DemonstrationCheck
 from sea_lens.errors import InputError
-from sea_lens.models import Model, Tokenizer, greedy_answers
+from sea_lens.models import Model, greedy_answers
 from sea_lens.prompt_rows import PromptRow, PromptRows
 from sea_lens.records import Record, read_csv_rows, read_json_objects
 
@@ -224,32 +224,6 @@ class Demonstrations(PromptRows[Demonstration]):
         return cls(tuple(rows), source=source)
 
     # --- changing texts ----------------------------------------------------------------------------------------------
-
-    def with_chat_template(self, tokenizer: Tokenizer, system: str | None = None) -> Demonstrations:
-        """Puts each prompt into the tokenizer's own chat template, up to where the assistant's answer begins.
-
-        Templates that write the beginning-of-sequence token are safe: it is never added a second time.
-
-        Args:
-            tokenizer: A tokenizer with a chat template, such as `model.tokenizer`.
-            system: A system message, for templates that take one.
-
-        Raises:
-            InputError: If the tokenizer has no chat template, or its template refuses the system message.
-        """
-        if not getattr(tokenizer, "chat_template", None):
-            raise InputError("This tokenizer has no chat template. Use with_prompt_template(...) instead.")
-        opening = [] if system is None else [{"role": "system", "content": system}]
-
-        def chat(prompt: str) -> str:
-            try:
-                return tokenizer.apply_chat_template(
-                    [*opening, {"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-                )
-            except Exception as error:  # templates raise jinja2 errors of their own making
-                raise InputError(f"The chat template refused these messages: {error}") from error
-
-        return self._with_prompts(chat)
 
     def with_answer_ending(self, ending: str) -> Demonstrations:
         """Gives every completion the same ending, in place of any final full stop, question or exclamation mark.

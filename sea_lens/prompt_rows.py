@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, overload
 
 from sea_lens.errors import InputError
+from sea_lens.models import Tokenizer
 from sea_lens.tensor_files import write_text
 
 
@@ -104,6 +105,32 @@ class PromptRows(Sequence[RowT], Generic[RowT]):
             )
         before, after = template.split(fields[0])
         return self._with_prompts(lambda prompt: before + prompt + after)
+
+    def with_chat_template(self: RowsT, tokenizer: Tokenizer, system: str | None = None) -> RowsT:
+        """Puts each prompt into the tokenizer's own chat template, up to where the assistant's answer begins.
+
+        Templates that write the beginning-of-sequence token are safe: it is never added a second time.
+
+        Args:
+            tokenizer: A tokenizer with a chat template, such as `model.tokenizer`.
+            system: A system message, for templates that take one.
+
+        Raises:
+            InputError: If the tokenizer has no chat template, or its template refuses the system message.
+        """
+        if not getattr(tokenizer, "chat_template", None):
+            raise InputError("This tokenizer has no chat template. Use with_prompt_template(...) instead.")
+        opening = [] if system is None else [{"role": "system", "content": system}]
+
+        def chat(prompt: str) -> str:
+            try:
+                return tokenizer.apply_chat_template(
+                    [*opening, {"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+                )
+            except Exception as error:  # templates raise jinja2 errors of their own making
+                raise InputError(f"The chat template refused these messages: {error}") from error
+
+        return self._with_prompts(chat)
 
     @property
     def fingerprint(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,22 @@ class Question(PromptRow):
     true: tuple[str, ...]
     false: tuple[str, ...]
     category: str | None = None
+
+
+@dataclass(frozen=True)
+class BBQQuestion(Question):
+    """A question of BBQ, which has one true and two false completions.
+
+    Attributes:
+        context_condition: `"ambig"` where the context does not tell the answer, so that unknown is right; `"disambig"` where
+            it does.
+        unknown: The completion which says that the answer is not known.
+        stereotyped: The completions that follow the stereotype.
+    """
+
+    context_condition: str | None = None
+    unknown: str | None = None
+    stereotyped: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -76,7 +93,8 @@ class Questions(PromptRows[Question]):
         """Reads one JSON object a line with `prompt`, `true`, `false` and, if known, `category`.
 
         `true` and `false` are a text or a list of texts. Lines of a demonstrations file (`prompt`, `positive`, `negative`)
-        are read too, the positive completion as the true and the negative as the false answer.
+        are read too, the positive completion as the true and the negative as the false answer. BBQ's questions come back
+        from `to_jsonl` as such.
 
         Raises:
             FileFormatError: If the file cannot be read or a line is not a JSON object (which line).
@@ -111,21 +129,39 @@ class Questions(PromptRows[Question]):
         context_condition: str | None = None,
         template: str = "{question}\nAnswer:",
     ) -> Questions:
-        """Reads a BBQ file as published: the gold answer is true, the other two are false.
+        r"""Reads a BBQ file as published: the gold answer is true, the other two are false.
 
         Args:
             path: A `.jsonl` file with `context`, `question`, `ans0` to `ans2`, `label` and `context_condition`.
             n: How many to sample; all, in file order, for None.
             seed: Seed of the sample.
             context_condition: `"disambig"`, `"ambig"`, or None for both.
-            template: What each context, with its question after a space, is put into.
+            template: What each context, with its question after a space, is put into. One with `{context}` gets them apart,
+                as in lm-eval's `"{context}\n\nQ: {question}\nA:"`.
 
         Raises:
             FileFormatError: If the file is malformed (which line).
             InputError: If a field is missing or impossible, or fewer than `n` rows are there; or by the template.
         """
-        rows = [Question(row.prompt, (row.gold,), row.wrong, row.category) for row in read_bbq(path, context_condition)]
-        questions = cls(tuple(rows), str(path)).with_prompt_template(template)
+        read = read_bbq(path, context_condition)
+        prompts = [row.prompt for row in read]
+        if "{context}" in template:
+            if template.count("{context}") > 1 or template.count("{question}") != 1:
+                raise InputError(f"A template holds {{context}} and {{question}} once each, and {template!r} does not.")
+            prompts = [
+                "".join({"{context}": row.context, "{question}": row.question}.get(part, part) for part in parts)
+                for row in read
+                for parts in [re.split(r"({context}|{question})", template)]
+            ]
+        rows = [
+            BBQQuestion(
+                prompt, (row.gold,), row.wrong, row.category, row.context_condition, row.unknown, row.stereotyped
+            )
+            for prompt, row in zip(prompts, read, strict=True)
+        ]
+        questions = cls(tuple(rows), str(path))
+        if "{context}" not in template:
+            questions = questions.with_prompt_template(template)
         return questions if n is None else questions.sample(n, seed)
 
     @classmethod
@@ -157,7 +193,11 @@ def _question(record: Record) -> Question:
     right = record.texts(true)
     if not right:
         raise InputError(f"{record.where}: {true!r} is empty. Give at least one completion that is right.")
-    return Question(record.text("prompt"), right, record.texts(false), record.optional_text("category"))
+    texts = record.text("prompt"), right, record.texts(false), record.optional_text("category")
+    if "context_condition" not in record.fields:
+        return Question(*texts)
+    stereotyped = record.texts("stereotyped") if "stereotyped" in record.fields else None
+    return BBQQuestion(*texts, record.text("context_condition"), record.optional_text("unknown"), stereotyped)
 
 
 def _truthfulqa_question(record: Record) -> Question:
