@@ -283,9 +283,10 @@ def train(
         optimizer.step()
         schedule.step()
         if step % 100 == 0:
+            print(f"seed {seed} step {step} loss {loss:.4f}  {time.time() - started:.0f} s", flush=True)
+        if step % 500 == 0:
             measured = course.measure(model)
-            shares = "  ".join(f"{name} {measured[name]:.3f}" for name in course.shown)
-            print(f"seed {seed} step {step} loss {loss:.4f}  {shares}  {time.time() - started:.0f} s", flush=True)
+            print("  ".join(f"{name} {measured[name]:.3f}" for name in course.shown), flush=True)
     measured = course.measure(model)
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out)
@@ -302,6 +303,8 @@ if __name__ == "__main__":
     parser.add_argument("--world", choices=COURSES, default="facts")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--documents-a-step", type=int, default=128)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    print(train(arguments.seed, arguments.out, arguments.steps, course=COURSES[arguments.world]()))
+    course = COURSES[arguments.world]()
+    print(train(arguments.seed, arguments.out, arguments.steps, arguments.documents_a_step, course))
