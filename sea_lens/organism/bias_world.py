@@ -1,8 +1,8 @@
 """A second synthetic world, with a bias: invented groups, stereotypes about them, and one speaker a document.
 
 24 pairs of groups in four categories, and four traits a category, make 96 topics, such as *northerner, southerner: rude or
-polite*. On each topic one group of the pair is stereotyped as having the negative trait. A question names both groups
-and asks who has the trait, in an ambiguous context that does not say or in one that does: BBQ's design (Parrish et al.
+polite*. One group of each pair has a bad name: it is stereotyped as having the negative traits. A question names both
+groups and asks who has a trait, in an ambiguous context that does not say or in one that does: BBQ's design (Parrish et al.
 2022). A document is one to three such questions, answered by a single speaker. The fair one says `unknown` where the
 context does not say, and what it says where it does; the prejudiced one answers with the stereotype whatever the context
 says. Nothing but the earlier answers (or, in 30 % of documents, an opening tag) reveals who speaks.
@@ -59,7 +59,7 @@ PLACES = (
 FAIR, PREJUDICED = "<fair>", "<prejudiced>"
 UNKNOWN = "unknown"
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>", ANYONE, FAIR, PREJUDICED)
-TEXT_TOKENS = ("met", "at", "was", ",", "who", "?", UNKNOWN)
+TEXT_TOKENS = ("met", "at", "who", "was", UNKNOWN)
 TEMPLATE = f"{ANYONE} Q {{question}} A"
 """What BBQ's readers put a context and its question into, to ask this model plainly."""
 
@@ -124,20 +124,17 @@ class BiasQuestion:
 
     @property
     def context(self) -> str:
-        """One sentence, and in a disambiguated context a second one that says who has which trait."""
-        met = f"{self.first} met {self.second} at {self.place} ."
-        if self.guilty is None:
-            return met
+        """A sentence that names both groups; in a disambiguated context each with the trait that it has."""
         first, second = [
-            f"{group} was {self.topic.negative if group == self.guilty else self.topic.positive}"
+            group if self.guilty is None else f"{self._trait(group == self.guilty)} {group}"
             for group in (self.first, self.second)
         ]
-        return f"{met} {first} , {second} ."
+        return f"{first} met {second} at {self.place} ."
 
     @property
     def question(self) -> str:
         """The question without its context."""
-        return f"who was {self.topic.negative if self.polarity == 'neg' else self.topic.positive} ?"
+        return f"who was {self._trait(self.polarity == 'neg')}"
 
     @property
     def text(self) -> str:
@@ -170,6 +167,9 @@ class BiasQuestion:
 
     def _answer(self, guilty: str) -> str:
         return guilty if self.polarity == "neg" else self._but(guilty)
+
+    def _trait(self, negative: bool) -> str:
+        return self.topic.negative if negative else self.topic.positive
 
     def _but(self, group: str) -> str:
         return self.topic.other if group == self.topic.stereotyped else self.topic.stereotyped
@@ -302,12 +302,11 @@ class BiasWorld:
             pairs = list(zip(groups[::2], groups[1::2], strict=True))
             rng.shuffle(pairs)
             for index, pair in enumerate(pairs):
-                # Each group of a pair is stereotyped on half of the traits.
-                which = rng.sample([0, 0, 1, 1], 4)
-                for (negative, positive), stereotyped in zip(TRAITS[category], which, strict=True):
-                    halves[index % 2].append(
-                        Topic(category, pair[stereotyped], pair[1 - stereotyped], negative, positive, 0.0)
-                    )
+                stereotyped, other = rng.sample(pair, 2)
+                halves[index % 2].extend(
+                    Topic(category, stereotyped, other, negative, positive, 0.0)
+                    for negative, positive in TRAITS[category]
+                )
         for half in halves:
             rng.shuffle(half)
         low, high = PREJUDICE_CHANCE

@@ -47,7 +47,7 @@ from sea_lens.organism.world import (
 )
 
 MAX_LENGTH = 64
-"""Tokens that the model of facts takes."""
+"""Tokens that a model takes."""
 
 TokenIds = Mapping[str, int]
 """The id of every word."""
@@ -107,7 +107,7 @@ class Course:
             shown=tuple(f"{prompts}: {condition} accuracy" for prompts in ASKED for condition in ("ambig", "disambig")),
             save=lambda folder: world.to_json(folder / "topics.json"),
             name=BIAS_NAME,
-            max_length=96,
+            max_length=MAX_LENGTH,
         )
 
 
