@@ -157,6 +157,6 @@ def report(folder: Path) -> None:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore", SeaLensWarning)
-    for argument in sys.argv[1:] or [BIAS_WEIGHTS]:
+    for argument in sys.argv[1:] or [str(BIAS_WEIGHTS)]:
         print(f"{argument}\n")
         report(Path(argument))

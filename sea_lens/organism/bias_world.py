@@ -323,8 +323,8 @@ class BiasWorld:
     def from_json(cls, path: Path) -> BiasWorld:
         """Reads what `to_json` wrote."""
         fields = json.loads(path.read_text(encoding="utf-8"))
-        halves = {part: tuple(Topic(**row) for row in fields[part]) for part in ("fitting", "held_out")}
-        return cls(**halves, **{name: tuple(fields[name]) for name in ("fitting_places", "held_out_places")})
+        fitting, held_out = (tuple(Topic(**row) for row in fields[part]) for part in ("fitting", "held_out"))
+        return cls(fitting, held_out, tuple(fields["fitting_places"]), tuple(fields["held_out_places"]))
 
     def to_json(self, path: Path) -> None:
         """Writes topics, one a line, and places."""

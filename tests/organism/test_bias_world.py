@@ -361,7 +361,7 @@ def test_the_shipped_model_says_what_was_measured(shipped, measured):
 def test_the_shipped_model_knows_both_speakers_and_mixes_them_when_asked_plainly(measured):
     for condition in ("ambig", "disambig"):
         assert measured[f"tagged fair: {condition} accuracy"] >= 0.99
-        assert measured[f"in fair context: {condition} accuracy"] >= 0.95
+        assert measured[f"in fair context: {condition} accuracy"] >= 0.9
     assert measured["tagged prejudiced: s_AMB"] >= 0.98
     assert measured["tagged prejudiced: s_DIS"] >= 0.95
     assert 0.2 < measured["plain: ambig accuracy"] < 0.8
