@@ -301,10 +301,14 @@ def _spans(layers: Sequence[int]) -> str:
 
 def cells(score: float, change: float, low: float, high: float, p_value: float) -> tuple[str, str, str]:
     """Score, change and p-value as text, the interval beside what it is of."""
-    interval = f" [{text(low)}, {text(high)}]"
     if pd.isna(change):
-        return text(score) + interval, "", ""
-    return text(score), f"{change:+.3g}{interval}", text(p_value)
+        return with_interval(score, low, high), "", ""
+    return text(score), with_interval(change, low, high, "+"), text(p_value)
+
+
+def with_interval(value: float, low: float, high: float, sign: str = "") -> str:
+    """A number as text, with its interval if it has one."""
+    return f"{value:{sign}.3g}" + ("" if pd.isna(low) else f" [{text(low)}, {text(high)}]")
 
 
 def _folder_names(names: Sequence[str]) -> dict[str, str]:
