@@ -49,7 +49,7 @@ class DataEfficiency:
 
     @property
     def curve(self) -> pd.DataFrame:
-        """One row a size: `fits`, their `mean` score, its interval `low` to `high`, its `change`, `lowest` and `highest` score.
+        """One row a size: `fits`, their `mean` score, its interval `low` to `high`, its `change`, `lowest` and `highest`.
 
         The interval is Student's t of the mean over draws, `mean ± t(k - 1) s / sqrt(k)`: with three draws or so a bootstrap
         or a normal interval is far too narrow. It says how much depends on *which* demonstrations are drawn, all answering
@@ -71,8 +71,8 @@ class DataEfficiency:
     @property
     def unedited_interval(self) -> tuple[float, float]:
         """Interval of the unedited model's score, over questions."""
-        low, high = self.unedited.table.loc[self.unedited.headline, ["low", "high"]].tolist()
-        return float(low), float(high)
+        table, headline = self.unedited.table, self.unedited.headline
+        return float(table["low"][headline]), float(table["high"][headline])
 
     def to_markdown(self) -> str:
         """The curve, for a README or an issue, the unedited model's score in its first row."""
@@ -190,13 +190,8 @@ def data_efficiency(
                 editor = fit(drawn)
                 seconds = time.perf_counter() - started
                 evaluation = benchmark(model, editor=editor, folder=kept, progress=progress)
-                row = {
-                    "size": size,
-                    "seed": seed,
-                    **_numbers(evaluation),
-                    "rank": _rank(editor),
-                    "fit_seconds": seconds,
-                }
+                rank = sum(edit.rank for edit in editor.edits.values())
+                row = {"size": size, "seed": seed, **_numbers(evaluation), "rank": rank, "fit_seconds": seconds}
                 evaluation.save(path.parent)
                 write_text(path, json.dumps(row) + "\n")  # last: it says that the rest is there
             rows.append(row)
@@ -226,14 +221,10 @@ def draw(activations: Activations, size: int, seed: int) -> Activations:
     return replace(activations, neutral=neutral, positive=positive, negative=negative, demonstrations=known)
 
 
-def _numbers(evaluation: Evaluation) -> dict[str, JSON]:
-    names = ["change", "low", "high", "p_value"]
-    found = evaluation.table.loc[evaluation.headline, names].tolist()
-    return {"score": evaluation.score, **{name: float(value) for name, value in zip(names, found, strict=True)}}
-
-
-def _rank(editor: Editor) -> int:
-    return sum(edit.rank for edit in editor.edits.values())
+def _numbers(evaluation: Evaluation) -> Mapping[str, float]:
+    table, headline = evaluation.table, evaluation.headline
+    found = {name: float(table[name][headline]) for name in ("change", "low", "high", "p_value")}
+    return {"score": evaluation.score, **found}
 
 
 def _settled(unedited: Evaluation) -> dict[str, JSON]:
