@@ -279,7 +279,8 @@ def _prompts_to_time(model: Model, evaluations: Iterable[Evaluation]) -> PaddedT
         prompts = evaluation.per_row["prompt"].tolist() if "prompt" in evaluation.per_row else []
         prompts = [prompt for prompt in prompts if token_ids(model, prompt)]
         if prompts:
-            return timing_batch(model, prompts[:: -(-len(prompts) // TIMED_PROMPTS)])
+            count = min(len(prompts), TIMED_PROMPTS)
+            return timing_batch(model, [prompts[number * len(prompts) // count] for number in range(count)])
     return None
 
 
