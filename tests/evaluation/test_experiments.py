@@ -345,10 +345,12 @@ def test_a_killed_run_goes_on_where_it_stopped(model, activations, benchmarks, t
     pd.testing.assert_frame_equal(resumed.table[same], whole.table[same])
     (tmp_path / "kept" / "fits" / "5-1" / "fit.json").write_text("{cut")
     FITTED.clear()
-    count, again = forward_passes(model, lambda: run(sizes=(5, 6)))  # with one size more
-    assert FITTED == [5, 6, 6, 6]
-    assert count > 0
-    pd.testing.assert_frame_equal(again.table[same][:3], whole.table[same])
+    pd.testing.assert_frame_equal(run().table[same], whole.table[same])
+    assert FITTED == [5]  # the damaged one
+    FITTED.clear()
+    more = run(sizes=(5, 60))
+    assert FITTED == [60]
+    pd.testing.assert_frame_equal(more.table[same][:3], whole.table[same])
     count, _ = forward_passes(model, run)
     assert count == 0
     assert json.loads((tmp_path / "kept" / "fits" / "5-0" / "evaluation.json").read_text())["benchmark"] == "TruthfulQA"
