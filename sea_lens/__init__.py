@@ -25,7 +25,7 @@ from sea_lens.evaluation.transfer import transfer
 from sea_lens.evaluation.truthfulqa import evaluate_truthfulqa
 from sea_lens.feature_maps import ELU, FeatureMap, Identity, SquaredExponential, Tanh
 from sea_lens.methods.sea import fit_sea, refit_sea
-from sea_lens.organism import load_organism
+from sea_lens.organism import load_bias_organism, load_organism
 from sea_lens.questions import Question, Questions
 from sea_lens.tuning import tune_sea
 
@@ -57,6 +57,7 @@ __all__ = [
     "generate_answers",
     "kl_to_unedited",
     "layer_signatures",
+    "load_bias_organism",
     "load_organism",
     "massive_activations",
     "massive_tokens",
