@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from sea_lens.edits import precise_dtype
 from sea_lens.errors import InputError
 from sea_lens.fingerprints import fingerprint
 from sea_lens.models import Model, PaddedTokens, check_context_length, weights_fingerprint
+from sea_lens.processes import from_each, in_turn, n_processes, share_of
 from sea_lens.questions import Questions
 from sea_lens.scoring import tokenised_answers
 from sea_lens.shards import Shards
@@ -82,7 +84,8 @@ def score_answers(
 ) -> AnswerScores:
     """Log-probabilities of all answers, true and false, to all questions.
 
-    All answers of a question are scored from the same token on, where the first of them departs from the prompt.
+    All answers of a question are scored from the same token on, where the first of them departs from the prompt. The
+    processes of `torchrun` or `accelerate launch` share the batches (see `processes.py`), and all have the scores of one.
 
     Args:
         model: A TransformerBridge with a tokenizer, unedited.
@@ -115,12 +118,16 @@ def score_answers(
             "batch_size": batch_size,
         }
         shapes = [(sum(len(stem.answers) for stem in batch),) for batch in batches]
-        shards = Shards(Path(folder) / f"scores-{fingerprint(manifest)}", "scoring", manifest, shapes)
+        with in_turn():
+            shards = Shards(Path(folder) / f"scores-{fingerprint(manifest)}", "scoring", manifest, shapes)
     shape = len(stems), max(len(stem.answers) for stem in stems)
     scores, n_tokens = torch.full(shape, torch.nan, dtype=torch.float64), torch.zeros(shape, dtype=torch.long)
     prefix: CachedPrefix | None = None
-    with ExitStack() as stack, tqdm(total=len(stems), desc="scores", unit="question", disable=not progress) as bar:
-        for number, batch in enumerate(batches):
+    own = share_of(range(len(batches)))
+    count, parts = sum(len(batches[number]) for number in own), [torch.zeros(0, dtype=torch.float64)]
+    with ExitStack() as stack, tqdm(total=count, desc="scores", unit="question", disable=not progress) as bar:
+        for number in own:
+            batch = batches[number]
             found = shards.read(number) if shards is not None else None
             if found is None:
                 if prefix is None:
@@ -131,11 +138,13 @@ def score_answers(
                 _check(found, batch)
                 if shards is not None:
                     shards.write(number, found)
-            values = iter(found.tolist())
-            for stem in batch:
-                for column, answer in enumerate(stem.answers):
-                    scores[stem.index, column], n_tokens[stem.index, column] = next(values), len(answer)
+            parts.append(found)
             bar.update(len(batch))
+    for process, found in enumerate(from_each(torch.cat(parts))):
+        values = iter(found.tolist())
+        for stem in chain.from_iterable(batches[process :: n_processes()]):
+            for column, answer in enumerate(stem.answers):
+                scores[stem.index, column], n_tokens[stem.index, column] = next(values), len(answer)
     n_true = torch.tensor([[len(question.true)] for question in questions])
     is_true = (torch.arange(shape[1])[None] < n_true) & (n_tokens > 0)
     return AnswerScores(scores, n_tokens, is_true, ~is_true & (n_tokens > 0))

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_answer_scores import questions, random_editor
 from test_streaming import SHARING, collect
 
 from sea_lens import Activations, SeaLensWarning
 from sea_lens.activations import ROLES
+from sea_lens.answer_scores import score_answers
 from sea_lens.methods.sea_fitter import SEAFitter
 from sea_lens.methods.sea_statistics import collect_statistics
 from sea_lens.processes import every_process, from_each, in_row_order, in_turn, n_processes, rank, share_of
@@ -109,3 +111,11 @@ def test_processes_that_were_launched_but_never_joined_are_warned_about(monkeypa
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.warns(SeaLensWarning, match=r"2 processes, but torch.distributed is not initialised"):
         assert n_processes() == 1
+
+
+@pytest.mark.parametrize("name", ["plain", "kept"])
+def test_scores_are_those_of_one_process_bit_for_bit(two, llama, name):
+    expected = score_answers(llama, questions(), random_editor(llama), batch_size=2, progress=False).log_probabilities
+    for number in range(2):
+        found = torch.load(two / f"scores-{name}-{number}.pt", weights_only=True)
+        assert torch.equal(found.nan_to_num(9.0), expected.nan_to_num(9.0))

@@ -10,9 +10,11 @@ from pathlib import Path
 import torch
 import torch.distributed
 from conftest import build_bridge
+from test_answer_scores import questions, random_editor
 from test_streaming import SHARING
 
 from sea_lens import SeaLensWarning, collect_activations
+from sea_lens.answer_scores import score_answers
 from sea_lens.methods.sea_statistics import collect_statistics
 from sea_lens.processes import every_process, from_each, in_row_order, in_turn, n_processes, rank, share_of
 
@@ -42,6 +44,9 @@ def main(folder: Path) -> None:
     # One batch for two processes: one of them has nothing to do.
     few = collect_statistics(model, SHARING, batch_size=8, progress=False)
     few.save(folder / f"statistics-few-{rank()}.safetensors")
+    for name, where in (("plain", None), ("kept", folder / "scores")):
+        scores = score_answers(model, questions(), random_editor(model), batch_size=2, folder=where, progress=False)
+        torch.save(scores.log_probabilities, folder / f"scores-{name}-{rank()}.pt")
     torch.distributed.destroy_process_group()
 
 
