@@ -46,10 +46,12 @@ JSON_QUESTIONS: tuple[tuple[set[str], Callable[[Path], Questions]], ...] = (
 ModelName = Annotated[
     str, typer.Argument(help="Model name on the hub, a local folder, or `organism` for the embedded model.")
 ]
+EditorName = Annotated[str, typer.Argument(help="Editor folder, or its name on the hub.")]
 DemonstrationsFile = Annotated[
     Path, typer.Argument(help="HaluEval QA, BBQ, JSONL or CSV with columns prompt, positive, negative.")
 ]
 Format = Annotated[DataFormat, typer.Option(help="Layout of the demonstrations file.")]
+Sampled = Annotated[Optional[int], typer.Option("--n", help="How many to sample; all if left out.")]
 Number = Annotated[Optional[int], typer.Option("--n", help="How many demonstrations to sample; all if left out.")]
 Seed = Annotated[int, typer.Option(help="Seed of the sample (and of BBQ's wrong answers).")]
 Template = Annotated[
