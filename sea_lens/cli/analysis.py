@@ -32,6 +32,7 @@ from sea_lens.cli.inputs import (
     parse_token,
     read_demonstrations,
     read_questions,
+    unescaped,
     with_answers,
     with_template,
 )
@@ -61,7 +62,7 @@ def _asked(path: Path, n: int | None, seed: int, template: str | None, model: Mo
     questions = read_questions(path)
     if n is not None:
         questions = questions.sample(n, seed)
-    return questions if template is None else questions.with_prompt_template(template.replace("\\n", "\n"))
+    return questions if template is None else questions.with_prompt_template(unescaped(template))
 
 
 @app.command()
