@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sea_lens.cached_prefix import CachedPrefix
+from sea_lens.cached_prefix import LEAST_PREFIX, CachedPrefix
 from sea_lens.editor import Editor
 from sea_lens.edits import precise_dtype
 from sea_lens.errors import InputError
@@ -159,7 +159,7 @@ def _common_start(stems: Sequence[_Stem]) -> int:
         if len(set(column)) > 1:
             break
         length += 1
-    return length if len(stems) > 1 else 0
+    return length if len(stems) > 1 and length >= LEAST_PREFIX else 0
 
 
 def _batches(stems: Sequence[_Stem], batch_size: int) -> list[list[_Stem]]:

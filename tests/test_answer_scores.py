@@ -121,7 +121,7 @@ def test_an_unedited_model_is_left_as_it_was(llama):
 def test_wrong_input_is_refused(llama, without_type_checks):
     with pytest.raises(InputError, match="batch_size"):
         score_answers(llama, questions(), batch_size=0)
-    with pytest.raises(InputError, match="Question 1 .* context is 128"):
+    with pytest.raises(InputError, match=r"Question 1 .* context is 128"):
         score_answers(llama, Questions.from_lists(["a", "b " * 70], [["c"], ["d"]], [["e"], ["f"]]))
     with pytest.raises(InputError, match="no tokens"):
         score_answers(llama, Questions.from_lists(["a"], [["c"]], [[""]]))

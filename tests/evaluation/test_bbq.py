@@ -1,0 +1,218 @@
+"""BBQ's numbers for answers worked out by hand, and against lm-eval's own code."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sea_lens import Questions
+from sea_lens.bbq_files import UNKNOWN_ANSWERS, answer_groups, read_bbq
+from sea_lens.errors import InputError
+from sea_lens.evaluation.bbq import METRICS, answer_counts, evaluate_bbq
+from sea_lens.evaluation.metrics import metric_table
+
+
+def row(condition, polarity, label, category="Age"):
+    """Old people are stereotyped; `ans0` is old, `ans1` is not, `ans2` is unknown."""
+    return {
+        "category": category,
+        "question_polarity": polarity,
+        "context_condition": condition,
+        "answer_info": {"ans0": ["grandfather", "old"], "ans1": ["grandson", "nonOld"], "ans2": ["unsure", "unknown"]},
+        "additional_metadata": {"stereotyped_groups": ["old"]},
+        "context": "A man and his son.",
+        "question": "Who?",
+        "ans0": "The grandfather",
+        "ans1": "The grandson",
+        "ans2": "Not known",
+        "label": label,
+    }
+
+
+ROWS = [
+    row("ambig", "neg", 2),
+    row("ambig", "nonneg", 2),
+    row("disambig", "neg", 0),
+    row("disambig", "neg", 1),
+    row("disambig", "nonneg", 0),
+    row("disambig", "nonneg", 1),
+]
+OLD, YOUNG, UNKNOWN = "The grandfather", "The grandson", "Not known"
+
+
+@pytest.fixture
+def questions(tmp_path):
+    path = tmp_path / "bbq.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in ROWS))
+    return Questions.from_bbq(path)
+
+
+def numbers(questions, answers):
+    counts = answer_counts(list(questions), answers)
+    counts = {"rows": torch.ones(len(answers), dtype=torch.float64), **counts}
+    return metric_table(METRICS, counts)["value"].to_dict()
+
+
+def test_questions_know_what_is_unknown_and_what_a_stereotype(questions):
+    assert [question.unknown for question in questions] == [UNKNOWN] * 6
+    assert [question.stereotyped for question in questions] == [
+        (OLD,), (YOUNG,), (OLD,), (OLD,), (YOUNG,), (YOUNG,)
+    ]  # fmt: skip
+
+
+def test_all_unknown(questions):
+    found = numbers(questions, [UNKNOWN] * 6)
+    assert found["accuracy"] == pytest.approx(2 / 6)
+    assert found["accuracy_ambiguous"] == 1
+    assert found["accuracy_disambiguated"] == 0
+    assert found["bias_score_ambiguous"] == found["bias_score_disambiguated"] == 0
+    assert found["unknown_rate"] == 1
+    assert found["stereotypical_rate"] == 0
+
+
+def test_all_stereotypical(questions):
+    found = numbers(questions, [OLD, YOUNG, OLD, OLD, YOUNG, YOUNG])
+    assert found["accuracy_ambiguous"] == 0
+    assert found["accuracy_disambiguated"] == 0.5
+    assert found["bias_score_ambiguous"] == found["bias_score_disambiguated"] == 1
+    assert found["stereotypical_rate"] == 1
+    assert found["unknown_rate"] == 0
+
+
+def test_all_against_the_stereotype(questions):
+    found = numbers(questions, [YOUNG, OLD, YOUNG, YOUNG, OLD, OLD])
+    assert found["bias_score_ambiguous"] == found["bias_score_disambiguated"] == -1
+    assert found["stereotypical_rate"] == 0
+
+
+def test_all_right(questions):
+    found = numbers(questions, [question.true[0] for question in questions])
+    assert found["accuracy"] == 1
+    assert found["bias_score_disambiguated"] == found["bias_score_ambiguous"] == 0
+    assert found["unknown_rate_disambiguated"] == 0
+
+
+def test_a_mixture(questions):
+    # Ambiguous: one of two is right, the other stereotypical: (1 - 1/2) (2 * 1/1 - 1).
+    # Disambiguated: of four one is unknown, and two of the three others are stereotypical: 2 * 2/3 - 1.
+    found = numbers(questions, [UNKNOWN, YOUNG, OLD, OLD, UNKNOWN, OLD])
+    assert found["bias_score_ambiguous"] == pytest.approx(0.5)
+    assert found["bias_score_disambiguated"] == pytest.approx(1 / 3)
+    assert found["accuracy"] == pytest.approx(2 / 6)
+
+
+@pytest.mark.parametrize("pattern", range(12))
+def test_numbers_are_those_of_lm_eval(questions, pattern, tmp_path):
+    utils = pytest.importorskip("lm_eval.tasks.bbq.utils", reason="lm-eval is not installed: pip install lm-eval")
+    chooses = torch.randint(3, (6,), generator=torch.Generator().manual_seed(pattern)).tolist()
+    answers = [[OLD, YOUNG, UNKNOWN][choice] for choice in chooses]
+    documents = [dict(one, biased_answers=list(q.stereotyped)) for one, q in zip(ROWS, questions, strict=True)]
+    processed = [
+        utils._process_results(document, utils.doc_to_choice(document).index(answer))
+        for document, answer in zip(documents, answers, strict=True)
+    ]
+    ours = numbers(questions, answers)
+    theirs = {
+        "accuracy_ambiguous": utils.agg_accuracy_amb([found["accuracy_amb"] for found in processed]),
+        "accuracy_disambiguated": utils.agg_accuracy_disamb([found["accuracy_disamb"] for found in processed]),
+        "bias_score_ambiguous": utils.agg_amb_bias_scores([found["amb_bias_score"] for found in processed]),
+        "bias_score_disambiguated": utils.agg_disamb_bias_scores([found["disamb_bias_score"] for found in processed]),
+    }
+    for name, value in theirs.items():
+        part = name.removeprefix("bias_score_")
+        if name != part and ours[f"stereotypical_rate_{part}"] == 0 and ours[f"unknown_rate_{part}"] < 1:
+            assert value == 0  # where lm-eval says 0, the formula says -1
+            assert ours[name] == -1 + (ours["accuracy_ambiguous"] if part == "ambiguous" else 0)
+        else:
+            assert ours[name] == pytest.approx(float(value), abs=1e-12)
+
+
+def test_stereotypes_are_those_of_lm_eval_in_the_real_files(shared_data):
+    utils = pytest.importorskip("lm_eval.tasks.bbq.utils", reason="lm-eval is not installed: pip install lm-eval")
+    from datasets import Dataset
+
+    for name in ("bbq_Age.jsonl", "bbq_Religion.jsonl", "bbq_disambig_4000.jsonl"):
+        lines = (shared_data / name).read_text(encoding="utf-8").splitlines()[::7]
+        theirs = utils.process_docs(Dataset.from_list([json.loads(line) for line in lines]))["biased_answers"]
+        ours = [row.stereotyped for row in read_bbq(shared_data / name, None)[::7]]
+        assert [sorted(found) for found in theirs] == [sorted(found) for found in ours]
+
+
+def test_groups_are_taken_apart_by_whole_words():
+    assert answer_groups(["Khalil Coleman on welfare", "lowSES-M-Black"]) == {
+        "khalil coleman on welfare", "low ses", "m", "black"
+    }  # fmt: skip
+    assert answer_groups(["Roman man"]) == {"roman m", "man"}
+    assert answer_groups(["grandson", "nonOld"]) == {"grandson", "nonold"}
+
+
+def test_on_a_model_the_likeliest_answer_counts(llama, questions):
+    summed = evaluate_bbq(llama, questions, progress=False)
+    averaged = evaluate_bbq(llama, questions, scored_by="mean", progress=False)
+    answers = summed.per_answer.groupby("row")
+    chosen = [group["answer"].iloc[int(group["log_probability"].argmax())] for _, group in answers]
+    per_token = [
+        group["answer"].iloc[int((group["log_probability"] / group["n_tokens"]).argmax())] for _, group in answers
+    ]
+    assert summed.table["value"].to_dict() == pytest.approx(numbers(questions, chosen))
+    assert averaged.table["value"].to_dict() == pytest.approx(numbers(questions, per_token))
+    assert chosen != per_token
+
+
+def test_other_ways_to_say_unknown_can_compete(llama, questions):
+    found = evaluate_bbq(llama, questions, all_unknown_answers=True, progress=False)
+    assert set(found.per_answer.loc[0, "answer"]) == {OLD, YOUNG, *UNKNOWN_ANSWERS}
+    best = [
+        group["answer"].iloc[int(group["log_probability"].argmax())] for _, group in found.per_answer.groupby("row")
+    ]
+    chosen = [UNKNOWN if answer in UNKNOWN_ANSWERS else answer for answer in best]
+    assert found.table["value"].to_dict() == pytest.approx(numbers(questions, chosen))
+
+
+def test_a_tie_makes_no_answer_right(llama, questions):
+    same = replace(questions[0], true=("x",), false=("x", "x"), unknown="y", stereotyped=())
+    assert evaluate_bbq(llama, replace(questions, rows=(same,)), progress=False).table.loc["accuracy", "value"] == 1
+    tied = replace(same, true=("x",), false=("y", "z"), unknown="y", stereotyped=("z",))
+    counts = answer_counts([tied], ["z"])
+    assert float(counts["correct"]) == 0
+
+
+def test_questions_come_back_from_a_file(questions, tmp_path):
+    questions.to_jsonl(tmp_path / "kept.jsonl")
+    assert Questions.from_jsonl(tmp_path / "kept.jsonl").rows == questions.rows
+
+
+def test_context_and_question_can_stand_apart(tmp_path, questions):
+    (tmp_path / "bbq.jsonl").write_text(json.dumps(ROWS[0]))
+    asked = Questions.from_bbq(tmp_path / "bbq.jsonl", template="{context}\n\nQ: {question}\nA:")
+    assert asked[0].prompt == "A man and his son.\n\nQ: Who?\nA:"
+    with pytest.raises(InputError, match="once each"):
+        Questions.from_bbq(tmp_path / "bbq.jsonl", template="{context}")
+
+
+def test_what_is_not_bbq_is_refused(llama, questions, tmp_path, without_type_checks):
+    with pytest.raises(InputError, match="Read them with Questions"):
+        evaluate_bbq(llama, Questions.from_lists(["a"], [["b"]], [["c", "d"]]))
+    with pytest.raises(InputError, match="scored_by"):
+        evaluate_bbq(llama, questions, scored_by="max")
+    for damage, message in (
+        ({"question_polarity": "negative"}, "must be neg or nonneg"),
+        ({"answer_info": None}, "must be neg or nonneg"),
+        ({"answer_info": {"ans0": ["a", "b"]}}, "list of texts"),
+        ({"answer_info": {f"ans{i}": ["a", "unknown"] for i in range(3)}}, "3 are"),
+        ({"label": 3}, "0, 1 or 2"),
+    ):
+        (tmp_path / "bad.jsonl").write_text(json.dumps(ROWS[0]) + "\n" + json.dumps({**ROWS[1], **damage}))
+        with pytest.raises(InputError, match=message) as caught:
+            Questions.from_bbq(tmp_path / "bad.jsonl")
+        assert "line 2" in str(caught.value)
+
+
+def test_the_real_files_run(shared_data, stories):
+    from transformer_lens.model_bridge import TransformerBridge
+
+    model = TransformerBridge.boot_transformers(str(stories), device="cpu")
+    found = evaluate_bbq(model, Questions.from_bbq(shared_data / "bbq_Age.jsonl")[::120], progress=False)
+    assert found.table.loc["accuracy", "n"] == 31
+    assert -1 <= found.table.loc["bias_score_ambiguous", "value"] <= 1

@@ -1,0 +1,86 @@
+"""Intervals of metrics that are made of sums."""
+
+import numpy as np
+import pytest
+import torch
+
+from sea_lens.errors import InputError
+from sea_lens.evaluation.metrics import Metric, mean, metric_table, metrics_by_category
+
+
+def columns(values, **more):
+    values = torch.as_tensor(values, dtype=torch.float64)
+    return {"rows": torch.ones(len(values), dtype=torch.float64), "x": values, **more}
+
+
+RATIO = Metric("ratio", lambda sums: sums["x"] / sums["weight"], "rows")
+
+
+def test_a_mean_has_the_interval_of_a_mean():
+    generator = np.random.default_rng(0)
+    values = generator.normal(2.0, 3.0, size=400)
+    row = metric_table([mean("x")], columns(values)).loc["x"]
+    assert row["n"] == 400
+    assert row["value"] == pytest.approx(values.mean(), abs=1e-12)
+    reach = 1.96 * values.std() / 20
+    assert row["low"] == pytest.approx(values.mean() - reach, abs=0.1 * reach)
+    assert row["high"] == pytest.approx(values.mean() + reach, abs=0.1 * reach)
+
+
+def test_a_paired_change_has_the_interval_of_the_differences():
+    generator = np.random.default_rng(1)
+    noise = generator.normal(0.0, 5.0, size=300)
+    before, after = noise, noise + generator.normal(0.3, 0.5, size=300)
+    row = metric_table([mean("x")], columns(before), columns(after)).loc["x"]
+    difference = after - before
+    reach = 1.96 * difference.std() / np.sqrt(300)
+    assert row["change"] == pytest.approx(difference.mean(), abs=1e-12)
+    assert row["high"] - row["low"] == pytest.approx(2 * reach, rel=0.1)
+    assert row["p_value"] < 0.001
+
+
+def test_a_change_of_nothing_is_not_significant():
+    same = columns(torch.arange(50))
+    row = metric_table([mean("x")], same, same).loc["x"]
+    assert (row["change"], row["low"], row["high"], row["p_value"]) == (0, 0, 0, 1)
+
+
+def test_p_values_are_calibrated():
+    generator = np.random.default_rng(2)
+    found = [
+        metric_table(
+            [mean("x")], columns(generator.normal(size=20)), columns(generator.normal(size=20)), seed=seed
+        ).loc["x", "p_value"]
+        for seed in range(60)
+    ]
+    assert 0.3 < np.mean(found) < 0.7
+    assert np.mean(np.array(found) < 0.1) < 0.25
+
+
+def test_a_ratio_of_sums_is_resampled_as_a_whole():
+    weight = torch.tensor([1.0, 2.0, 4.0, 8.0] * 20, dtype=torch.float64)
+    exact = columns(3 * weight, weight=weight)
+    row = metric_table([RATIO], exact).loc["ratio"]
+    assert (row["value"], row["low"], row["high"]) == pytest.approx((3, 3, 3))
+
+
+def test_metrics_without_rows_are_left_out_and_categories_kept_apart():
+    data = columns([1.0, 0.0, 1.0, 1.0], none=torch.zeros(4, dtype=torch.float64))
+    metrics = [mean("x"), mean("x", "none", "never")]
+    assert list(metric_table(metrics, data).index) == ["x"]
+    found = metrics_by_category(metrics, ["b", "a", None, "b"], data)
+    assert list(found.index) == [("b", "x"), ("a", "x")]
+    assert found["value"].tolist() == [1.0, 0.0]
+    assert found["n"].tolist() == [2, 1]
+    assert metrics_by_category(metrics, [None] * 4, data).empty
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_one_does_not():
+    data = columns(torch.randn(30, generator=torch.Generator().manual_seed(0)))
+    assert metric_table([mean("x")], data, seed=1).equals(metric_table([mean("x")], data, seed=1))
+    assert not metric_table([mean("x")], data, seed=1).equals(metric_table([mean("x")], data, seed=2))
+
+
+def test_impossible_confidences_are_refused():
+    with pytest.raises(InputError, match="confidence"):
+        metric_table([mean("x")], columns([1.0]), confidence=1.0)
