@@ -1,49 +1,37 @@
-"""Is the model better, and what did it cost: `sea-lens evaluate BENCHMARK`. A result is a folder that names what made it."""
+"""Is the model better, and what did it cost: evaluate, and compare. A result is a folder that names what made it."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, Optional, TypedDict
+from typing import Annotated, Literal, Optional
 
 import typer
 
 from sea_lens import plotting
 from sea_lens.cli.app import app
-from sea_lens.cli.inputs import (
-    BBQ_FIELDS,
-    BatchSize,
-    Device,
-    DType,
-    DTypeName,
-    ModelName,
-    Sampled,
-    Template,
-    first_fields,
-    is_organism,
-    load_model,
-    read_questions,
-    unescaped,
+from sea_lens.cli.benchmarks import (
+    Benchmark,
+    Context,
+    bbq_benchmark,
+    crows_pairs_benchmark,
+    generation_benchmark,
+    perplexity_benchmark,
+    truthfulqa_benchmark,
+    truthfulqa_questions,
 )
+from sea_lens.cli.inputs import BatchSize, Device, DType, DTypeName, ModelName, Sampled, Template, load_model
 from sea_lens.cli.output import UNFINISHED, finish, show
 from sea_lens.editor import Editor
 from sea_lens.editor_card import JSON
-from sea_lens.errors import InputError
-from sea_lens.evaluation.bbq import evaluate_bbq
-from sea_lens.evaluation.capabilities import evaluate_perplexity
-from sea_lens.evaluation.crows_pairs import evaluate_crows_pairs
-from sea_lens.evaluation.prompts import Q_AND_A
+from sea_lens.evaluation.generation import write_for_judge
 from sea_lens.evaluation.results import Evaluation, file_hash
-from sea_lens.evaluation.truthfulqa import evaluate_truthfulqa
-from sea_lens.models import Model, join
-from sea_lens.questions import BBQQuestion, Questions
-from sea_lens.records import read_texts
+from sea_lens.models import Model
 
 evaluate = typer.Typer(
     name="evaluate",
-    help="Measures a model on a benchmark, unedited or before and after an edit. Writes a folder of JSON, CSV and PNG files.",
+    help="Measures a model on a benchmark: unedited, or before and after an edit. Writes JSON, CSV and PNG files.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -51,7 +39,7 @@ app.add_typer(evaluate)
 
 EditorOption = Annotated[
     Optional[str],
-    typer.Option("--editor", help="Editor folder, or its name on the hub; only the unedited model if left out."),
+    typer.Option("--editor", help="Editor folder, or its name on the hub; the unedited model alone if left out."),
 ]
 Out = Annotated[Path, typer.Option(help="Folder for the result; an unfinished one is gone on with.")]
 EvaluationSeed = Annotated[int, typer.Option(help="Of samples and resamples.")]
@@ -59,30 +47,20 @@ Confidence = Annotated[float, typer.Option(help="Of the intervals, inside (0, 1)
 Prompt = Annotated[
     Optional[str],
     typer.Option(
-        help="paper (instruction and examples first), plain, chat (the same in the tokenizer's chat template), or a text "
+        help="paper (instruction and examples first), chat (the same in the tokenizer's chat template), plain, or a text "
         "with {question}."
     ),
 ]
-BENCHMARK_PROMPTS = ("paper", "chat")
-
-
-class Common(TypedDict):
-    """What all benchmarks take."""
-
-    seed: int
-    confidence: float
-    batch_size: int
-    folder: Path
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The model that is measured, with what edits it, and where the result goes.
+    """The model that is measured, what edits it, and where results go.
 
     Attributes:
         model: Unedited.
         editor: None for the unedited model alone.
-        editor_name: The editor's folder or name on the hub.
+        editor_name: The editor's folder, or its name on the hub.
         out: Folder of the result.
     """
 
@@ -93,54 +71,45 @@ class Subject:
 
     @classmethod
     def load(cls, model: str, editor: str | None, out: Path, device: str, dtype: DTypeName) -> Subject:
-        """Loads the editor first, for a mistake there should not wait for the model."""
+        """Loads the editor first: a mistake there should not wait for the model."""
         fitted = None if editor is None else Editor.from_pretrained(editor)
         return cls(load_model(model, device, dtype), fitted, editor, out)
 
-    @property
-    def unfinished(self) -> Path:
-        """Where batches are kept until the result is written."""
-        return self.out / UNFINISHED
+    def measured(self, benchmark: Benchmark) -> Evaluation:
+        """The result of a benchmark, kept on the way in a folder that is gone when all is written."""
+        return benchmark(self.model, editor=self.editor, folder=self.out / UNFINISHED)
 
-    def report(self, result: Evaluation, source: Path | None = None) -> None:
+    def report(self, result: Evaluation, more: Mapping[str, JSON] | None = None, files: tuple[str, ...] = ()) -> None:
         """Shows a result and writes its folder.
 
         Args:
             result: The result.
-            source: The file of its data, where the result was not told.
+            more: Facts about its data that the result was not told.
+            files: Others that are there already.
         """
-        facts: dict[str, JSON] = dict(result.provenance)
-        if isinstance(made_by := facts["editor"], Mapping):
-            facts["editor"] = {"name": self.editor_name, **made_by}
-        if source is not None and isinstance(data := facts["data"], Mapping):
-            facts["data"] = {**data, "source": str(source), "sha256": file_hash(source)}
-        result = replace(result, provenance=facts)
-        write_evaluation(result, self.out)
+        result = with_names(result, self.editor_name, more)
+        options = result.provenance["options"]
+        assert isinstance(options, Mapping)
+        show(result.table, f"{result.benchmark}, {float(str(options.get('confidence', 0.95))):.0%} intervals")
+        written = [path.name for path in result.save(self.out)]
+        plotting.plot_evaluation(result).savefig(self.out / "evaluation.png", dpi=150)
+        finish(self.out, [*written, "evaluation.png", *files])
 
 
-def write_evaluation(result: Evaluation, out: Path) -> None:
-    """Shows a result on the screen and writes its folder: JSON, CSV and a picture."""
-    options = result.provenance["options"]
-    assert isinstance(options, Mapping)
-    show(result.table, f"{result.benchmark}, {float(str(options.get('confidence', 0.95))):.0%} intervals")
-    written = [path.name for path in result.save(out)]
-    plotting.plot_evaluation(result).savefig(out / "evaluation.png", dpi=150)
-    finish(out, [*written, "evaluation.png"])
+def with_names(result: Evaluation, editor: str | None, more: Mapping[str, JSON] | None = None) -> Evaluation:
+    """A result that names the editor as it was given, and more about its data."""
+    facts: dict[str, JSON] = dict(result.provenance)
+    made_by, data = facts["editor"], facts["data"]
+    if isinstance(made_by, Mapping):
+        facts["editor"] = {"name": editor, **made_by}
+    if more is not None and isinstance(data, Mapping):
+        facts["data"] = {**data, **more}
+    return replace(result, provenance=facts)
 
 
-def _common(subject: Subject, seed: int, confidence: float, batch_size: int) -> Common:
-    return {"seed": seed, "confidence": confidence, "batch_size": batch_size, "folder": subject.unfinished}
-
-
-def _asked(
-    path: Path,
-    n: int | None,
-    seed: int,
-    template: str | None,
-    keep: Callable[[Questions], Questions] = lambda questions: questions,
-) -> Questions:
-    questions = keep(read_questions(path, None if template is None else unescaped(template)))
-    return questions if n is None else questions.sample(n, seed)
+def of_file(path: Path) -> dict[str, JSON]:
+    """A data file's name and hash."""
+    return {"source": str(path), "sha256": file_hash(path)}
 
 
 @evaluate.command()
@@ -155,6 +124,10 @@ def truthfulqa(
     editor: EditorOption = None,
     out: Out = Path("truthfulqa"),
     prompt: Prompt = None,
+    generate: Annotated[
+        bool, typer.Option("--generate", help="Let the model answer by itself instead, for a judge: answers.jsonl.")
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="With --generate: longest answer, in tokens.", min=1)] = 50,
     template: Template = None,
     n: Sampled = None,
     seed: EvaluationSeed = 0,
@@ -165,16 +138,19 @@ def truthfulqa(
 ) -> None:
     """Measures MC1, MC2 and MC3 of TruthfulQA: does the model tell true from false answers?
 
-    The prompt is the paper's for TruthfulQA.csv, and plain for other questions.
+    The prompt is the paper's for TruthfulQA.csv, and plain for other questions, if none is given.
     """
-    is_published = not is_organism(questions) and "Best Answer" in first_fields(questions)
-    asked = _asked(questions, n, seed, template)
+    if not generate:
+        benchmark = truthfulqa_benchmark(questions, n, seed, confidence, batch_size, template, prompt)
+        subject = Subject.load(model, editor, out, device, dtype)
+        subject.report(subject.measured(benchmark))
+        return
+    asked, words = truthfulqa_questions(questions, n, seed, template, prompt)
     subject = Subject.load(model, editor, out, device, dtype)
-    words = unescaped(prompt) if prompt is not None else "paper" if is_published else "plain"
-    result = evaluate_truthfulqa(
-        subject.model, asked, subject.editor, prompt=words, **_common(subject, seed, confidence, batch_size)
-    )
-    subject.report(result)
+    result = subject.measured(generation_benchmark(asked, words, seed, confidence, batch_size, max_new_tokens))
+    out.mkdir(parents=True, exist_ok=True)
+    write_for_judge(result, asked, out / "answers.jsonl")
+    subject.report(result, files=("answers.jsonl",))
 
 
 @evaluate.command()
@@ -183,18 +159,18 @@ def bbq(
     questions: Annotated[Path, typer.Argument(help="A file of BBQ, such as Age.jsonl.")],
     editor: EditorOption = None,
     out: Out = Path("bbq"),
-    prompt: Prompt = "plain",
-    template: Template = None,
+    prompt: Prompt = None,
     context: Annotated[
-        Literal["both", "ambig", "disambig"], typer.Option(help="Only contexts that leave the answer open, or tell it.")
+        Context, typer.Option(help="Only contexts that leave the answer open, or that tell it.")
     ] = "both",
     scored_by: Annotated[
-        Literal["sum", "mean"], typer.Option(help="Summed log-probability of an answer, or its mean per token.")
+        Literal["sum", "mean"], typer.Option(help="Summed log-probability of an answer, or its mean over tokens.")
     ] = "sum",
     all_unknown_answers: Annotated[
         bool,
         typer.Option("--all-unknown-answers", help="Let all of BBQ's ways to say unknown compete, as lm-eval does."),
     ] = False,
+    template: Template = None,
     n: Sampled = None,
     seed: EvaluationSeed = 0,
     confidence: Confidence = 0.95,
@@ -202,37 +178,19 @@ def bbq(
     device: Device = "cpu",
     dtype: DType = "float32",
 ) -> None:
-    """Measures accuracy, unknown answers, stereotypes and bias scores of BBQ, where the context tells and where not."""
-    if template is None and prompt in BENCHMARK_PROMPTS and first_fields(questions) >= BBQ_FIELDS:
-        template = Q_AND_A  # the form of the examples that come before
-
-    def keep(read: Questions) -> Questions:
-        if context == "both":
-            return read
-        rows = tuple(row for row in read if isinstance(row, BBQQuestion) and row.context_condition == context)
-        if not rows:
-            raise InputError(f"{questions} has no question with --context {context}. Leave that out.")
-        return replace(read, rows=rows)
-
-    asked = _asked(questions, n, seed, template, keep)
-    subject = Subject.load(model, editor, out, device, dtype)
-    result = evaluate_bbq(
-        subject.model,
-        asked,
-        subject.editor,
-        prompt=unescaped(prompt or "plain"),
-        scored_by=scored_by,
-        all_unknown_answers=all_unknown_answers,
-        **_common(subject, seed, confidence, batch_size),
+    """Measures accuracy, unknown answers, stereotypes and bias scores of BBQ, by context."""
+    benchmark = bbq_benchmark(
+        questions, n, seed, confidence, batch_size, template, prompt, context, scored_by, all_unknown_answers
     )
-    subject.report(result)
+    subject = Subject.load(model, editor, out, device, dtype)
+    subject.report(subject.measured(benchmark))
 
 
 @evaluate.command()
 def crows_pairs(
     model: ModelName,
     pairs: Annotated[
-        Path, typer.Argument(help="crows_pairs_anonymized.csv, or JSONL with one true and one false each.")
+        Path, typer.Argument(help="crows_pairs_anonymized.csv, or JSONL with one true and one false completion each.")
     ],
     editor: EditorOption = None,
     out: Out = Path("crows-pairs"),
@@ -243,13 +201,10 @@ def crows_pairs(
     device: Device = "cpu",
     dtype: DType = "float32",
 ) -> None:
-    """Measures in how many pairs of sentences of CrowS-Pairs the one that stereotypes is the likelier."""
-    asked = _asked(pairs, n, seed, None)
+    """Measures in how many pairs of CrowS-Pairs the sentence that stereotypes is the likelier one."""
+    benchmark = crows_pairs_benchmark(pairs, n, seed, confidence, batch_size)
     subject = Subject.load(model, editor, out, device, dtype)
-    result = evaluate_crows_pairs(
-        subject.model, asked, subject.editor, **_common(subject, seed, confidence, batch_size)
-    )
-    subject.report(result)
+    subject.report(subject.measured(benchmark))
 
 
 @evaluate.command()
@@ -258,7 +213,7 @@ def perplexity(
     texts: Annotated[
         Path,
         typer.Argument(
-            help="A .txt file (one text), a JSON list or JSON lines of texts, or `organism` (its facts, truly told)."
+            help="A .txt file (one text), a JSON list or JSON lines of texts, or `organism` (facts, truly told)."
         ),
     ],
     editor: EditorOption = None,
@@ -278,22 +233,6 @@ def perplexity(
     dtype: DType = "float32",
 ) -> None:
     """Measures perplexity on any text, and how far an edit moves predictions (KL): what it costs."""
-    source = None if is_organism(texts) else texts
-    if source is None:
-        read = [join(question.prompt, question.true[0]) for question in read_questions(texts)]
-    else:
-        read = read_texts(texts)
-    if n is not None:
-        if not 1 <= n <= len(read):
-            raise InputError(f"{n} texts were asked for, and {texts} has {len(read)}. Ask for 1 to that.")
-        read = random.Random(seed).sample(read, n)
+    benchmark = perplexity_benchmark(texts, n, seed, confidence, batch_size, context_length, stride)
     subject = Subject.load(model, editor, out, device, dtype)
-    result = evaluate_perplexity(
-        subject.model,
-        read,
-        subject.editor,
-        context_length=context_length,
-        stride=stride,
-        **_common(subject, seed, confidence, batch_size),
-    )
-    subject.report(result, source)
+    subject.report(subject.measured(benchmark), of_file(texts))
