@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, Optional
@@ -79,7 +79,7 @@ class Subject:
         """The result of a benchmark, kept on the way in a folder that is gone when all is written."""
         return benchmark(self.model, editor=self.editor, folder=self.out / UNFINISHED)
 
-    def report(self, result: Evaluation, more: Mapping[str, JSON] | None = None, files: tuple[str, ...] = ()) -> None:
+    def report(self, result: Evaluation, more: Mapping[str, JSON] | None = None, files: Sequence[str] = ()) -> None:
         """Shows a result and writes its folder.
 
         Args:
@@ -87,13 +87,17 @@ class Subject:
             more: Facts about its data that the result was not told.
             files: Others that are there already.
         """
-        result = with_names(result, self.editor_name, more)
-        options = result.provenance["options"]
-        assert isinstance(options, Mapping)
-        show(result.table, f"{result.benchmark}, {float(str(options.get('confidence', 0.95))):.0%} intervals")
-        written = [path.name for path in result.save(self.out)]
-        plotting.plot_evaluation(result).savefig(self.out / "evaluation.png", dpi=150)
-        finish(self.out, [*written, "evaluation.png", *files])
+        write_evaluation(with_names(result, self.editor_name, more), self.out, files)
+
+
+def write_evaluation(result: Evaluation, out: Path, files: Sequence[str] = ()) -> None:
+    """Shows a result on the screen and writes its folder: JSON, CSV and a picture. `files` are there already."""
+    options = result.provenance["options"]
+    assert isinstance(options, Mapping)
+    show(result.table, f"{result.benchmark}, {float(str(options.get('confidence', 0.95))):.0%} intervals")
+    written = [path.name for path in result.save(out)]
+    plotting.plot_evaluation(result).savefig(out / "evaluation.png", dpi=150)
+    finish(out, [*written, "evaluation.png", *files])
 
 
 def with_names(result: Evaluation, editor: str | None, more: Mapping[str, JSON] | None = None) -> Evaluation:

@@ -14,6 +14,7 @@ from sea_lens.activations import TokenChoice
 from sea_lens.demonstrations import Demonstrations
 from sea_lens.errors import InputError
 from sea_lens.feature_maps import ELU, FeatureMap, SquaredExponential, Tanh
+from sea_lens.kept_answers import answer_and_keep
 from sea_lens.methods.sea import Merge, MergeSpace, Projections
 from sea_lens.models import Model, weights_fingerprint
 from sea_lens.organism import load_organism
@@ -191,22 +192,11 @@ def with_answers(
 ) -> Demonstrations:
     """Adds the model's answers, kept in `folder` so that a resumed run has the same, and gives all answers one ending."""
     if any(row.neutral is None for row in data):
-        kept = (
-            None
-            if folder is None
-            else folder / f"answers-of-{weights_fingerprint(model)}-{max_new_tokens}-tokens.jsonl"
-        )
-        if kept is not None and kept.exists():
-            answered = Demonstrations.from_jsonl(kept)
-            asked = [(row.prompt, row.positive, row.negative) for row in answered]
-            if asked != [(row.prompt, row.positive, row.negative) for row in data]:
-                raise InputError(f"{kept} holds other demonstrations. Choose another --out, or delete that folder.")
-            data = answered
-        else:
+        if folder is None:
             data = data.with_neutral_answers(model, max_new_tokens, batch_size=batch_size)
-            if kept is not None:
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                data.to_jsonl(kept)
+        else:
+            kept = folder / f"answers-of-{weights_fingerprint(model)}-{max_new_tokens}-tokens.jsonl"
+            data = answer_and_keep(data, model, max_new_tokens, kept, batch_size=batch_size)
     return data if ending is None else data.with_answer_ending(ending)
 
 
