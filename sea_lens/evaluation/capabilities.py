@@ -69,7 +69,8 @@ def windows_of(text: int, ids: Sequence[int], context_length: int, stride: int) 
         context_length: Tokens that the model is given in one pass.
         stride: New tokens in each pass.
     """
-    found, scored = [], 1
+    found: list[Window] = []
+    scored = 1
     while scored < len(ids):
         stop = min(len(ids), context_length + 1 if not found else scored + stride)
         start = max(0, stop - 1 - context_length)
