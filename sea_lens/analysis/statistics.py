@@ -5,7 +5,7 @@ Resamples are shared by all columns, so that columns can be compared and the sam
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,24 @@ from torch import Tensor
 from sea_lens.errors import InputError
 
 N_RESAMPLES = 4000
+AT_ONCE = 250
+"""Resamples drawn together, which bounds memory. It does not change them."""
+
+
+def resampled_counts(n: int, seed: int, n_resamples: int = N_RESAMPLES) -> Iterator[Float[Tensor, "resamples n"]]:
+    """How often each of n rows is drawn, in resamples of n rows with replacement."""
+    generator = torch.Generator().manual_seed(seed)
+    for start in range(0, n_resamples, AT_ONCE):
+        drawn = torch.randint(n, (min(AT_ONCE, n_resamples - start), n), generator=generator)
+        counts = torch.zeros(drawn.shape, dtype=torch.float64)
+        yield counts.scatter_add_(1, drawn, torch.ones(drawn.shape, dtype=torch.float64))
+
+
+def coin_flips(n: int, seed: int, n_resamples: int = N_RESAMPLES) -> Iterator[Float[Tensor, "resamples n"]]:
+    """Zeros and ones, one a row of n, drawn anew every time."""
+    generator = torch.Generator().manual_seed(seed)
+    for start in range(0, n_resamples, AT_ONCE):
+        yield torch.randint(2, (min(AT_ONCE, n_resamples - start), n), generator=generator).double()
 
 
 def bootstrap_intervals(
@@ -35,10 +53,7 @@ def bootstrap_intervals(
         raise InputError(
             f"At least one row and a confidence inside (0, 1) are needed; {n} and {confidence} were given."
         )
-    generator = torch.Generator().manual_seed(seed)
-    means = torch.stack(
-        [changes[torch.randint(n, (n,), generator=generator)].double().mean(0) for _ in range(n_resamples)]
-    )
+    means = torch.cat([counts @ changes.double() / n for counts in resampled_counts(n, seed, n_resamples)])
     tail = (1 - confidence) / 2
     low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=means.dtype), dim=0)
     return low, high
@@ -56,14 +71,12 @@ def sign_flip_p_values(
         seed: Of the signs.
         n_resamples: How many random assignments of signs.
     """
-    generator = torch.Generator().manual_seed(seed)
     values = changes.double()
     observed = values.sum(0).abs()
     scale = values.abs().sum(0)
     extreme = torch.zeros_like(observed)
-    for _ in range(n_resamples):
-        signs = 2.0 * torch.randint(2, (len(values),), generator=generator).double() - 1
-        extreme += (signs @ values).abs() >= observed - 1e-12 * scale
+    for heads in coin_flips(len(values), seed, n_resamples):
+        extreme += (((2 * heads - 1) @ values).abs() >= observed - 1e-12 * scale).sum(0)
     return (1 + extreme) / (1 + n_resamples)
 
 

@@ -14,14 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sea_lens.analysis.statistics import N_RESAMPLES
+from sea_lens.analysis.statistics import N_RESAMPLES, coin_flips, resampled_counts
 from sea_lens.errors import InputError
 
 Columns = Mapping[str, Float[Tensor, " rows"]]
 """What is counted or added up, one number a row (a question, a text)."""
 Sums = Mapping[str, Float[Tensor, " resamples"]]
-AT_ONCE = 250
-"""Resamples taken together, which bounds memory."""
 
 
 @dataclass(frozen=True)
@@ -85,17 +83,11 @@ def metric_table(
     observed = second - first if edited is not None else first
     resampled = []
     extreme = torch.zeros(len(metrics), dtype=torch.float64)
-    generator = torch.Generator().manual_seed(seed)
-    for start in range(0, N_RESAMPLES, AT_ONCE):
-        size = min(AT_ONCE, N_RESAMPLES - start)
-        drawn = torch.randint(len(plain), (size, len(plain)), generator=generator)
-        weights = torch.zeros(size, len(plain), dtype=torch.float64).scatter_add_(
-            1, drawn, torch.ones(drawn.shape, dtype=torch.float64)
-        )
-        resampled.append(values(weights @ other))
-        if edited is not None:
-            resampled[-1] = resampled[-1] - values(weights @ plain)
-            swaps = torch.randint(2, (size, len(plain)), generator=generator).double()
+    for counts in resampled_counts(len(plain), seed):
+        found = values(counts @ other)
+        resampled.append(found if edited is None else found - values(counts @ plain))
+    if edited is not None:
+        for swaps in coin_flips(len(plain), seed):
             moved = swaps @ (other - plain)
             change = values(other.sum(0) - moved) - values(plain.sum(0) + moved)
             # A swap that leaves a metric undefined says nothing against the change being chance.

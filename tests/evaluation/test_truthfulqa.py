@@ -1,8 +1,10 @@
 """MC1, MC2 and MC3 against the definitions, written out in plain floating point."""
 
+import copy
 import json
 import math
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -172,3 +174,37 @@ def test_the_real_questions_are_all_scored(shared_data, stories):
     assert 0 < found.table.loc["MC2", "value"] < 1
     assert found.table["n"].tolist() == [31] * 3
     assert set(found.by_category.index.get_level_values(0)) == {row.category for row in questions[::27]}
+
+
+@pytest.mark.parametrize("is_edited", [False, True])
+def test_numbers_are_those_of_lm_eval_on_the_same_answers(organism, edited, is_edited):
+    huggingface = pytest.importorskip(
+        "lm_eval.models.huggingface", reason="lm-eval is not installed: pip install lm-eval"
+    )
+    from lm_eval.api.instance import Instance
+    from lm_eval.tasks.truthfulqa import utils
+
+    model, world = organism
+    questions = world.questions(world.held_out[::16])
+    harness = huggingface.HFLM(
+        pretrained=model.original_model, tokenizer=copy.deepcopy(model.tokenizer), backend="causal", batch_size=4
+    )
+    rows = [(row, text) for row, question in enumerate(questions) for text in (*question.true, *question.false)]
+    requests = [
+        Instance("loglikelihood", {}, (questions[row].prompt, f" {text}"), number)
+        for number, (row, text) in enumerate(rows)
+    ]
+    with edited.attached(model) if is_edited else nullcontext():
+        answers = harness.loglikelihood(requests, disable_tqdm=True)
+    ours = evaluate_truthfulqa(model, questions, edited if is_edited else None, prompt="plain", progress=False)
+    column = "edited" if is_edited else "log_probability"
+    assert ours.per_answer[column].tolist() == pytest.approx([value for value, _ in answers], abs=1e-5)
+    by_question = [
+        [answer for answer, (row, _) in zip(answers, rows, strict=True) if row == n] for n in range(len(questions))
+    ]
+    labels = {"mc2_targets": {"labels": [1, 0]}}
+    theirs = [utils.process_results_mc2(labels, found)["acc"] for found in by_question]
+    per_row = ours.per_row["MC2 edited" if is_edited else "MC2"]
+    assert per_row.tolist() == pytest.approx(theirs, abs=1e-6)
+    first = [float(max(found, key=lambda pair: pair[0]) is found[0]) for found in by_question]
+    assert ours.per_row["MC1 edited" if is_edited else "MC1"].tolist() == first
