@@ -114,7 +114,7 @@ def bbq_benchmark(
 def crows_pairs_benchmark(path: Path, n: int | None, seed: int, confidence: float, batch_size: int) -> Benchmark:
     """CrowS-Pairs."""
     pairs = _sampled(read_questions(path), n, seed)
-    return partial(evaluate_crows_pairs, pairs=pairs, seed=seed, confidence=confidence, batch_size=batch_size)
+    return partial(evaluate_crows_pairs, questions=pairs, seed=seed, confidence=confidence, batch_size=batch_size)
 
 
 def perplexity_benchmark(

@@ -26,6 +26,7 @@ from sea_lens.cli.output import UNFINISHED, finish, show
 from sea_lens.editor import Editor
 from sea_lens.editor_card import JSON
 from sea_lens.evaluation.generation import write_for_judge
+from sea_lens.evaluation.harness import evaluate_lm_eval
 from sea_lens.evaluation.results import Evaluation, file_hash
 from sea_lens.models import Model
 
@@ -240,3 +241,43 @@ def perplexity(
     benchmark = perplexity_benchmark(texts, n, seed, confidence, batch_size, context_length, stride)
     subject = Subject.load(model, editor, out, device, dtype)
     subject.report(subject.measured(benchmark), of_file(texts))
+
+
+@evaluate.command("lm-eval")
+def lm_eval(
+    model: ModelName,
+    tasks: Annotated[list[str], typer.Argument(help="Tasks and groups of lm-eval, such as hellaswag mmlu gsm8k.")],
+    editor: EditorOption = None,
+    out: Out = Path("lm-eval"),
+    task_folder: Annotated[
+        Optional[Path], typer.Option(help="Folder of task files (YAML) of your own, lm-eval's include_path.")
+    ] = None,
+    num_fewshot: Annotated[
+        Optional[int], typer.Option(help="Worked examples in each prompt; each task's own number if left out.", min=0)
+    ] = None,
+    limit: Annotated[
+        Optional[float], typer.Option(help="Samples a task, its first, or a share of them below 1; for trying out.")
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Put prompts into the tokenizer's own chat template.")] = False,
+    seed: EvaluationSeed = 0,
+    confidence: Confidence = 0.95,
+    batch_size: BatchSize = 8,
+    device: Device = "cpu",
+    dtype: DType = "float32",
+) -> None:
+    """Runs tasks of lm-evaluation-harness on the edited model: HellaSwag, MMLU, GSM8K, ... Needs sea-lens[eval]."""
+    subject = Subject.load(model, editor, out, device, dtype)
+    result = evaluate_lm_eval(
+        subject.model,
+        subject.editor,
+        tasks,
+        num_fewshot=num_fewshot,
+        limit=int(limit) if limit is not None and limit >= 1 else limit,
+        batch_size=batch_size,
+        task_folder=task_folder,
+        options={"apply_chat_template": True} if chat else None,
+        folder=subject.out / UNFINISHED,
+        seed=seed,
+        confidence=confidence,
+    )
+    subject.report(result)
