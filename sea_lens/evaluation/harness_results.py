@@ -210,4 +210,6 @@ def sample_table(runs: Sequence[Mapping[str, TaskResults]]) -> pd.DataFrame:
 
 
 def _text(value: JSON) -> str:
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+        return value[0]  # a generated text
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
