@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Optional
 
+import pandas as pd
 import typer
 
 from sea_lens import plotting
@@ -21,7 +22,7 @@ from sea_lens.cli.inputs import BatchSize, Device, DType, ModelName, Sampled, lo
 from sea_lens.cli.output import UNFINISHED, finish, show
 from sea_lens.editor import Editor
 from sea_lens.errors import InputError
-from sea_lens.evaluation.experiments import Comparison
+from sea_lens.evaluation.experiments import Comparison, cells
 from sea_lens.evaluation.experiments import compare as compare_editors
 from sea_lens.tensor_files import write_text
 
@@ -67,7 +68,7 @@ def compare(
     fitted = {name: Editor.from_pretrained(folder) for name, folder in _named(editors).items()}
     bridge = load_model(model, device, dtype)
     result = compare_editors(bridge, fitted, benchmarks, folder=out / UNFINISHED, repeats=repeats)
-    _show(result)
+    _show(result, confidence)
     written = [str(path.relative_to(out)) for path in result.save(out) if path.parent == out]
     write_text(out / "comparison.md", result.to_markdown())
     write_text(out / "comparison.tex", result.to_latex())
@@ -88,11 +89,12 @@ def _named(editors: list[str]) -> dict[str, str]:
     return found
 
 
-def _show(result: Comparison) -> None:
+def _show(result: Comparison, confidence: float) -> None:
     """A table a benchmark, and one of costs: all in one would not fit the screen."""
     for name, headline in result.headlines.items():
         own = result.table[[f"{name} {what}" for what in (headline, "change", "low", "high", "p_value")]]
-        columns = ("score", "change", "low", "high", "p_value")
-        show(own.set_axis(list(columns), axis=1), f"{name}: {headline.replace('_', ' ')}")
+        texts = [cells(*row) for row in own.itertuples(index=False)]
+        title = f"{name}: {headline.replace('_', ' ')}, {confidence:.0%} intervals"
+        show(pd.DataFrame(texts, index=own.index, columns=["score", "change", "p"]), title)
     costs = [name for name in ("slowdown", "bytes", "rank", "layers") if result.table[name].notna().any()]
     show(result.table[costs].iloc[1:], "Costs")

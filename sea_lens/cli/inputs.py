@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Literal, Optional
@@ -138,7 +139,7 @@ def read_questions(path: Path, template: str | None = None) -> Questions:
         InputError: If the layout is none that is known, or questions with a template are pairs of sentences.
     """
     if is_organism(path):
-        questions = load_organism()[1].questions()
+        questions = replace(load_organism()[1].questions(), source=str(path))
         return questions if template is None else questions.with_prompt_template(template)
     fields, is_csv = first_fields(path), path.suffix.lower() == ".csv"
     if is_csv and fields >= TRUTHFULQA_FIELDS:

@@ -105,7 +105,11 @@ def _place(path: Path | None, data: PublishedData) -> str:
     kept = cache_folder() / data.name
     if kept.exists():
         return f"{kept}, fetched before"
-    return "to fetch: " + f"\n{'':<16}".join(data.files)
+    first, *more = data.files
+    if not more:
+        return f"to fetch: {first}"
+    folder = first.rpartition("/")[0]
+    return f"to fetch: {folder}/ {', '.join(address.removeprefix(folder + '/') for address in data.files)}"
 
 
 def _describe(chosen: Recipe, model: str | None, demonstrations: str, questions: str) -> None:
@@ -118,6 +122,8 @@ def _describe(chosen: Recipe, model: str | None, demonstrations: str, questions:
             typer.echo(
                 f"note: the sizes of {model} are not known before it is fetched; these are of {chosen.repository}."
             )
+    if questions == demonstrations:
+        questions = "of the same, without the demonstrations"
     lines = {
         "model": f"{of_what}, revision {(chosen.revision if model is None else None) or 'not pinned'}, {chosen.dtype}",
         "demonstrations": f"{chosen.n_demonstrations:,}, {demonstrations}",
