@@ -104,7 +104,7 @@ def test_questions_are_never_demonstrations(shared_data):
     assert {row.context_condition for row in questions} == {"disambig"}
     assert all(row.prompt.startswith("Q: ") and row.prompt.endswith("\nA:") for row in (*demonstrations, *questions))
     everything = recipe.changed(n_demonstrations=600).read_demonstrations(path, 0)
-    with pytest.raises(InputError, match="Every question of .* is among the demonstrations"):
+    with pytest.raises(InputError, match=r"Every question of .* is among the demonstrations"):
         recipe.read_questions(path, 0, everything)
     truth = Recipe.load("llama-2-7b-chat", "truthfulness").changed(n_demonstrations=20)
     read = truth.read_demonstrations(shared_data / "halueval_qa_500.json", 0)
