@@ -62,7 +62,7 @@ def estimate(recipe: Recipe, size: ModelSize, n_demonstrations: int | None = Non
     - one layer's pass: `B (2 . 4 n_heads T^2 + 3 b T d_mlp)`: attention is computed in full (eagerly), twice in float32, and
       an MLP holds three tensors of its width;
     - activations: `3 . 4 n L d` in float32 on the host, and twice that on disk: the batches, and the whole they become;
-    - fit, one layer at a time in float64: `8 (9 n d + 5 n^2)` if n < d, else `8 (3 n d + 6 d^2)`: the sides and their QR
+    - fit, one layer at a time in float64: `8 (9 n d + 5 n^2)` if n < d, else `8 (3 n d + 10 d^2)`: the sides and their QR
       factors and singular vectors, or the cross-covariance and its.
 
     Not counted: PyTorch itself (0.5 to 1 GB on a GPU), what the allocator holds in reserve, and the editor, whose ranks are
@@ -81,7 +81,7 @@ def estimate(recipe: Recipe, size: ModelSize, n_demonstrations: int | None = Non
     cache = 4 * size.n_layers * size.n_key_value_heads * size.d_head * batch * length * number
     one_layer = batch * (8 * size.n_heads * length**2 + 3 * number * length * size.d_mlp)
     activations = 12 * n * layers * d
-    fit = 8 * (9 * n * d + 5 * n**2) if n < d else 8 * (3 * n * d + 6 * d**2)
+    fit = 8 * (9 * n * d + 5 * n**2) if n < d else 8 * (3 * n * d + 10 * d**2)
     return Costs(
         (
             Cost("model to fetch", "disk", weights, f"{size.parameters:,} parameters x {number} bytes"),
@@ -106,7 +106,7 @@ def estimate(recipe: Recipe, size: ModelSize, n_demonstrations: int | None = Non
                 f"{batch} x (8 x {size.n_heads} x {length}^2 + 3 x {number} x {length} x {size.d_mlp:,})",
             ),
             Cost("activations", "host", activations, f"3 x {n:,} x {layers} layers x {d:,} x 4"),
-            Cost("fit in float64", "host", fit, "8 x (9 n d + 5 n^2)" if n < d else "8 x (3 n d + 6 d^2)"),
+            Cost("fit in float64", "host", fit, "8 x (9 n d + 5 n^2)" if n < d else "8 x (3 n d + 10 d^2)"),
             Cost("activations kept", "disk", 2 * activations, "twice the activations"),
         )
     )
