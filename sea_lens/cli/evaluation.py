@@ -95,7 +95,8 @@ def write_evaluation(result: Evaluation, out: Path, files: Sequence[str] = ()) -
     """Shows a result on the screen and writes its folder: JSON, CSV and a picture. `files` are there already."""
     options = result.provenance["options"]
     assert isinstance(options, Mapping)
-    show(result.table, f"{result.benchmark}, {float(str(options.get('confidence', 0.95))):.0%} intervals")
+    narrow = result.table.drop(columns=[name for name in result.table if "stderr" in str(name) or name == "interval"])
+    show(narrow, f"{result.benchmark}, {float(str(options.get('confidence', 0.95))):.0%} intervals")
     written = [path.name for path in result.save(out)]
     plotting.plot_evaluation(result).savefig(out / "evaluation.png", dpi=150)
     finish(out, [*written, "evaluation.png", *files])

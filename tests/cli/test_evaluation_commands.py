@@ -1,6 +1,7 @@
 import hashlib
 import json
 import re
+import sys
 
 import pandas as pd
 import pytest
@@ -163,6 +164,13 @@ def test_editors_are_compared_in_one_folder(sea_lens, editor_folder, tmp_path, m
     assert not (tmp_path / "o" / "unfinished").exists()
     assert all(len(line) <= 80 for line in out.split("comparison.json")[0].splitlines())
     assert "TruthfulQA: MC1, 95% intervals" in out
+
+
+def test_what_lm_eval_needs_is_named(sea_lens, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)  # as where it is not installed
+    code, _, err = sea_lens("evaluate", "lm-eval", "organism", "hellaswag", "--out", tmp_path / "o")
+    assert code == 2
+    assert 'pip install "sea-lens[eval]"' in err
 
 
 COMMON = "--editor --out --n --seed --confidence --batch-size --device --dtype"
