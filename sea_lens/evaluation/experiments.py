@@ -196,7 +196,7 @@ def compare(
         _costs(model, fitted.get(name), seconds.get(name), batch, repeats)
         for name in tqdm(evaluations, desc="costs", unit="editor", disable=not progress)
     ]
-    timed = "nothing" if batch is None else f"{repeats} pairs of passes over {_size(batch)} on {batch.ids.device}"
+    timed = "nothing" if batch is None else f"{repeats} pairs of passes over {_size(batch)}"
     parts = [_long(editor, name, found) for editor, row in evaluations.items() for name, found in row.items()]
     long = pd.concat(parts, ignore_index=True)
     return Comparison(_table(evaluations, costs), long, evaluations, fitted, timed)
@@ -279,13 +279,14 @@ def _prompts_to_time(model: Model, evaluations: Iterable[Evaluation]) -> PaddedT
         prompts = evaluation.per_row["prompt"].tolist() if "prompt" in evaluation.per_row else []
         prompts = [prompt for prompt in prompts if token_ids(model, prompt)]
         if prompts:
-            return timing_batch(model, prompts[:: -(-len(prompts) // TIMED_PROMPTS)])
+            count = min(len(prompts), TIMED_PROMPTS)
+            return timing_batch(model, [prompts[number * len(prompts) // count] for number in range(count)])
     return None
 
 
 def _size(batch: PaddedTokens) -> str:
     rows, length = batch.ids.shape
-    return f"{rows} texts of up to {length} tokens"
+    return f"{rows} texts of up to {length} tokens on {batch.ids.device}"
 
 
 def _spans(layers: Sequence[int]) -> str:
@@ -316,5 +317,7 @@ def _folder_names(names: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for number, name in enumerate(names):
         plain = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "unnamed"
-        found[name] = plain if plain.lower() not in map(str.lower, found.values()) else f"{plain}-{number}"
+        while plain.lower() in map(str.lower, found.values()):
+            plain += f"-{number}"
+        found[name] = plain
     return found

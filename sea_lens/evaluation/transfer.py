@@ -49,7 +49,7 @@ class Transfer:
         return self._matrix("high")
 
     @property
-    def unedited(self) -> pd.Series[float]:
+    def unedited(self) -> pd.Series:
         """The unedited model's headline score on each benchmark."""
         return pd.Series({name: found.score for name, found in self.comparison.evaluations[UNEDITED].items()})
 

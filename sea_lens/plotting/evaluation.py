@@ -95,10 +95,10 @@ def _draw_metrics(axes: Axes, table: pd.DataFrame, edited: bool) -> None:
     _plain(axes)
 
 
-def _reach(middle: pd.Series[float], low: pd.Series[float], high: pd.Series[float]) -> Float[np.ndarray, "two n"]:
+def _reach(middle: pd.Series, low: pd.Series, high: pd.Series) -> Float[np.ndarray, "two n"]:
     """Lengths of error bars."""
     lengths = np.stack([middle.to_numpy() - low.to_numpy(), high.to_numpy() - middle.to_numpy()])
-    return np.nan_to_num(lengths).clip(min=0)
+    return np.asarray(np.nan_to_num(lengths).clip(min=0))
 
 
 def _plain(axes: Axes) -> None:
@@ -225,8 +225,10 @@ def plot_transfer(result: Transfer) -> Figure:
     values, low, high = changes.to_numpy(), result.low.to_numpy(), result.high.to_numpy()
     largest = np.nanmax(np.abs(values), axis=None if alike else 0, keepdims=True)
     shades = values / np.where(largest > 0, largest, 1.0)
-    longest = max(map(len, map(str, changes.index)))
-    size = (1.6 + 0.075 * longest + 1.25 * values.shape[1], 1.6 + 0.5 * values.shape[0])
+    headlines = result.comparison.headlines
+    names = [f"{name}\n{headline.replace('_', ' ')}\n{unedited[name]:.3g}" for name, headline in headlines.items()]
+    left, below = (max(map(len, texts)) for texts in (changes.index, "\n".join(names).split("\n")))
+    size = (1.8 + 0.075 * left + max(1.1, 0.085 * below) * len(names), 1.8 + 0.5 * len(changes))
     figure, axes = plt.subplots(figsize=size, layout="constrained")
     image = axes.imshow(shades, cmap="BrBG", norm=Normalize(-1, 1), aspect="auto")
     for (row, column), change in np.ndenumerate(values):
@@ -236,10 +238,6 @@ def plot_transfer(result: Transfer) -> Figure:
         axes.text(column, row, text, ha="center", va="center", fontsize=9, color=colour)
         if changes.index[row] == changes.columns[column]:
             axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1.8))
-    names = [
-        f"{name}\n{headline.replace('_', ' ')} {unedited[name]:.3g}"
-        for name, headline in result.comparison.headlines.items()
-    ]
     axes.set_xticks(range(len(names)), names, fontsize=8)
     axes.set_yticks(range(len(changes)), list(changes.index), fontsize=8)
     axes.set_xlabel(f"evaluated on ({UNEDITED} score below)", fontsize=9)
