@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import warnings
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -14,6 +16,7 @@ with install_import_hook("sea_lens", "beartype.beartype"):
     import sea_lens
     import sea_lens.cli
     import sea_lens.plotting
+    from sea_lens.cli.app import console
 
 import pytest
 import torch
@@ -124,3 +127,34 @@ def organism():
 def without_type_checks(monkeypatch):
     """As users run it: our own errors, where the tests' type checks would speak first."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture(name="sea_lens")
+def command(monkeypatch, capsys):
+    """Runs the command in this process: exit code, stdout and stderr."""
+    monkeypatch.setenv("COLUMNS", "160")
+    for side, size in (("_width", 160), ("_height", 50)):  # which a dumb terminal would not take from the environment
+        monkeypatch.setattr(console, side, size)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sea-lens", *map(str, arguments)])
+        capsys.readouterr()
+        with warnings.catch_warnings(), pytest.raises(SystemExit) as stopped:
+            sea_lens.cli.main()
+        out, err = capsys.readouterr()
+        return stopped.value.code, out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def editor_folder(tmp_path_factory):
+    """An editor that fits the embedded model."""
+    basis, _ = torch.linalg.qr(torch.randn(128, 2, generator=torch.Generator().manual_seed(0)))
+    edit = sea_lens.edits.LowRankEdit(basis, torch.tensor([0.75, -0.5]))
+    path = tmp_path_factory.mktemp("cli") / "editor"
+    facts = {"rank_positive": 1, "rank_negative": 1, "displacement": 0.125}
+    sea_lens.Editor(
+        {1: edit, 2: edit.scaled(0.5)}, sea_lens.EditorCard("by hand", {"seed": 3}, layers={1: facts})
+    ).save_pretrained(path)
+    return path

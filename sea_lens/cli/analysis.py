@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Literal
 
-import pandas as pd
 import typer
-from matplotlib.figure import Figure
-from rich.markup import escape
-from rich.table import Table
 
 from sea_lens import plotting
 from sea_lens.activations import Activations
@@ -22,32 +16,34 @@ from sea_lens.analysis.massive import massive_activations
 from sea_lens.analysis.measurements import EFFECTS, named_effect
 from sea_lens.analysis.probes import probe_activations
 from sea_lens.analysis.spectra import layer_signatures, measure_spectra
-from sea_lens.cli.app import app, console
+from sea_lens.cli.app import app
 from sea_lens.cli.inputs import (
     BatchSize,
     Chat,
     DataFormat,
     Device,
+    EditorName,
     Ending,
     ModelName,
     NewTokens,
+    Sampled,
     Template,
     load_model,
     parse_token,
     read_demonstrations,
     read_questions,
+    unescaped,
     with_answers,
     with_template,
 )
+from sea_lens.cli.output import UNFINISHED, show, write
 from sea_lens.collection import collect_activations
 from sea_lens.editor import Editor
 from sea_lens.edits import LowRankEdit
 from sea_lens.errors import InputError
 from sea_lens.models import Model
 from sea_lens.questions import Questions
-from sea_lens.tensor_files import write_text
 
-EditorName = Annotated[str, typer.Argument(help="Editor folder, or its name on the hub.")]
 QuestionsFile = Annotated[
     Path,
     typer.Argument(
@@ -59,54 +55,14 @@ FittedOn = Annotated[
     typer.Argument(help="The demonstrations file that the editor was fitted on, or `organism` for the embedded world."),
 ]
 Controls = Annotated[int, typer.Option(help="Norm-matched random editors to compare with; 19 allow p = 0.05.", min=0)]
-Sampled = Annotated[Optional[int], typer.Option("--n", help="How many to sample; all if left out.")]
 AnalysisSeed = Annotated[int, typer.Option(help="Of samples, resamples and random editors.")]
-
-
-UNFINISHED = "unfinished"
-"""Folder of batches that a killed command goes on from; gone once the results are written."""
-
-
-def _write(out: Path, tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Figure]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    for name, table in tables.items():
-        write_text(out / f"{name}.csv", table.to_csv())
-    for name, figure in figures.items():
-        figure.savefig(out / f"{name}.png", dpi=150)
-    shutil.rmtree(out / UNFINISHED, ignore_errors=True)
-    typer.echo(f"{', '.join([*(f'{n}.csv' for n in tables), *(f'{n}.png' for n in figures)])} are in {out}")
-
-
-def _show(table: pd.DataFrame, title: str) -> None:
-    """A table on the screen, within 80 columns: numbers to three digits, an interval in the cell of its mean."""
-    frame = table.reset_index()
-    if not pd.api.types.is_numeric_dtype(frame.iloc[:, 0]):
-        frame.isetitem(0, [str(name).replace("_", " ") for name in frame.iloc[:, 0]])
-    for mean, low, high in (("change", "low", "high"), ("control", "control_low", "control_high")):
-        if {mean, low, high} <= set(frame):
-            cells = zip(frame[mean], frame.pop(low), frame.pop(high), strict=True)
-            frame[mean] = [f"{_cell(middle)} [{_cell(least)}, {_cell(most)}]" for middle, least, most in cells]
-    drawn = Table(title=escape(title))
-    for column in frame.columns:
-        drawn.add_column(str(column).replace("_", " ").replace("p value", "p"), overflow="fold")
-    for row in frame.itertuples(index=False):
-        drawn.add_row(*(escape(_cell(value)) for value in row))
-    console.print(drawn)
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return "" if pd.isna(value) else f"{value:.3g}"
-    if isinstance(value, tuple):
-        return ", ".join(map(str, value))
-    return "" if value is pd.NA else str(value)
 
 
 def _asked(path: Path, n: int | None, seed: int, template: str | None, model: Model) -> Questions:
     questions = read_questions(path)
     if n is not None:
         questions = questions.sample(n, seed)
-    return questions if template is None else questions.with_prompt_template(template.replace("\\n", "\n"))
+    return questions if template is None else questions.with_prompt_template(unescaped(template))
 
 
 @app.command()
@@ -128,11 +84,11 @@ def effects(
     result = measure_effects(
         bridge, fitted, asked, control=control, seed=seed, batch_size=batch_size, folder=out / UNFINISHED
     )
-    _show(result.table, f"Effects on {result.n} questions, {result.confidence:.0%} intervals of the change")
+    show(result.table, f"Effects on {result.n} questions, {result.confidence:.0%} intervals of the change")
     for name, row in result.flips.iterrows():
         typer.echo(f"{name}: {row['gained']} questions gained, {row['lost']} lost")
     tables = {"effects": result.table, "flips": result.flips, "questions": result.per_question}
-    _write(out, tables, {"effects": plotting.plot_effects(result)})
+    write(out, tables, {"effects": plotting.plot_effects(result)})
 
 
 @app.command()
@@ -166,13 +122,13 @@ def ablate(
         bridge, fitted, asked, modes, effect, control=control, seed=seed, batch_size=batch_size, folder=out / UNFINISHED
     )
     title = f"{effect.replace('_', ' ')} on {result.n} questions, {result.confidence:.0%} intervals of the change"
-    _show(result.table.drop(columns="layer").set_index("mode"), title)
+    show(result.table.drop(columns="layer").set_index("mode"), title)
     tables, figures = {"ablation": result.table}, {"ablation": plotting.plot_ablation(result)}
     if pairs:
         found = measure_interactions(
             bridge, fitted, asked, effect, seed=seed, batch_size=batch_size, folder=out / UNFINISHED
         )
-        _show(found.table.set_index(["first", "second"]), "Pairs of layers")
+        show(found.table.set_index(["first", "second"]), "Pairs of layers")
         tables["interactions"], figures["interactions"] = found.table, plotting.plot_interactions(found)
     if select:
         choosing, held_out = asked.split(0.5, seed)
@@ -187,11 +143,11 @@ def ablate(
             batch_size=batch_size,
             folder=out / UNFINISHED,
         )
-        _show(
+        show(
             chosen.table.set_index("added"), f"Chosen on {chosen.n} questions, confirmed on {chosen.n_held_out} others"
         )
         tables["selection"] = chosen.table
-    _write(out, tables, figures)
+    write(out, tables, figures)
 
 
 def _collected(
@@ -245,12 +201,12 @@ def probe(
     )
     probes = probe_activations(plain, edited, n_folds=folds, n_shuffles=shuffles, seed=seed)
     names = ["accuracy", "auc", "margin", "edited_accuracy", "edited_auc", "edited_margin", "refitted_accuracy"]
-    _show(probes.table[names], f"Probes of {probes.n} demonstrations, {folds} folds")
+    show(probes.table[names], f"Probes of {probes.n} demonstrations, {folds} folds")
     figures = {
         "probes": plotting.plot_probes(probes),
         "activations": plotting.plot_activations(plain, edited, method=method, seed=seed),
     }
-    _write(out, {"probes": probes.table}, figures)
+    write(out, {"probes": probes.table}, figures)
 
 
 @app.command()
@@ -277,7 +233,7 @@ def spectrum(
         bridge, fitted, demonstrations, n, seed, template, chat, answer_ending, max_new_tokens, batch_size, edited=False
     )
     spectra, massive = measure_spectra(fitted, plain), massive_activations(plain, fitted)
-    _show(spectra.table.T.rename_axis("by layer"), f"Spectra of {plain.n} demonstrations")
+    show(spectra.table.T.rename_axis("by layer"), f"Spectra of {plain.n} demonstrations")
     tables = {
         "spectra": spectra.table,
         "curves": spectra.curves,
@@ -295,5 +251,5 @@ def spectrum(
             directions = read_directions(bridge, fitted, layer, k, plain)
             tables[f"directions-{layer}"] = directions.table
             figures[f"directions-{layer}"] = plotting.plot_directions(directions)
-            _show(directions.table[["kind", "eigenvalue", "raises", "lowers"]], f"Directions of layer {layer}")
-    _write(out, tables, figures)
+            show(directions.table[["kind", "eigenvalue", "raises", "lowers"]], f"Directions of layer {layer}")
+    write(out, tables, figures)

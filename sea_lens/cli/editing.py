@@ -11,6 +11,7 @@ from rich.table import Table
 from sea_lens.cli.app import app, console
 from sea_lens.cli.inputs import (
     Device,
+    EditorName,
     Layers,
     ModelName,
     NewTokens,
@@ -24,7 +25,7 @@ from sea_lens.models import greedy_answers, named_layers
 @app.command()
 def generate(
     model: ModelName,
-    editor: Annotated[str, typer.Argument(help="Editor folder, or its name on the hub.")],
+    editor: EditorName,
     prompts: Annotated[list[str], typer.Argument(help="One or more prompts, each in quotes.")],
     strength: Annotated[float, typer.Option(help="1 is the fitted editor, 0 no edit.")] = 1.0,
     layers: Layers = "all",
@@ -50,7 +51,7 @@ def generate(
 
 
 @app.command()
-def inspect(editor: Annotated[str, typer.Argument(help="Editor folder, or its name on the hub.")]) -> None:
+def inspect(editor: EditorName) -> None:
     """Shows where an editor came from and what it does at each layer."""
     fitted = Editor.from_pretrained(editor)
     card = fitted.card.to_json()

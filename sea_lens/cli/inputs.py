@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Literal, Optional
 
+import torch
 import typer
 
 from sea_lens.activations import TokenChoice
 from sea_lens.demonstrations import Demonstrations
 from sea_lens.errors import InputError
 from sea_lens.feature_maps import ELU, FeatureMap, SquaredExponential, Tanh
+from sea_lens.kept_answers import answer_and_keep
 from sea_lens.methods.sea import Merge, MergeSpace, Projections
 from sea_lens.models import Model, weights_fingerprint
 from sea_lens.organism import load_organism
@@ -35,21 +38,17 @@ class DataFormat(str, Enum):
 
 HALUEVAL_FIELDS = {"right_answer", "hallucinated_answer"}
 BBQ_FIELDS = {"ans0", "ans1", "ans2", "label"}
-CSV_QUESTIONS: tuple[tuple[set[str], Callable[[Path], Questions]], ...] = (
-    ({"Question", "Best Answer"}, Questions.from_truthfulqa),
-    ({"sent_more", "sent_less"}, Questions.from_crows_pairs),
-)
-JSON_QUESTIONS: tuple[tuple[set[str], Callable[[Path], Questions]], ...] = (
-    (BBQ_FIELDS, Questions.from_bbq),
-    ({"prompt", "true", "false"}, Questions.from_jsonl),
-)
+TRUTHFULQA_FIELDS = {"Question", "Best Answer"}
+CROWS_PAIRS_FIELDS = {"sent_more", "sent_less"}
 ModelName = Annotated[
     str, typer.Argument(help="Model name on the hub, a local folder, or `organism` for the embedded model.")
 ]
+EditorName = Annotated[str, typer.Argument(help="Editor folder, or its name on the hub.")]
 DemonstrationsFile = Annotated[
     Path, typer.Argument(help="HaluEval QA, BBQ, JSONL or CSV with columns prompt, positive, negative.")
 ]
 Format = Annotated[DataFormat, typer.Option(help="Layout of the demonstrations file.")]
+Sampled = Annotated[Optional[int], typer.Option("--n", help="How many to sample; all if left out.")]
 Number = Annotated[Optional[int], typer.Option("--n", help="How many demonstrations to sample; all if left out.")]
 Seed = Annotated[int, typer.Option(help="Seed of the sample (and of BBQ's wrong answers).")]
 Template = Annotated[
@@ -65,6 +64,8 @@ Layers = Annotated[str, typer.Option(help="all, first:N, last:N, or a list such 
 Site = Annotated[str, typer.Option(help="Hook that activations come from and edits go to.")]
 BatchSize = Annotated[int, typer.Option(help="Texts in one forward pass.", min=1)]
 Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, mps.")]
+DTypeName = Literal["float32", "bfloat16", "float16"]
+DType = Annotated[DTypeName, typer.Option(help="Precision of the model's weights and activations.")]
 Projecting = Annotated[Projections, typer.Option(help="The method is both; the others are ablations.")]
 Merging = Annotated[Merge, typer.Option(help="norm keeps each token's norm, sum and average do not.")]
 MergingSpace = Annotated[MergeSpace, typer.Option(help="With a feature map: add projections up there, or mapped back.")]
@@ -80,22 +81,35 @@ FEATURE_MAPS: dict[str, Callable[..., FeatureMap]] = {
 MAP_HELP = "Edit in a feature space: squared-exponential, tanh or elu, with its parameter as in tanh:4; none is linear."
 
 
-def load_model(name: str, device: str) -> Model:
-    """Boots a model by hub name or folder, or the embedded one."""
+def load_model(name: str, device: str, dtype: DTypeName = "float32", revision: str | None = None) -> Model:
+    """Boots a model by hub name or folder, or the embedded one. Device `auto` spreads it over what there is."""
     if name == "organism":
         return load_organism(device)[0]
     from transformer_lens.model_bridge import TransformerBridge
 
+    where = {"device_map": "auto"} if device == "auto" else {"device": device}
     try:
-        bridge: Model = TransformerBridge.boot_transformers(name, device=device)
+        bridge: Model = TransformerBridge.boot_transformers(
+            name, dtype=getattr(torch, dtype), revision=revision, **where
+        )
     except OSError as error:
         raise InputError(f"No model could be loaded from {name!r}, as a folder or from the hub: {error}") from error
     return bridge
 
 
+def is_organism(path: Path) -> bool:
+    """Whether `organism` stands for the embedded world's data, as it does unless there is a file of that name."""
+    return str(path) == "organism" and not path.exists()
+
+
+def unescaped(template: str) -> str:
+    r"""A template as it was meant: `\n` on a command line is a line break."""
+    return template.replace("\\n", "\n")
+
+
 def read_demonstrations(path: Path, layout: DataFormat, n: int | None, seed: int) -> Demonstrations:
     """Reads a file, finding out its layout from its first row where none is given. `organism` is the embedded world's."""
-    if str(path) == "organism" and not path.exists():
+    if is_organism(path):
         data = load_organism()[1].demonstrations()
         return data if n is None else data.sample(n, seed)
     if layout is DataFormat.auto:
@@ -114,24 +128,40 @@ def read_demonstrations(path: Path, layout: DataFormat, n: int | None, seed: int
     return data if n is None else data.sample(n, seed)
 
 
-def read_questions(path: Path) -> Questions:
+def read_questions(path: Path, template: str | None = None) -> Questions:
     """Reads a file, finding out its layout from its first row. `organism` is the embedded world's held-out questions.
 
+    Args:
+        path: The file.
+        template: What each question is put into, in place of what a published file's reader puts it into.
+
     Raises:
-        InputError: If the layout is none that is known.
+        InputError: If the layout is none that is known, or questions with a template are pairs of sentences.
     """
-    if str(path) == "organism" and not path.exists():
-        return load_organism()[1].questions()
-    fields = first_fields(path)
-    for known, read in CSV_QUESTIONS if path.suffix.lower() == ".csv" else JSON_QUESTIONS:
-        if fields >= known:
-            return read(path)
-    if fields >= HALUEVAL_FIELDS or fields >= {"prompt", "positive", "negative"}:
-        return Questions.from_demonstrations(read_demonstrations(path, DataFormat.auto, None, 0))
-    raise InputError(
-        f"{path} is no question file that is known. Its first row has: {', '.join(sorted(fields)) or 'nothing'}. Give "
-        "TruthfulQA.csv, CrowS-Pairs (.csv), BBQ, JSONL with prompt, true and false, or a demonstrations file."
-    )
+    if is_organism(path):
+        questions = replace(load_organism()[1].questions(), source=str(path))
+        return questions if template is None else questions.with_prompt_template(template)
+    fields, is_csv = first_fields(path), path.suffix.lower() == ".csv"
+    if is_csv and fields >= TRUTHFULQA_FIELDS:
+        return (
+            Questions.from_truthfulqa(path) if template is None else Questions.from_truthfulqa(path, template=template)
+        )
+    if not is_csv and fields >= BBQ_FIELDS:
+        return Questions.from_bbq(path) if template is None else Questions.from_bbq(path, template=template)
+    if is_csv and fields >= CROWS_PAIRS_FIELDS:
+        if template is not None:
+            raise InputError(f"{path} holds pairs of sentences, around which no template goes. Leave it out.")
+        return Questions.from_crows_pairs(path)
+    if not is_csv and fields >= {"prompt", "true", "false"}:
+        questions = Questions.from_jsonl(path)
+    elif fields >= HALUEVAL_FIELDS or fields >= {"prompt", "positive", "negative"}:
+        questions = Questions.from_demonstrations(read_demonstrations(path, DataFormat.auto, None, 0))
+    else:
+        raise InputError(
+            f"{path} is no question file that is known. Its first row has: {', '.join(sorted(fields)) or 'nothing'}. Give "
+            "TruthfulQA.csv, CrowS-Pairs (.csv), BBQ, JSONL with prompt, true and false, or a demonstrations file."
+        )
+    return questions if template is None else questions.with_prompt_template(template)
 
 
 def first_fields(path: Path) -> set[str]:
@@ -145,7 +175,7 @@ def with_template(data: Demonstrations, model: Model, template: str | None, chat
     if template is not None and chat:
         raise InputError("Give --template or --chat, not both.")
     if template is not None:
-        data = data.with_prompt_template(template.replace("\\n", "\n"))
+        data = data.with_prompt_template(unescaped(template))
     if chat:
         if model.tokenizer is None:
             raise InputError("This model has no tokenizer, so there is no chat template.")
@@ -163,22 +193,11 @@ def with_answers(
 ) -> Demonstrations:
     """Adds the model's answers, kept in `folder` so that a resumed run has the same, and gives all answers one ending."""
     if any(row.neutral is None for row in data):
-        kept = (
-            None
-            if folder is None
-            else folder / f"answers-of-{weights_fingerprint(model)}-{max_new_tokens}-tokens.jsonl"
-        )
-        if kept is not None and kept.exists():
-            answered = Demonstrations.from_jsonl(kept)
-            asked = [(row.prompt, row.positive, row.negative) for row in answered]
-            if asked != [(row.prompt, row.positive, row.negative) for row in data]:
-                raise InputError(f"{kept} holds other demonstrations. Choose another --out, or delete that folder.")
-            data = answered
-        else:
+        if folder is None:
             data = data.with_neutral_answers(model, max_new_tokens, batch_size=batch_size)
-            if kept is not None:
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                data.to_jsonl(kept)
+        else:
+            kept = folder / f"answers-of-{weights_fingerprint(model)}-{max_new_tokens}-tokens.jsonl"
+            data = answer_and_keep(data, model, max_new_tokens, kept, batch_size=batch_size)
     return data if ending is None else data.with_answer_ending(ending)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sea_lens.errors import InputError
 from sea_lens.models import Model, tokenizer_of
-from sea_lens.questions import Questions
+from sea_lens.prompt_rows import RowsT
 
 Q_AND_A = "Q: {question}\nA:"
 
@@ -52,11 +52,11 @@ BBQ_EXAMPLES = (
 """The instruction and the four examples, of BBQ's own validation rows, that the paper's code asks BBQ with."""
 
 
-def with_prompt(questions: Questions, model: Model, prompt: str, examples: str) -> tuple[Questions, str]:
+def with_prompt(questions: RowsT, model: Model, prompt: str, examples: str) -> tuple[RowsT, str]:
     """Questions as the model is to read them, and a description of what they were put into.
 
     Args:
-        questions: With the prompts that their reader gave them.
+        questions: With the prompts that their reader gave them; or demonstrations, to be put into the same.
         model: For its chat template.
         prompt: `"plain"`, the prompts as they are; `"paper"`, after instruction and examples; `"chat"`, all that in the
             tokenizer's own chat template; or a template with `{question}`, which stands for the prompt as it is.

@@ -119,8 +119,6 @@ def provenance(
         packages: Other packages whose versions matter.
     """
     described = ModelDescription.of(model)
-    file = Path(source)
-    file_hash = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
     versions: dict[str, JSON] = dict(library_versions())
     for name in ("transformers", *packages):
         try:
@@ -147,9 +145,15 @@ def provenance(
             "fingerprint": weights_fingerprint(model),
         },
         "editor": made_by,
-        "data": {"source": source, "sha256": file_hash, "rows": n, "fingerprint": fingerprint},
+        "data": {"source": source, "sha256": file_hash(source), "rows": n, "fingerprint": fingerprint},
         "prompt": prompt,
         "options": dict(options),
         "versions": versions,
         "seconds": round(seconds, 3),
     }
+
+
+def file_hash(path: str | Path) -> str | None:
+    """The SHA-256 of a file's bytes; None for what is no file."""
+    file = Path(path)
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None

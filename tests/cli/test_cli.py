@@ -4,18 +4,18 @@ import re
 import subprocess
 import sys
 import textwrap
-import warnings
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
+import sea_lens as package
 from sea_lens import (
     Activations,
     Demonstrations,
     Editor,
-    EditorCard,
     Questions,
     answer_greedily,
     cli,
@@ -25,9 +25,7 @@ from sea_lens import (
 )
 from sea_lens.activations import ROLES
 from sea_lens.analysis.effects import Proportion, measure_effects
-from sea_lens.cli.app import console
 from sea_lens.cli.inputs import DataFormat, parse_feature_map, parse_feature_unit, parse_token, read_demonstrations
-from sea_lens.edits import LowRankEdit
 from sea_lens.errors import InputError
 from sea_lens.feature_maps import ELU, SquaredExponential, Tanh
 from sea_lens.models import greedy_answers
@@ -39,40 +37,11 @@ ONE_TOKEN = ["--max-new-tokens", "1"]
 FIT = ["--explained-variance", "0.5", "--centre"]
 
 
-@pytest.fixture
-def sea_lens(monkeypatch, capsys):
-    """Runs the command in this process: exit code, stdout and stderr."""
-    monkeypatch.setenv("COLUMNS", "160")
-    for side, size in (("_width", 160), ("_height", 50)):  # which a dumb terminal would not take from the environment
-        monkeypatch.setattr(console, side, size)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["sea-lens", *map(str, arguments)])
-        capsys.readouterr()
-        with warnings.catch_warnings(), pytest.raises(SystemExit) as stopped:
-            cli.main()
-        out, err = capsys.readouterr()
-        return stopped.value.code, out, err
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def demos(organism, tmp_path_factory):
     """A demonstrations file about the embedded model's world, without neutral answers."""
     path = tmp_path_factory.mktemp("cli") / "demos.jsonl"
     organism[1].demonstrations()[:60].to_jsonl(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def editor_folder(tmp_path_factory):
-    """An editor that fits the embedded model."""
-    basis, _ = torch.linalg.qr(torch.randn(128, 2, generator=torch.Generator().manual_seed(0)))
-    edit = LowRankEdit(basis, torch.tensor([0.75, -0.5]))
-    path = tmp_path_factory.mktemp("cli") / "editor"
-    facts = {"rank_positive": 1, "rank_negative": 1, "displacement": 0.125}
-    Editor({1: edit, 2: edit.scaled(0.5)}, EditorCard("by hand", {"seed": 3}, layers={1: facts})).save_pretrained(path)
     return path
 
 
@@ -95,7 +64,11 @@ def shares(out):
 
 
 @pytest.mark.usefixtures("without_type_checks")
-def test_the_demo(sea_lens, tmp_path, capsys):
+def test_the_demo(sea_lens, tmp_path, capsys, monkeypatch):
+    # Both tunings keep their scores in one folder, which refuses whatever differs: settings are measured once.
+    tune = partial(tune_sea, folder=tmp_path / "scores")
+    monkeypatch.setattr(experiment, "tune_sea", tune)
+    monkeypatch.setattr(package, "tune_sea", tune)
     code, out, _ = sea_lens("demo", "--out", tmp_path / "demo", "--random-editors", 2)
     assert code == 0
     found = shares(out)
@@ -112,7 +85,9 @@ def test_the_demo(sea_lens, tmp_path, capsys):
 
     code = textwrap.dedent(out.split("The same in Python:")[1])
     namespace = {}
+    measured = (tmp_path / "scores" / "scores.jsonl").read_text()
     exec(code, namespace)
+    assert (tmp_path / "scores" / "scores.jsonl").read_text() == measured
     share, low, high = found["edited"]
     assert capsys.readouterr().out.strip().endswith(f"{share:.1f}% [{low:.1f}, {high:.1f}]")
     best = namespace["tuning"].best

@@ -1,0 +1,154 @@
+"""Benchmarks as the command line names them: a file read as its evaluation reads it, all but model and editor settled."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from sea_lens.cli.inputs import BBQ_FIELDS, TRUTHFULQA_FIELDS, first_fields, is_organism, read_questions, unescaped
+from sea_lens.errors import InputError
+from sea_lens.evaluation.bbq import evaluate_bbq
+from sea_lens.evaluation.capabilities import evaluate_perplexity
+from sea_lens.evaluation.crows_pairs import evaluate_crows_pairs
+from sea_lens.evaluation.generation import generate_answers
+from sea_lens.evaluation.prompts import Q_AND_A
+from sea_lens.evaluation.results import Evaluation
+from sea_lens.evaluation.truthfulqa import evaluate_truthfulqa
+from sea_lens.models import join
+from sea_lens.questions import BBQQuestion, Questions
+from sea_lens.records import read_texts
+
+Benchmark = Callable[..., Evaluation]
+"""Called with a model, `editor=` and `folder=`."""
+Context = Literal["both", "ambig", "disambig"]
+PROMPTS_WITH_EXAMPLES = ("paper", "chat")
+
+
+def truthfulqa_questions(
+    path: Path, n: int | None, seed: int, template: str | None, prompt: str | None
+) -> tuple[Questions, str]:
+    """Questions, and the prompt they go into: the paper's for `TruthfulQA.csv`, plain for others, if none is given."""
+    is_published = not is_organism(path) and first_fields(path) >= TRUTHFULQA_FIELDS
+    questions = _sampled(read_questions(path, _template(template)), n, seed)
+    return questions, unescaped(prompt) if prompt is not None else "paper" if is_published else "plain"
+
+
+def truthfulqa_benchmark(
+    path: Path,
+    n: int | None,
+    seed: int,
+    confidence: float,
+    batch_size: int,
+    template: str | None = None,
+    prompt: str | None = None,
+) -> Benchmark:
+    """TruthfulQA's multiple choice."""
+    questions, words = truthfulqa_questions(path, n, seed, template, prompt)
+    return partial(
+        evaluate_truthfulqa,
+        questions=questions,
+        prompt=words,
+        seed=seed,
+        confidence=confidence,
+        batch_size=batch_size,
+    )
+
+
+def generation_benchmark(
+    questions: Questions, prompt: str, seed: int, confidence: float, batch_size: int, max_new_tokens: int
+) -> Benchmark:
+    """TruthfulQA's generation."""
+    return partial(
+        generate_answers,
+        questions=questions,
+        prompt=prompt,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        confidence=confidence,
+        batch_size=batch_size,
+    )
+
+
+def bbq_benchmark(
+    path: Path,
+    n: int | None,
+    seed: int,
+    confidence: float,
+    batch_size: int,
+    template: str | None = None,
+    prompt: str | None = None,
+    context: Context = "both",
+    scored_by: Literal["sum", "mean"] = "sum",
+    all_unknown_answers: bool = False,
+) -> Benchmark:
+    """BBQ, read in the form of the examples where those come before it."""
+    if (
+        template is None
+        and prompt in PROMPTS_WITH_EXAMPLES
+        and not is_organism(path)
+        and first_fields(path) >= BBQ_FIELDS
+    ):
+        template = Q_AND_A
+    questions = read_questions(path, _template(template))
+    if context != "both":
+        rows = tuple(row for row in questions if isinstance(row, BBQQuestion) and row.context_condition == context)
+        if not rows:
+            raise InputError(f"{path} has no question with --context {context}. Leave that out.")
+        questions = replace(questions, rows=rows)
+    return partial(
+        evaluate_bbq,
+        questions=_sampled(questions, n, seed),
+        prompt="plain" if prompt is None else unescaped(prompt),
+        scored_by=scored_by,
+        all_unknown_answers=all_unknown_answers,
+        seed=seed,
+        confidence=confidence,
+        batch_size=batch_size,
+    )
+
+
+def crows_pairs_benchmark(path: Path, n: int | None, seed: int, confidence: float, batch_size: int) -> Benchmark:
+    """CrowS-Pairs."""
+    pairs = _sampled(read_questions(path), n, seed)
+    return partial(evaluate_crows_pairs, questions=pairs, seed=seed, confidence=confidence, batch_size=batch_size)
+
+
+def perplexity_benchmark(
+    path: Path,
+    n: int | None,
+    seed: int,
+    confidence: float,
+    batch_size: int,
+    context_length: int | None = None,
+    stride: int | None = None,
+) -> Benchmark:
+    """Perplexity and KL on texts; those of the embedded world are its held-out facts, truly told."""
+    if is_organism(path):
+        texts = [join(question.prompt, question.true[0]) for question in read_questions(path)]
+    else:
+        texts = read_texts(path)
+    if n is not None:
+        if not 1 <= n <= len(texts):
+            raise InputError(f"{n} texts were asked for, and {path} has {len(texts)}. Ask for 1 to that.")
+        texts = random.Random(seed).sample(texts, n)
+    return partial(
+        evaluate_perplexity,
+        texts=texts,
+        context_length=context_length,
+        stride=stride,
+        seed=seed,
+        confidence=confidence,
+        batch_size=batch_size,
+    )
+
+
+def _template(template: str | None) -> str | None:
+    return None if template is None else unescaped(template)
+
+
+def _sampled(questions: Questions, n: int | None, seed: int) -> Questions:
+    return questions if n is None else questions.sample(n, seed)

@@ -1,0 +1,106 @@
+"""A recipe from the first answer to the last score, each step kept in a folder, so that a killed run goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sea_lens.collection import collect_activations
+from sea_lens.demonstrations import Demonstrations
+from sea_lens.editor import Editor
+from sea_lens.evaluation.bbq import evaluate_bbq
+from sea_lens.evaluation.prompts import BBQ_EXAMPLES, TRUTHFULQA_EXAMPLES, with_prompt
+from sea_lens.evaluation.results import Evaluation
+from sea_lens.evaluation.truthfulqa import evaluate_truthfulqa
+from sea_lens.feature_maps import KNOWN
+from sea_lens.kept_answers import answer_and_keep
+from sea_lens.methods.sea import fit_sea
+from sea_lens.models import Model, weights_fingerprint
+from sea_lens.questions import Questions
+from sea_lens.recipes.recipe import Behaviour, Recipe
+from sea_lens.tensor_files import write_text
+
+EXAMPLES: Mapping[Behaviour, str] = {"truthfulness": TRUTHFULQA_EXAMPLES, "bias": BBQ_EXAMPLES}
+
+
+@dataclass(frozen=True, eq=False)
+class RecipeResult:
+    """What a recipe came to.
+
+    Attributes:
+        editor: Fitted on the demonstrations.
+        evaluation: Of the model before and after the edit.
+    """
+
+    editor: Editor
+    evaluation: Evaluation
+
+
+def run_recipe(
+    recipe: Recipe,
+    model: Model,
+    demonstrations: Demonstrations,
+    questions: Questions,
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    progress: bool = True,
+) -> RecipeResult:
+    """Answers, collects, fits and evaluates, as the recipe says.
+
+    Args:
+        recipe: The recipe.
+        model: A TransformerBridge with a tokenizer, unedited.
+        demonstrations: Of `recipe.read_demonstrations`.
+        questions: Of `recipe.read_questions`.
+        folder: Where everything is kept: `recipe.json`, `answers.jsonl`, `activations/`, `editor/`, and what the evaluation
+            has finished, in `evaluation/unfinished/`. A run that was killed goes on there.
+        seed: Of the evaluation's resamples.
+        progress: Whether to show progress bars.
+
+    Raises:
+        InputError: If a text does not fit the model's context, the tokenizer has no chat template for `prompt="chat"`, or the
+            folder holds other demonstrations.
+        FileFormatError: If the folder holds another run.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "recipe.json", json.dumps(recipe.to_json(), indent=1, ensure_ascii=False) + "\n")
+    data, _ = with_prompt(demonstrations, model, recipe.prompt, EXAMPLES[recipe.behaviour])
+    kept = folder / f"answers-of-{weights_fingerprint(model)}-{recipe.max_new_tokens}-tokens.jsonl"
+    data = answer_and_keep(data, model, recipe.max_new_tokens, kept, batch_size=recipe.batch_size, progress=progress)
+    if recipe.answer_ending is not None:
+        data = data.with_answer_ending(recipe.answer_ending)
+    activations = collect_activations(
+        model,
+        data,
+        recipe.layers_of(model.cfg.n_layers),
+        recipe.token,
+        site=recipe.site,
+        batch_size=recipe.batch_size,
+        folder=folder / "activations",
+        progress=progress,
+    )
+    editor = fit_sea(
+        activations,
+        recipe.explained_variance,
+        centre=recipe.centre,
+        merge=recipe.merge,
+        feature_map=None if recipe.feature_map is None else KNOWN[recipe.feature_map](),
+        progress=progress,
+    )
+    editor.save_pretrained(folder / "editor")
+    evaluate = evaluate_truthfulqa if recipe.behaviour == "truthfulness" else evaluate_bbq
+    evaluation = evaluate(
+        model,
+        questions,
+        editor,
+        prompt=recipe.prompt,
+        seed=seed,
+        batch_size=recipe.batch_size,
+        folder=folder / "evaluation" / "unfinished",
+        progress=progress,
+    )
+    return RecipeResult(editor, evaluation)
