@@ -1,4 +1,4 @@
-"""Rows of text out of JSON-lines and CSV files, each knowing where it stands, so that an error can name the line."""
+"""Texts, and rows of text out of JSON-lines and CSV files, each knowing where it stands: an error can name the line."""
 
 from __future__ import annotations
 
@@ -64,20 +64,33 @@ def read_json_objects(path: str | Path) -> list[Record]:
     Raises:
         FileFormatError: If the file cannot be read, or something in it is not a JSON object (which line).
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileFormatError(f"{path} could not be read: {error}") from error
-    if text.lstrip().startswith("["):
-        entries = _parse(text, str(path))
-        places = [(f"{path}, entry {i}", entry) for i, entry in enumerate(entries if isinstance(entries, list) else [])]
-    else:
-        lines = [(f"{path}, line {number}", line) for number, line in enumerate(text.split("\n"), start=1)]
-        places = [(where, _parse(line, where)) for where, line in lines if line.strip()]
-    for where, entry in places:
+    records = []
+    for where, entry in _entries(_read(path), path):
         if not isinstance(entry, dict):
             raise FileFormatError(f"{where}: expected a JSON object, found {json.dumps(entry)[:60]}.")
-    return [Record(where, entry) for where, entry in places]
+        records.append(Record(where, entry))
+    return records
+
+
+def read_texts(path: str | Path, column: str = "text") -> list[str]:
+    """Reads plain texts: a `.txt` file, which is one text whatever its length, or a JSON list or JSON lines of many.
+
+    Args:
+        path: The file.
+        column: Where the text stands in entries that are JSON objects; others are the text itself.
+
+    Raises:
+        FileFormatError: If the file cannot be read, or is not JSON (which line).
+        InputError: If an entry holds no text.
+    """
+    text = _read(path)
+    if Path(path).suffix.lower() == ".txt":
+        return [text]
+    texts = []
+    for where, entry in _entries(text, path):
+        fields = entry if isinstance(entry, dict) else {column: entry}
+        texts.append(Record(where, fields).text(column))
+    return texts
 
 
 def read_csv_rows(path: str | Path) -> list[Record]:
@@ -105,6 +118,22 @@ def read_csv_rows(path: str | Path) -> list[Record]:
     except (OSError, UnicodeDecodeError) as error:
         raise FileFormatError(f"{path} could not be read as CSV: {error}") from error
     return records
+
+
+def _read(path: str | Path) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileFormatError(f"{path} could not be read: {error}") from error
+
+
+def _entries(text: str, path: str | Path) -> list[tuple[str, object]]:
+    """What a JSON list or JSON lines hold, each with where it stands."""
+    if text.lstrip().startswith("["):
+        entries = _parse(text, str(path))
+        return [(f"{path}, entry {i}", entry) for i, entry in enumerate(entries if isinstance(entries, list) else [])]
+    lines = [(f"{path}, line {number}", line) for number, line in enumerate(text.split("\n"), start=1)]
+    return [(where, _parse(line, where)) for where, line in lines if line.strip()]
 
 
 def _parse(text: str, where: str) -> object:
