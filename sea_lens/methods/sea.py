@@ -205,10 +205,10 @@ class SEARule:
         edits: list[dict[int, Edit]] = [{} for _ in sizes]
         found: list[dict[int, dict[str, JSON]]] = [{} for _ in sizes]
         for layer in tqdm(chosen, desc="fit", unit="layer", disable=not progress, delay=2):
-            neutral = activations.neutral[layer].double()
+            neutral = activations.neutral[layer]
             unit = self._unit(neutral, layer)
             covariances = self.decompose(activations, layer)
-            mean = self._features(neutral, unit).mean(0) if self.centre else None
+            mean = self._features(neutral, unit).mean(0, dtype=torch.float64) if self.centre else None
             for index, size in enumerate(sizes):
                 positive, negative = self.subspaces(covariances, size)
                 edit = self._edit(positive, negative, mean, unit)
@@ -230,8 +230,10 @@ class SEARule:
     def _unit(self, neutral: Float[Tensor, "n d_model"], layer: int) -> float:
         if self.feature_unit != "median":
             return float(self.feature_unit)
-        unit = float(neutral.abs().median())
-        if self.feature_map is not None and unit == 0:
+        if self.feature_map is None:  # a median takes longer than a fit, and a linear edit knows no unit
+            return 1.0
+        unit = float(neutral.double().abs().median())
+        if unit == 0:
             raise InputError(
                 f"Half of the neutral activations of layer {layer} are zero. Give feature_unit as a number."
             )
@@ -239,15 +241,15 @@ class SEARule:
 
     def _features(self, h: Float[Tensor, "n d_model"], unit: float) -> Float[Tensor, "n d_model"]:
         if self.feature_map is None:
-            return h.double()
+            return h  # in whatever precision: CrossCovariance converts what it needs
         return self.feature_map.forward((h.double() / unit).clamp(*self.feature_map.domain))
 
     def decompose(self, activations: Activations, layer: int) -> list[CrossCovariance]:
         """The cross-covariances of a layer with its positive and its negative side, in the feature space if there is one."""
-        unit = self._unit(activations.neutral[layer].double(), layer)
+        unit = self._unit(activations.neutral[layer], layer)
         features = self._features(activations.neutral[layer], unit)
         sides = (activations.positive[layer], activations.negative[layer])
-        return [CrossCovariance.of(features, self._features(side, unit), self.centre) for side in sides]
+        return CrossCovariance.of_sides(features, [self._features(side, unit) for side in sides], self.centre)
 
     def subspaces(self, covariances: Sequence[CrossCovariance], size: Share | Ranks) -> list[Subspace]:
         """The positive and the negative subspace of a size."""
