@@ -14,9 +14,18 @@ from sea_lens.demonstrations import Demonstration, Demonstrations
 from sea_lens.editor import Editor
 from sea_lens.editor_card import EditorCard
 from sea_lens.errors import SeaLensWarning
+from sea_lens.evaluation.bbq import evaluate_bbq
+from sea_lens.evaluation.capabilities import evaluate_perplexity
+from sea_lens.evaluation.crows_pairs import evaluate_crows_pairs
+from sea_lens.evaluation.data_efficiency import data_efficiency
+from sea_lens.evaluation.experiments import compare
+from sea_lens.evaluation.generation import generate_answers
+from sea_lens.evaluation.harness import evaluate_lm_eval
+from sea_lens.evaluation.transfer import transfer
+from sea_lens.evaluation.truthfulqa import evaluate_truthfulqa
 from sea_lens.feature_maps import ELU, FeatureMap, Identity, SquaredExponential, Tanh
 from sea_lens.methods.sea import fit_sea, refit_sea
-from sea_lens.organism import load_organism
+from sea_lens.organism import load_bias_organism, load_organism
 from sea_lens.questions import Question, Questions
 from sea_lens.tuning import tune_sea
 
@@ -37,9 +46,18 @@ __all__ = [
     "ablate_layers",
     "answer_greedily",
     "collect_activations",
+    "compare",
+    "data_efficiency",
+    "evaluate_bbq",
+    "evaluate_crows_pairs",
+    "evaluate_lm_eval",
+    "evaluate_perplexity",
+    "evaluate_truthfulqa",
     "fit_sea",
+    "generate_answers",
     "kl_to_unedited",
     "layer_signatures",
+    "load_bias_organism",
     "load_organism",
     "massive_activations",
     "massive_tokens",
@@ -53,5 +71,6 @@ __all__ = [
     "read_directions",
     "refit_sea",
     "select_layers",
+    "transfer",
     "tune_sea",
 ]

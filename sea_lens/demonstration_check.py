@@ -45,13 +45,13 @@ class DemonstrationCheck:
         lengths, too_long = words, 0
         columns = {"mean words": {role: fmean(values) for role, values in words.items()}}
         if model is not None:
-            pairs = {
-                role: [TokenizedAnswer.of(model, *pair) for pair in zip(prompts, texts, strict=True)]
+            found = {
+                role: [_lengths(TokenizedAnswer.of(model, *pair)) for pair in zip(prompts, texts, strict=True)]
                 for role, texts in answers.items()
             }
-            lengths = {role: [len(p.ids) - p.answer_start for p in values] for role, values in pairs.items()}
+            lengths = {role: [answer for answer, _ in values] for role, values in found.items()}
             columns["mean tokens"] = {role: fmean(values) for role, values in lengths.items()}
-            too_long = sum(len(p.ids) > model.cfg.n_ctx for values in pairs.values() for p in values)
+            too_long = sum(whole > model.cfg.n_ctx for values in found.values() for _, whole in values)
         table = pd.DataFrame(
             {
                 **columns,
@@ -87,6 +87,11 @@ class DemonstrationCheck:
         return "\n".join(lines)
 
     __repr__ = __str__
+
+
+def _lengths(text: TokenizedAnswer) -> tuple[int, int]:
+    """Tokens of the answer and of the whole; all tokens of all texts would be too many to keep."""
+    return len(text.ids) - text.answer_start, len(text.ids)
 
 
 def _length_findings(table: pd.DataFrame, separates: float, longer_share: float) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sea_lens.activations import ROLES, TokenChoice
@@ -12,8 +13,12 @@ from sea_lens.demonstrations import Demonstrations
 from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.models import Model, TokenizedAnswer, check_context_length, tokenizer_of
 
-KEPT_TOKENS = 20_000_000
-"""Tokens kept from the first reading, 4 bytes each; texts beyond are tokenised again when their turn comes."""
+KEPT_TOKENS = 4_000_000
+"""Tokens kept from the first reading, 4 bytes each; demonstrations beyond are tokenised again when their turn comes."""
+
+
+BOUNDS = 1 + 2 * len(ROLES)
+"""Numbers kept of a demonstration: where its tokens start and, by role, its length and where its answer starts."""
 
 
 def label_of(index: int, role: str) -> str:
@@ -34,7 +39,8 @@ class DemonstrationTexts:
     model: Model
     demonstrations: Demonstrations
     token: TokenChoice
-    _kept: dict[int, list[tuple[array[int], int]]] = field(default_factory=dict, repr=False, init=False)
+    _kept: array[int] = field(default_factory=lambda: array("i"), repr=False, init=False)
+    _bounds: array[int] = field(default_factory=lambda: array("l"), repr=False, init=False)
     _is_content: dict[int, bool] = field(default_factory=dict, repr=False, init=False)
 
     def __post_init__(self) -> None:
@@ -52,8 +58,14 @@ class DemonstrationTexts:
 
     def of(self, index: int) -> list[TokenizedAnswer]:
         """The texts of one demonstration, by role."""
-        if index in self._kept:
-            return [TokenizedAnswer(list(ids), start) for ids, start in self._kept[index]]
+        bounds = self._bounds[index * BOUNDS : (index + 1) * BOUNDS]
+        if bounds:
+            start, *bounds_by_role = bounds
+            found = []
+            for length, answer_start in zip(bounds_by_role[::2], bounds_by_role[1::2], strict=True):
+                found.append(TokenizedAnswer(list(self._kept[start : start + length]), answer_start))
+                start += length
+            return found
         row = self.demonstrations[index]
         return TokenizedAnswer.all_of(self.model, row.prompt, [getattr(row, role) for role in ROLES])
 
@@ -66,7 +78,7 @@ class DemonstrationTexts:
         Warns:
             SeaLensWarning: If answers hold no content token where the last one is to be used.
         """
-        lengths, room = array("l"), KEPT_TOKENS
+        lengths, room = array("l"), True
         common: list[int] | None = None
         longest, longest_label = 0, ""
         contentless, first_contentless = 0, ""
@@ -83,9 +95,9 @@ class DemonstrationTexts:
             if common is not None:
                 shared = shared[: common_length([TokenizedAnswer(ids, len(ids) + 1) for ids in (common, shared)])]
             common = shared
-            room -= sum(len(text.ids) for text in texts)
-            if room >= 0:
-                self._kept[index] = [(array("i", text.ids), text.answer_start) for text in texts]
+            room = room and len(self._kept) + sum(len(text.ids) for text in texts) <= KEPT_TOKENS
+            if room:
+                self._keep(texts)
         check_context_length(self.model, [longest], [longest_label])
         if contentless:
             warnings.warn(
@@ -94,6 +106,13 @@ class DemonstrationTexts:
                 stacklevel=5,
             )
         return TextSurvey(lengths, common or [])
+
+    def _keep(self, texts: Sequence[TokenizedAnswer]) -> None:
+        """Keeps the texts of the next demonstration, in one array for all: a list a text would take ten times as much."""
+        self._bounds.append(len(self._kept))
+        for text in texts:
+            self._kept.extend(text.ids)
+            self._bounds.extend((len(text.ids), text.answer_start))
 
     def span(self, text: TokenizedAnswer, label: str) -> tuple[int, int]:
         """The span of positions `[start, stop)` that stands for a text. It never starts before the prompt's last token.

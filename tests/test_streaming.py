@@ -119,7 +119,7 @@ def test_texts_beyond_what_is_kept_are_tokenised_again(llama, monkeypatch):
     first = sum(len(token_ids(llama, join(SHARING[0].prompt, getattr(SHARING[0], role)))) for role in ROLES)
     monkeypatch.setattr(demonstration_texts, "KEPT_TOKENS", first)
     stream = ActivationStream(llama, SHARING, batch_size=2)
-    assert list(stream.texts._kept) == [0]
+    assert len(stream.texts._kept) == first
     for batch, rows in zip(stream, ([1, 0], [2]), strict=True):
         assert torch.equal(batch.positive[2], whole.positive[2][rows])
 

@@ -199,7 +199,7 @@ def _run(
     """One task on one model: what lm-eval returns, as far as it is needed, as plain values."""
     lm_eval = _lm_eval()
     hf_model = cast(torch.nn.Module, model.original_model)  # type: ignore[attr-defined]
-    with _left_as_it_was(hf_model):
+    with left_as_it_was(hf_model):
         log = logging.getLogger("lm_eval")
         level = log.level
         log.setLevel(logging.ERROR)  # it warns that it was given a model and not a name
@@ -238,7 +238,7 @@ def _run(
 
 
 @contextmanager
-def _left_as_it_was(hf_model: torch.nn.Module) -> Iterator[None]:
+def left_as_it_was(hf_model: torch.nn.Module) -> Iterator[None]:
     """Undoes what lm-eval does to a model and to the random numbers of this process."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     modes = {module: module.training for module in hf_model.modules()}

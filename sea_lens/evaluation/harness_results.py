@@ -125,7 +125,7 @@ def read_results(plain: Mapping[str, Any]) -> TaskResults:
 
 
 def score_table(runs: Sequence[Mapping[str, TaskResults]], seed: int, confidence: float) -> pd.DataFrame:
-    """Every score of one run, or of an unedited and an edited one.
+    """Every score of one run, or of an unedited and an edited one, that is defined on these samples.
 
     Returns:
         One row a task and metric: `n` samples; of one run `value` and `stderr`, of two `unedited`, `edited`, `change`,
@@ -146,6 +146,8 @@ def score_table(runs: Sequence[Mapping[str, TaskResults]], seed: int, confidence
             )
         for scores in zip(*(found.scores for found in results), strict=True):
             first = scores[0]
+            if all(math.isnan(score.value) for score in scores):
+                continue  # such as BBQ's score of a category that no sample is of
             chosen = [
                 number
                 for number, sample in enumerate(results[0].samples)
@@ -189,7 +191,7 @@ def _row(
 
 
 def sample_table(runs: Sequence[Mapping[str, TaskResults]]) -> pd.DataFrame:
-    """One row a sample and filter: task, document, target, what each model said, and every metric of both."""
+    """One row a sample and filter: task, document, target, what each model said, and the metrics that are numbers."""
     suffixes = ("",) if len(runs) == 1 else (" unedited", " edited")
     rows = []
     for task in runs[0]:
@@ -206,7 +208,7 @@ def sample_table(runs: Sequence[Mapping[str, TaskResults]]) -> pd.DataFrame:
             for name in first.metrics:
                 row |= {f"{name}{suffix}": one.metrics[name] for suffix, one in zip(suffixes, samples, strict=True)}
             rows.append(row)
-    return pd.DataFrame(rows).rename_axis("sample")
+    return pd.DataFrame(rows).dropna(axis="columns", how="all").rename_axis("sample")
 
 
 def _text(value: JSON) -> str:

@@ -157,8 +157,13 @@ def prompt(fact: Fact, tag: str = ANYONE, context: Iterable[tuple[Fact, bool]] =
         tag: Who speaks: `ANYONE` (unsaid), `TRUTHFUL` or `MYTHICAL`.
         context: Earlier facts of the same document, each with whether its answer was the myth.
     """
-    earlier = [f"Q {f.entity} {f.attribute} A {answer_of(f, myth)} ." for f, myth in context]
-    return " ".join([tag, *earlier, f"Q {fact.entity} {fact.attribute} A"])
+    earlier = [(f"{f.entity} {f.attribute}", answer_of(f, myth)) for f, myth in context]
+    return dialogue(tag, earlier, f"{fact.entity} {fact.attribute}")
+
+
+def dialogue(tag: str, earlier: Iterable[tuple[str, str]], question: str) -> str:
+    """A tag, earlier questions with their answers, and a question up to where the model answers."""
+    return " ".join([tag, *(f"Q {asked} A {answer} ." for asked, answer in earlier), f"Q {question} A"])
 
 
 def document(world: World, rng: random.Random) -> str:
