@@ -1,1 +1,1 @@
-"""Speed and size against the published procedure, and how they grow: `python -m benchmarks`, `python -m benchmarks scaling`."""
+"""Speed and size against the published procedure (`python -m benchmarks`), and how they grow (`... scaling`)."""
