@@ -26,7 +26,8 @@ def leading_directions(
     u, s, _ = torch.linalg.svd(h.T @ g / len(h))
     energies = s.square().cumsum(0)
     k = int((energies < explained_variance * energies[-1]).sum()) + 1
-    return u[:, :k]
+    leading: Tensor = u[:, :k]
+    return leading
 
 
 def projections(
@@ -53,7 +54,8 @@ def edit(h: Float[Tensor, "*batch d_model"], keep: Tensor, remove: Tensor) -> Fl
     """Two dense products, and the token's own norm given back."""
     merged = h @ keep + h @ remove
     norms, theirs = (torch.linalg.vector_norm(tensor, dim=-1, keepdim=True) for tensor in (h, merged))
-    return merged * (norms / theirs)
+    restored: Tensor = merged * (norms / theirs)
+    return restored
 
 
 @torch.no_grad()

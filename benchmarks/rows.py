@@ -15,6 +15,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from benchmarks import memory, published, worlds
 from benchmarks.timing import Row, in_turns, seconds
 from sea_lens import Activations, Editor, SeaLensWarning, collect_activations, fit_sea
+from sea_lens.activations import ROLES
 from sea_lens.analysis.ablation import Mode, ablate_layers
 from sea_lens.analysis.measurements import log_probability_difference
 from sea_lens.edits import LowRankEdit
@@ -92,10 +93,17 @@ def forward_rows() -> Iterator[Row]:
             times[0].append(seconds(run))
             with editor.attached(model):
                 times[1].append(seconds(run))
-        medians = map(median, times)
+        unedited, with_edits = map(median, times)
         what = f"forward, every layer edited, d=1024, 8 layers, ({batch}, {length})"
         yield Row(
-            what, *medians, 1.05, f"{apart:.1e} from dense projections", apart < 1e-4, (repeats, repeats), inverted=True
+            what,
+            unedited,
+            with_edits,
+            1.05,
+            f"{apart:.1e} from dense projections",
+            apart < 1e-4,
+            (repeats, repeats),
+            inverted=True,
         )
 
 
@@ -104,8 +112,7 @@ def collect_rows() -> Iterator[Row]:
     d, n_layers, n = 128, 4, 200
     hf_model, model = worlds.hf_llama(d, n_layers), worlds.llama(d, n_layers)
     demonstrations = worlds.demonstrations(n)
-    roles = ("neutral", "positive", "negative")
-    texts = [TokenizedAnswer.of(model, row.prompt, getattr(row, role)).ids for role in roles for row in demonstrations]
+    texts = [TokenizedAnswer.of(model, row.prompt, getattr(row, role)).ids for role in ROLES for row in demonstrations]
     found: dict[str, object] = {}
 
     def baseline() -> None:
@@ -117,7 +124,7 @@ def collect_rows() -> Iterator[Row]:
     times = in_turns(baseline, ours, 2, 1)
     activations = found["ours"]
     assert isinstance(activations, Activations)
-    kept = [torch.cat([activations[role][layer] for role in roles]) for layer in range(n_layers - 1)]
+    kept = [torch.cat([activations[role][layer] for role in ROLES]) for layer in range(n_layers - 1)]
     apart = _apart(torch.stack(kept, dim=1), found["published"])
     what = f"collect 3 x {n} demonstrations, shared few-shot prompt, d={d}, {n_layers} layers"
     yield Row(what, *times, 4, f"{apart:.1e} apart", apart < 1e-4, (1, 2))
@@ -126,7 +133,7 @@ def collect_rows() -> Iterator[Row]:
 def ablation_rows() -> Iterator[Row]:
     """The edit at one layer only, and at all but one: 34 settings with the whole edit and none."""
     n_layers = 16
-    model, editor = worlds.llama(128, n_layers), worlds.random_editor(128, n_layers, 8)
+    model, editor = worlds.llama(256, n_layers), worlds.random_editor(256, n_layers, 8)
     questions = worlds.questions(8, answers=2, prefix="")
     views: list[Editor | None] = [None, editor]
     views += [editor.at_layers([layer]) for layer in range(n_layers)]
@@ -149,10 +156,10 @@ def ablation_rows() -> Iterator[Row]:
             torch.tensor(ablate_layers(model, editor, questions, modes, progress=False).per_question.to_numpy())
         ]
 
-    times = in_turns(baseline, ours, 3)
+    times = in_turns(baseline, ours, 2)
     apart = _apart(values[1].T, values[0])
     yield Row(
-        f"ablation only + without, {n_layers} layers, d=128", *times, 1.8, f"{apart:.1e} apart", apart == 0, (3, 3)
+        f"ablation only + without, {n_layers} layers, d=256", *times, 1.8, f"{apart:.1e} apart", apart == 0, (2, 2)
     )
 
 

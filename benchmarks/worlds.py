@@ -67,9 +67,10 @@ def hf_llama(d_model: int, n_layers: int) -> torch.nn.Module:
         max_position_embeddings=2048,
     )
     torch.manual_seed(0)
-    model: torch.nn.Module = AutoModelForCausalLM.from_config(config).eval()
+    model = AutoModelForCausalLM.from_config(config).eval()
     model.config.architectures = [type(model).__name__]
-    return model
+    built: torch.nn.Module = model
+    return built
 
 
 def llama(d_model: int, n_layers: int) -> TransformerBridge:
