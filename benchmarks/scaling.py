@@ -43,12 +43,12 @@ class Point:
 
 def points() -> Iterator[Point]:
     """All measurements; the sizes that do not grow are fixed."""
-    for n in (250, 500, 1000, 2000):
+    for n in (512, 1024, 2000):
         yield _fit("n", n, n=n, d=2048)
     for d in (1024, 2048, 4096, 8192):
-        yield _fit("d", d, n=500, d=d)
+        yield _fit("d", d, n=600, d=d)
     for layers in (1, 2, 4, 8):
-        yield _fit("layers", layers, n=300, d=1024, layers=layers)
+        yield _fit("layers", layers, n=600, d=1024, layers=layers)
     for d in (1024, 2048, 4096, 8192):
         yield _apply("d", d, d=d, rank=128, tokens=256)
     for rank in (32, 64, 128, 256):
@@ -140,10 +140,10 @@ def _estimate(table: pd.DataFrame) -> str:
         group = table[(table["step"] == step) & (table["over"] == over)]
         return exponent(group["size"].tolist(), group["seconds"].tolist())
 
-    start = table[(table["step"] == "fit") & (table["over"] == "d")].iloc[-1]  # n = 500 at d = 8192
+    start = table[(table["step"] == "fit") & (table["over"] == "d")].iloc[-1]  # n = 600 at d = 8192
     one = (
         start["seconds"]
-        * (LARGE["n"] / 500) ** max(2.0, law("fit", "n"))
+        * (LARGE["n"] / 600) ** max(2.0, law("fit", "n"))
         * (LARGE["d"] / start["size"]) ** law("fit", "d")
     )
     layers = LARGE["layers"]
