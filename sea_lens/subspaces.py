@@ -16,14 +16,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sea_lens.errors import InputError
-from sea_lens.leading_directions import ANGLE, LeadingDirections, OfMatrix, OfRows, Rows
+from sea_lens.leading_directions import LeadingDirections, OfMatrix, OfRows, Rows
 
 Spectrum = Literal["squared", "singular_values"]
 """What an explained variance is a share of: the squared singular values (the energy), or the singular values."""
 
-NEGLIGIBLE_EIGENVALUE = 2 * ANGLE
-"""Eigenvalues of a difference of projectors below this are the sine of the angle between equal directions, as far as these
-are known, and less than float32 tells from none: directions that both subspaces have drop out of an edit."""
+NEGLIGIBLE_EIGENVALUE = 1e-9
+"""Eigenvalues of a difference of projectors below this are rounding: the sine of the angle between equal directions."""
 
 NEGLIGIBLE_SINGULAR_VALUE = 1e-12
 """Singular values below this share of the largest are rounding, and their directions arbitrary: n rows span n at most,
