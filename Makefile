@@ -1,11 +1,12 @@
 # Two commands on a machine with Python (3.10 or later) and make:
 #   make demo    environment, install, and the demo on the embedded model
 #   make test    the same environment, then lint, types and tests
+#   make bench   the same environment, then speed against the published procedure
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test format clean
+.PHONY: demo test bench format clean
 
 demo: $(VENV)/installed
 	$(BIN)/sea-lens demo
@@ -15,6 +16,9 @@ test: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+bench: $(VENV)/installed
+	$(BIN)/python -m benchmarks
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

@@ -106,7 +106,8 @@ class CachedPrefix:
         if self.cache is None:
             return tokens.forward_options()
         cache = copy.deepcopy(self.cache)  # the model appends to the one it is given
-        cache.batch_select_indices(torch.tensor(list(follows), device=tokens.ids.device))
+        # On the CPU, from where indices serve every device: each layer's keys lie where the layer is.
+        cache.batch_select_indices(torch.tensor(list(follows)))
         before = tokens.mask.new_ones(len(tokens.ids), self.length)
         return {
             "past_key_values": cache,

@@ -122,25 +122,30 @@ class LowRankEdit:
         if self.is_identity:
             return h
         dtype = torch.promote_types(h.dtype, torch.float32)
-        x = h.to(dtype)
-        directions, weights, shift = self._on(h.device, dtype)
-        edited = (1 + self.strength * (self.kept - 1)) * x + ((x @ directions) * weights) @ directions.T
+        x = h.to(dtype).reshape(-1, self.d_model)
+        weighted, transposed, shift = self._on(h.device, dtype)
+        # One tall and one wide product, the sum with what stays of x in the same pass as the latter.
+        edited = torch.addmm(x, x @ weighted, transposed, beta=1 + self.strength * (self.kept - 1))
+        in_place = not edited.requires_grad  # of a tensor of our own, unless it is part of a graph
         if shift is not None:
-            edited = edited + shift
-        return (with_norms_of(x, edited) if self.restore_norm else edited).to(h.dtype)
+            edited = edited.add_(shift) if in_place else edited + shift
+        if self.restore_norm:
+            edited = with_norms_of(x, edited, in_place=in_place)
+        return edited.reshape(h.shape).to(h.dtype)
 
     def _on(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Directions, strength times eigenvalues and strength times shift where and as the activation is; kept."""
-        key = (device, dtype)
-        if key not in self._placed:
+        """`strength * W diag(lam)`, `W^T` (rows in memory) and `strength * shift`, where and as the activation is; kept."""
+        placed = self._placed.get((device, dtype))
+        if placed is None:
             with torch.inference_mode(False):  # what is kept must also serve a later pass that builds a graph
-                shift = None if self.shift is None else self.strength * self.shift.to(device, dtype)
-                self._placed[key] = (
-                    self.directions.to(device, dtype),
-                    self.strength * self.eigenvalues.to(device, dtype),
-                    shift,
+                directions = self.directions.to(device, dtype)
+                placed = (
+                    directions * (self.strength * self.eigenvalues.to(device, dtype)),
+                    directions.T.contiguous(),
+                    None if self.shift is None else self.strength * self.shift.to(device, dtype),
                 )
-        return self._placed[key]
+            self._placed[device, dtype] = placed
+        return placed
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,20 +254,30 @@ def check_width(edit: Edit, h: Float[Tensor, "*batch width"]) -> None:
 
 
 def with_norms_of(
-    x: Float[Tensor, "*batch d_model"], edited: Float[Tensor, "*batch d_model"], dim: int = -1
+    x: Float[Tensor, "*batch d_model"], edited: Float[Tensor, "*batch d_model"], dim: int = -1, in_place: bool = False
 ) -> Float[Tensor, "*batch d_model"]:
-    """`edited` with the Euclidean norms that `x` has along a dimension: along -1, those of its tokens."""
+    """`edited` with the Euclidean norms that `x` has along a dimension: along -1, those of its tokens.
+
+    With `in_place`, `edited` itself is overwritten.
+    """
     norms, theirs = (torch.linalg.vector_norm(tensor, dim=dim, keepdim=True) for tensor in (x, edited))
-    # Divided first: a token that comes out as zeros stays zero, where norms / 0 would make it NaN.
-    restored: Tensor = edited / theirs.clamp_min(torch.finfo(edited.dtype).tiny) * norms
-    return restored
+    # A token that comes out as zeros stays zero, where norms / 0 would make it NaN.
+    factors = norms / torch.maximum(theirs, 1e-30 * norms).clamp_min(torch.finfo(edited.dtype).tiny)
+    return edited.mul_(factors) if in_place else edited * factors
+
+
+ROWS_AT_ONCE = 256
+"""Rows whose displacement is taken together, so that what is computed on the way stays small."""
 
 
 def displacement(edit: Edit, h: Float[Tensor, "n d_model"]) -> float:
     """Mean of `|edited - h| / |h|` over rows: how far an edit moves these activations."""
-    x = h.double()
-    moved = torch.linalg.vector_norm(edit(x) - x, dim=-1)
-    return float((moved / torch.linalg.vector_norm(x, dim=-1).clamp_min(1e-300)).mean())
+    moved = []
+    for rows in torch.split(h, ROWS_AT_ONCE):
+        x = rows.double()
+        lengths, moves = (torch.linalg.vector_norm(tensor, dim=-1) for tensor in (x, edit(x) - x))
+        moved.append(moves / lengths.clamp_min(1e-300))
+    return float(torch.cat(moved).mean())
 
 
 def precise_dtype(device: torch.device) -> torch.dtype:

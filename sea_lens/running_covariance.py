@@ -80,14 +80,11 @@ class RunningCrossCovariance:
         return whole
 
     def decomposed(self, centre: bool = False) -> CrossCovariance:
-        """Its singular value decomposition: that of `CrossCovariance.of` on all rows at once."""
+        """The cross-covariance, to be decomposed: that of `CrossCovariance.of` on all rows at once."""
         matrix = self.comoment / self.n
         if not centre:
             matrix.addr_(self.neutral_mean, self.other_mean)
-        left, singular_values, _ = torch.linalg.svd(matrix)
-        singular_values[self.n - centre :] = 0  # n rows span n directions at most, and n - 1 once centred
-        kept = min(len(matrix), self.n)
-        return CrossCovariance(left[:, :kept], singular_values[:kept])
+        return CrossCovariance.of_matrix(matrix, max(1, self.n - centre))
 
 
 def _mean_and_rest(rows: Float[Tensor, "n d_model"]) -> tuple[Float[Tensor, " d_model"], Float[Tensor, "n d_model"]]:

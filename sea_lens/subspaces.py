@@ -6,7 +6,9 @@ NeurIPS 2024 (arXiv 2405.09719), sections 3.1 and 3.2, for the projections; the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import torch
@@ -14,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sea_lens.errors import InputError
+from sea_lens.leading_directions import LeadingDirections, OfMatrix, OfRows, Rows
 
 Spectrum = Literal["squared", "singular_values"]
 """What an explained variance is a share of: the squared singular values (the energy), or the singular values."""
@@ -26,56 +29,118 @@ NEGLIGIBLE_SINGULAR_VALUE = 1e-12
 and n - 1 once centred."""
 
 
+FEWEST_FOR_LEADING = 512
+"""Size of a cross-covariance (the lesser of rows and columns) below which decomposing all of it is as fast as a part."""
+
+
 @dataclass(frozen=True, eq=False)
 class Subspace:
     """The directions of the neutral activations that covary most with another set of activations.
 
     Attributes:
         basis: Orthonormal columns, `[d_model, rank]`, by decreasing covariance.
-        singular_values: All singular values of the cross-covariance, decreasing; `rank` of them belong to the basis.
+        covariance: What it was cut from.
     """
 
     basis: Float[Tensor, "d_model rank"]
-    singular_values: Float[Tensor, " n_singular_values"]
+    covariance: CrossCovariance
 
     @property
     def rank(self) -> int:
         """Number of directions kept."""
         return self.basis.shape[1]
 
+    @property
+    def singular_values(self) -> Float[Tensor, " n_singular_values"]:
+        """All singular values of the cross-covariance, decreasing; `rank` of them belong to the basis."""
+        return self.covariance.singular_values
+
 
 @dataclass(frozen=True, eq=False)
 class CrossCovariance:
-    """The singular value decomposition of a cross-covariance, from which subspaces of any rank are cut.
+    """A cross-covariance `(1/n) (H - mu)^T (G - mu')`, from which leading subspaces are cut (paper, eq. 1 and 2).
+
+    A large one is decomposed no further than a cut needs; where that cannot be certified to give the same subspace (see
+    `sea_lens.leading_directions`), where it is small, and for `left` and `singular_values`, all of it is, once. Nothing is
+    computed before it is asked for, and results are kept.
 
     Attributes:
-        left: Left singular vectors (of the neutral side), `[d_model, n_singular_values]`.
-        singular_values: Decreasing, `[n_singular_values]`.
+        rows: H (neutral) and G, or None if only the matrix is known.
+        matrix: Omega, `[d_model, d_model]`, or None if it need not be formed.
+        n_directions: How many directions a matrix can have at most; None for all.
     """
 
-    left: Float[Tensor, "d_model n_singular_values"]
-    singular_values: Float[Tensor, " n_singular_values"]
+    rows: tuple[Rows, Rows] | None
+    matrix: Float[Tensor, "d_model d_model"] | None = None
+    n_directions: int | None = None
 
     @classmethod
     def of(
         cls, neutral: Float[Tensor, "n d_model"], other: Float[Tensor, "n d_model"], centre: bool = False
     ) -> CrossCovariance:
-        """Decomposes `(1/n) (neutral - mu)^T (other - mu')`, with zero means unless `centre` (paper, eq. 1 and 2).
+        """Of activations, with zero means unless `centre`. Computed in float64; the activations are kept as they are.
 
-        With fewer demonstrations than dimensions both sides are QR-factored first, so that the decomposition is of an
-        n x n matrix and no d_model x d_model matrix is ever formed; the subspace is the same.
+        With fewer demonstrations than dimensions no d_model x d_model matrix is ever formed; the subspace is the same.
         """
-        h, g = neutral.double(), other.double()
-        if centre:
-            h, g = _centred(h), _centred(g)
-        n, d_model = h.shape
-        if n < d_model:
+        return cls.of_sides(neutral, [other], centre)[0]
+
+    @classmethod
+    def of_sides(
+        cls, neutral: Float[Tensor, "n d_model"], others: Sequence[Float[Tensor, "n d_model"]], centre: bool = False
+    ) -> list[CrossCovariance]:
+        """Of the same neutral activations with each of several others; what is computed of the neutral ones is shared."""
+        rows = Rows(neutral, centre)
+        return [cls((rows, Rows(other, centre))) for other in others]
+
+    @classmethod
+    def of_matrix(cls, matrix: Float[Tensor, "d_model d_model"], n_directions: int | None = None) -> CrossCovariance:
+        """Of a cross-covariance that was summed up elsewhere, batch by batch.
+
+        Args:
+            matrix: Omega, with the 1/n.
+            n_directions: How many its rows can span at most (n, or n - 1 once centred): what lies beyond is rounding.
+        """
+        return cls(None, matrix.double(), n_directions)
+
+    @property
+    def left(self) -> Float[Tensor, "d_model n_singular_values"]:
+        """All left singular vectors (of the neutral side)."""
+        return self._whole[0]
+
+    @property
+    def singular_values(self) -> Float[Tensor, " n_singular_values"]:
+        """All singular values, decreasing."""
+        return self._whole[1]
+
+    @cached_property
+    def _whole(self) -> tuple[Float[Tensor, "d_model n_singular_values"], Float[Tensor, " n_singular_values"]]:
+        """With fewer rows than columns both sides are QR-factored first, so that the decomposition is of an n x n matrix."""
+        if self.rows is not None and self.rows[0].shape[0] < self.rows[0].shape[1]:
+            h, g = (side.all() for side in self.rows)
             q, r = torch.linalg.qr(h.T)
-            _, s = torch.linalg.qr(g.T)
-            u, singular_values, _ = torch.linalg.svd(r @ s.T / n)
-            return cls(q @ u, singular_values)
-        u, singular_values, _ = torch.linalg.svd(h.T @ g / n)
-        return cls(u, singular_values)
+            _, s = torch.linalg.qr(g.T, mode="r")
+            u, singular_values, _ = torch.linalg.svd(r @ s.T / len(h))
+            return q @ u, singular_values
+        u, singular_values, _ = torch.linalg.svd(self._matrix)
+        return u[:, : self.n_directions], singular_values[: self.n_directions]
+
+    @cached_property
+    def _matrix(self) -> Float[Tensor, "d_model d_model"]:
+        if self.rows is None:
+            assert self.matrix is not None
+            return self.matrix
+        h, g = (side.all() for side in self.rows)
+        return h.T @ g / len(h)
+
+    @cached_property
+    def _leading(self) -> LeadingDirections | None:
+        """The part of the decomposition that was needed so far; None where a part is no faster."""
+        size = len(self._matrix) if self.rows is None else min(self.rows[0].shape)
+        if size < FEWEST_FOR_LEADING:
+            return None
+        few = self.rows is not None and size < self.rows[0].shape[1]
+        operator = OfRows(*self.rows) if self.rows is not None and few else OfMatrix(self._matrix)
+        return LeadingDirections(operator, most=size // 2)
 
     def leading(self, rank: int) -> Subspace:
         """The subspace of the `rank` largest singular values.
@@ -83,16 +148,24 @@ class CrossCovariance:
         Raises:
             InputError: If there are fewer directions than that.
         """
+        basis = None if self._leading is None else self._leading.leading(rank)
+        if basis is not None:
+            return Subspace(basis, self)
         available = int(_without_rounding(self.singular_values).count_nonzero())
         if not 1 <= rank <= available:
             raise InputError(
                 f"A rank of {rank} was asked for; these demonstrations support 1 to {available} (at most d_model, and "
                 "the number of different rows, less one when centred)."
             )
-        return Subspace(self.left[:, :rank], self.singular_values)
+        return Subspace(self.left[:, :rank], self)
 
     def explaining(self, explained_variance: float, spectrum: Spectrum = "squared") -> Subspace:
         """The least subspace that explains the given share (paper, section 3.2: `k` from the explained variance)."""
+        _check_share(explained_variance, spectrum)
+        if self._leading is not None and spectrum == "squared":
+            basis = self._leading.explaining(explained_variance)
+            if basis is not None:
+                return Subspace(basis, self)
         return self.leading(rank_explaining(self.singular_values, explained_variance, spectrum))
 
 
@@ -109,10 +182,7 @@ def rank_explaining(
     Raises:
         InputError: If the share is outside (0, 1], or every singular value is zero.
     """
-    if spectrum not in get_args(Spectrum):
-        raise InputError(f"spectrum is one of {', '.join(get_args(Spectrum))}, and {spectrum!r} was given.")
-    if not 0 < explained_variance <= 1:
-        raise InputError(f"explained_variance must lie in (0, 1], and {explained_variance} was given.")
+    _check_share(explained_variance, spectrum)
     weights = _without_rounding(singular_values.double()) ** (2 if spectrum == "squared" else 1)
     cumulative = weights.cumsum(0)
     if not cumulative[-1] > 0:
@@ -124,10 +194,11 @@ def rank_explaining(
     return int((cumulative < explained_variance * cumulative[-1]).sum()) + 1
 
 
-def _centred(rows: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
-    """Rows less their mean; a column of equal values gives zeros, not the rounding of its mean."""
-    centred = rows - rows.mean(0)
-    return centred * (centred.abs().amax(0) > 1e-13 * rows.abs().amax(0))
+def _check_share(explained_variance: float, spectrum: str) -> None:
+    if spectrum not in get_args(Spectrum):
+        raise InputError(f"spectrum is one of {', '.join(get_args(Spectrum))}, and {spectrum!r} was given.")
+    if not 0 < explained_variance <= 1:
+        raise InputError(f"explained_variance must lie in (0, 1], and {explained_variance} was given.")
 
 
 def _without_rounding(singular_values: Float[Tensor, " n_singular_values"]) -> Float[Tensor, " n_singular_values"]:

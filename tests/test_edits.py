@@ -1,4 +1,6 @@
 import dataclasses
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -418,3 +420,32 @@ def test_parts_that_do_not_fit_together_are_refused(parts):
 def test_impossible_numbers_in_feature_space_are_refused(name, value):
     with pytest.raises(InputError, match=f"edit's {name} must be finite, and a unit above zero; {value} was given"):
         in_features(**{name: value})
+
+
+# --- as part of a graph, and compiled --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shift", [True, False])
+@pytest.mark.parametrize("restore_norm", [True, False])
+def test_gradients_flow_through_an_edit(restore_norm, shift):
+    edit, h = make_edit(shift=shift, restore_norm=restore_norm, strength=0.7), tokens(2, 3).requires_grad_()
+    assert torch.autograd.gradcheck(edit, h)
+    with torch.no_grad():
+        np.testing.assert_allclose(edit(h), by_hand(edit, h), rtol=1e-12, atol=1e-12)
+
+
+def test_an_edit_compiles_into_one_graph():
+    """In a process of its own, without the type checks that tests run under."""
+    code = """
+import torch
+from sea_lens.edits import LowRankEdit
+torch.set_num_threads(1)
+edit = LowRankEdit(torch.linalg.qr(torch.randn(64, 8))[0], torch.linspace(1, -1, 8), torch.randn(64))
+h = torch.randn(2, 3, 64)
+for _ in range(2):  # before its tensors are placed, and after
+    found = torch._dynamo.explain(lambda h: edit(h))(h)
+    print(found.graph_count, found.graph_break_count)
+print(torch.equal(torch.compile(lambda h: edit(h), backend="eager", fullgraph=True)(h), edit(h)))
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.stdout.split() == ["1", "0", "1", "0", "True"], ran.stderr

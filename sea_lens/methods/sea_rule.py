@@ -168,7 +168,7 @@ class SEARule:
         found: list[dict[int, dict[str, JSON]]] = [{} for _ in sizes]
         for layer in tqdm(chosen, desc="fit", unit="layer", disable=not progress, delay=2):
             given = evidence(layer)
-            neutral = given.neutral.double()
+            neutral = given.neutral
             for index, size in enumerate(sizes):
                 positive, negative = self.subspaces(given.covariances, size)
                 edit = self._edit(positive, negative, given.mean, given.unit)
@@ -190,33 +190,35 @@ class SEARule:
         ]
 
     def _evidence(self, activations: Activations, layer: int) -> LayerEvidence:
-        neutral = activations.neutral[layer].double()
+        neutral = activations.neutral[layer]
         unit = self._unit(neutral, layer)
-        mean = self.features(neutral, unit).mean(0) if self.centre else None
+        mean = self.features(neutral, unit).mean(0, dtype=torch.float64) if self.centre else None
         return LayerEvidence(self.decompose(activations, layer), mean, unit, neutral)
 
     def _unit(self, neutral: Float[Tensor, "n d_model"], layer: int) -> float:
         if self.feature_unit != "median":
             return float(self.feature_unit)
-        unit = float(neutral.abs().median())
-        if self.feature_map is not None and unit == 0:
+        if self.feature_map is None:  # a median takes longer than a fit, and a linear edit knows no unit
+            return 1.0
+        unit = float(neutral.double().abs().median())
+        if unit == 0:
             raise InputError(
                 f"Half of the neutral activations of layer {layer} are zero. Give feature_unit as a number."
             )
         return unit
 
     def features(self, h: Float[Tensor, "n d_model"], unit: float) -> Float[Tensor, "n d_model"]:
-        """Phi of activations in a unit, in float64; the activations themselves without a feature map."""
+        """Phi of activations in a unit, in float64; without a feature map the activations themselves, in their precision."""
         if self.feature_map is None:
-            return h.double()
+            return h
         return self.feature_map.forward((h.double() / unit).clamp(*self.feature_map.domain))
 
     def decompose(self, activations: Activations, layer: int) -> list[CrossCovariance]:
         """The cross-covariances of a layer with its positive and its negative side, in the feature space if there is one."""
-        unit = self._unit(activations.neutral[layer].double(), layer)
+        unit = self._unit(activations.neutral[layer], layer)
         features = self.features(activations.neutral[layer], unit)
         sides = (activations.positive[layer], activations.negative[layer])
-        return [CrossCovariance.of(features, self.features(side, unit), self.centre) for side in sides]
+        return CrossCovariance.of_sides(features, [self.features(side, unit) for side in sides], self.centre)
 
     def subspaces(self, covariances: Sequence[CrossCovariance], size: Share | Ranks) -> list[Subspace]:
         """The positive and the negative subspace of a size."""

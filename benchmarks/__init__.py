@@ -1,0 +1,1 @@
+"""Speed and size against the published procedure (`python -m benchmarks`), and how they grow (`... scaling`)."""

@@ -1,0 +1,126 @@
+"""What is measured on: activations like a model's, random Llamas of a chosen size, and texts. Nothing is downloaded."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+from sea_lens import Demonstration, Demonstrations, Editor, Question, Questions
+from sea_lens.editor_card import EditorCard
+from sea_lens.edits import LowRankEdit
+
+
+def activations(n: int, d: int, seed: int = 0) -> list[Float[Tensor, "n d_model"]]:
+    """Neutral, positive and negative activations in float32, with what makes real ones hard.
+
+    Variances fall as 1 / rank, in mixed directions; the mean is about as long as the rest together and has a massive
+    coordinate; two thirds of the variance is shared by the three sides, whose means differ a little.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    scale = torch.arange(1, d + 1) ** -0.5
+    scale = scale / scale.square().sum().sqrt()
+    mirror = torch.linalg.qr(torch.randn(d, 64, generator=generator))[0]  # 64 reflections mix the axes at little cost
+    mean = torch.randn(d, generator=generator) / d**0.5
+    mean[d // 3] += 0.5
+    shared = torch.randn(n, d, generator=generator) * scale
+    sides = []
+    for _ in range(3):
+        rows = shared + 0.7 * torch.randn(n, d, generator=generator) * scale
+        rows = rows - 2 * (rows @ mirror) @ mirror.T
+        sides.append(10 * (rows + mean + 0.05 * torch.randn(d, generator=generator) * scale))
+    return sides
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE({token: index for index, token in enumerate(["<bos>", "<eos>", *alphabet])}, []))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    raw.decoder = decoders.ByteLevel()
+    raw.add_special_tokens(["<bos>", "<eos>"])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<eos>",
+        name_or_path="bytes",
+        add_bos_token=True,
+    )
+
+
+def hf_llama(d_model: int, n_layers: int) -> torch.nn.Module:
+    """A random Llama. Its vocabulary is small, so that no unembedding hides what an edit costs."""
+    config = LlamaConfig(
+        vocab_size=258,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+        hidden_size=d_model,
+        intermediate_size=d_model * 11 // 4,
+        num_hidden_layers=n_layers,
+        num_attention_heads=max(4, d_model // 64),
+        num_key_value_heads=max(4, d_model // 64),
+        max_position_embeddings=2048,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.config.architectures = [type(model).__name__]
+    built: torch.nn.Module = model
+    return built
+
+
+def llama(d_model: int, n_layers: int) -> TransformerBridge:
+    """The same, in a bridge."""
+    name = f"random-llama-{d_model}x{n_layers}"
+    hf_model = hf_llama(d_model, n_layers)
+    return TransformerBridge.boot_transformers(name, hf_model=hf_model, tokenizer=byte_tokenizer(), device="cpu")
+
+
+def random_editor(d_model: int, n_layers: int, rank: int, seed: int = 0) -> Editor:
+    """Edits of `rank` promoted and `rank` suppressed directions at every layer."""
+    generator = torch.Generator().manual_seed(seed)
+    edits = {}
+    for layer in range(n_layers):
+        basis = torch.linalg.qr(torch.randn(d_model, 2 * rank, generator=generator))[0]
+        sines = torch.rand(rank, generator=generator).sort(descending=True).values.clamp_min(0.05)
+        edits[layer] = LowRankEdit(basis, torch.cat([sines, -sines.flip(0)]))
+    return Editor(edits, EditorCard("random", {}))
+
+
+SHOTS = " ".join(
+    f"Q: What does traveller {number} carry? A: A box of {what}."
+    for number, what in enumerate(("salt", "maps", "old coins", "green glass", "rope", "letters"), start=1)
+)
+"""Six questions with answers, as benchmarks put before each question: some 290 tokens."""
+
+
+def demonstrations(n: int, prefix: str = SHOTS) -> Demonstrations:
+    """Short questions with three answers each, after a shared beginning."""
+    rows = [
+        Demonstration(
+            prompt=f"{prefix} Q: Who keeps lighthouse {index}? A:",
+            positive=f"Keeper {index}.",
+            negative=f"No man {index}.",
+            neutral=f"It is {index}.",
+        )
+        for index in range(n)
+    ]
+    return Demonstrations(tuple(rows), "benchmark")
+
+
+def questions(n: int, answers: int = 8, prefix: str = SHOTS) -> Questions:
+    """Questions with answers, half of them true."""
+    half = answers // 2
+    rows = [
+        Question(
+            prompt=f"{prefix} Q: Which road leads to town {index}? A:",
+            true=tuple(f"Road {index + answer} by the mill." for answer in range(half)),
+            false=tuple(f"No road but {index + answer} leads there." for answer in range(answers - half)),
+        )
+        for index in range(n)
+    ]
+    return Questions(tuple(rows), "benchmark")
