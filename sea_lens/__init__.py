@@ -25,6 +25,8 @@ from sea_lens.evaluation.transfer import transfer
 from sea_lens.evaluation.truthfulqa import evaluate_truthfulqa
 from sea_lens.feature_maps import ELU, FeatureMap, Identity, SquaredExponential, Tanh
 from sea_lens.methods.sea import fit_sea, refit_sea
+from sea_lens.methods.sea_fitter import SEAFitter
+from sea_lens.methods.sea_statistics import collect_statistics
 from sea_lens.organism import load_bias_organism, load_organism
 from sea_lens.questions import Question, Questions
 from sea_lens.tuning import tune_sea
@@ -40,12 +42,14 @@ __all__ = [
     "Identity",
     "Question",
     "Questions",
+    "SEAFitter",
     "SeaLensWarning",
     "SquaredExponential",
     "Tanh",
     "ablate_layers",
     "answer_greedily",
     "collect_activations",
+    "collect_statistics",
     "compare",
     "data_efficiency",
     "evaluate_bbq",
