@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from sea_lens.errors import InputError
 from sea_lens.models import Model, tokenizer_of
-from sea_lens.prompt_rows import RowsT
+from sea_lens.prompt_rows import PromptRows
 
+RowsT = TypeVar("RowsT", bound=PromptRows)  # type: ignore[type-arg]
 Q_AND_A = "Q: {question}\nA:"
 
 TRUTHFULQA_EXAMPLES = (
