@@ -133,7 +133,7 @@ def collect_rows() -> Iterator[Row]:
 def ablation_rows() -> Iterator[Row]:
     """The edit at one layer only, and at all but one: 34 settings with the whole edit and none."""
     n_layers = 16
-    model, editor = worlds.llama(256, n_layers), worlds.random_editor(256, n_layers, 8)
+    model, editor = worlds.llama(128, n_layers), worlds.random_editor(128, n_layers, 8)
     questions = worlds.questions(16, answers=2, prefix="")
     views: list[Editor | None] = [None, editor]
     views += [editor.at_layers([layer]) for layer in range(n_layers)]
@@ -161,10 +161,10 @@ def ablation_rows() -> Iterator[Row]:
             )
         ]
 
-    times = in_turns(baseline, ours, 2)
+    times = in_turns(baseline, ours, 3)
     apart = _apart(values[1].T, values[0])
     yield Row(
-        f"ablation only + without, {n_layers} layers, d=256", *times, 1.8, f"{apart:.1e} apart", apart == 0, (2, 2)
+        f"ablation only + without, {n_layers} layers, d=128", *times, 1.8, f"{apart:.1e} apart", apart == 0, (3, 3)
     )
 
 
