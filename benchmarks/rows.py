@@ -133,18 +133,19 @@ def collect_rows() -> Iterator[Row]:
 def ablation_rows() -> Iterator[Row]:
     """The edit at one layer only, and at all but one: 34 settings with the whole edit and none."""
     n_layers = 16
-    model, editor = worlds.llama(256, n_layers), worlds.random_editor(256, n_layers, 8)
-    questions = worlds.questions(8, answers=2, prefix="")
+    model, editor = worlds.llama(128, n_layers), worlds.random_editor(128, n_layers, 8)
+    questions = worlds.questions(16, answers=2, prefix="")
     views: list[Editor | None] = [None, editor]
     views += [editor.at_layers([layer]) for layer in range(n_layers)]
     views += [editor.without_layers([layer]) for layer in range(n_layers)]
     values: list[torch.Tensor] = [torch.empty(0)]
+    batch_size = 8
     modes: tuple[Mode, ...] = ("only", "without")
 
     @torch.no_grad()
     def baseline() -> None:
         values[0] = torch.zeros(len(views), len(questions), dtype=torch.float64)
-        for batch in question_batches(model, questions, 32):
+        for batch in question_batches(model, questions, batch_size):
             for row, view in enumerate(views):
                 with model.hooks(fwd_hooks=[] if view is None else view.fwd_hooks()):
                     logits = model(batch.tokens.ids, **batch.tokens.forward_options())
@@ -153,13 +154,17 @@ def ablation_rows() -> Iterator[Row]:
 
     def ours() -> None:
         values[1:] = [
-            torch.tensor(ablate_layers(model, editor, questions, modes, progress=False).per_question.to_numpy())
+            torch.tensor(
+                ablate_layers(
+                    model, editor, questions, modes, batch_size=batch_size, progress=False
+                ).per_question.to_numpy()
+            )
         ]
 
-    times = in_turns(baseline, ours, 2)
+    times = in_turns(baseline, ours, 3)
     apart = _apart(values[1].T, values[0])
     yield Row(
-        f"ablation only + without, {n_layers} layers, d=256", *times, 1.8, f"{apart:.1e} apart", apart == 0, (2, 2)
+        f"ablation only + without, {n_layers} layers, d=128", *times, 1.8, f"{apart:.1e} apart", apart == 0, (3, 3)
     )
 
 

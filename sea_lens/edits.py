@@ -260,9 +260,9 @@ def with_norms_of(
 
     With `in_place`, `edited` itself is overwritten.
     """
-    norms, theirs = (torch.linalg.vector_norm(tensor, dim=dim, keepdim=True) for tensor in (x, edited))
+    norms = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
     # A token that comes out as zeros stays zero, where norms / 0 would make it NaN.
-    factors = norms / torch.maximum(theirs, 1e-30 * norms).clamp_min(torch.finfo(edited.dtype).tiny)
+    factors = (norms / torch.linalg.vector_norm(edited, dim=dim, keepdim=True)).nan_to_num(nan=0.0, posinf=0.0)
     return edited.mul_(factors) if in_place else edited * factors
 
 

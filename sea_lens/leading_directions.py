@@ -37,14 +37,17 @@ COLUMNS = 16
 RUNGS = (48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536)
 """Dimensions of the Krylov space at which results are looked at. Fixed, so that a result knows nothing of earlier ones."""
 
-PROBES, POWER = 10, 8
-"""Random vectors that bound what is left, and how often they are multiplied by `Omega Omega^T`."""
+PROBES, POWERS = 10, (3, 8)
+"""Random vectors that bound what is left, and how often they are multiplied by `Omega Omega^T`: more often if need be."""
 
 NOISE = 1e-14
 """Share of the total energy below which what a product with `Omega Omega^T` leaves is rounding."""
 
 STRETCH = 1e7
 """Largest squared norm of the coordinates of a unit vector, times that of their metric: times 2e-16, what rounding costs."""
+
+GRAM_PARTS = 8
+"""Blocks a side that a Gram matrix is computed in."""
 
 PANEL = 1024
 """Columns converted to float64 at once."""
@@ -86,14 +89,16 @@ class Rows:
 
     @cached_property
     def gram(self) -> Float[Tensor, "n n"]:
-        """Inner products of rows. Only the lower triangle is computed."""
+        """Inner products of rows. Only blocks on and below the diagonal are computed; the others are their transposes."""
         n = len(self.activations)
         gram = torch.zeros(n, n, dtype=torch.float64, device=self.activations.device)
-        edges = [n * part // 4 for part in range(5)]
+        edges = list(pairwise(n * part // GRAM_PARTS for part in range(GRAM_PARTS + 1)))
         for _, panel in self.panels():
-            for top, bottom in pairwise(edges):
+            for top, bottom in edges:
                 gram[top:bottom, :bottom].addmm_(panel[top:bottom], panel[:bottom].T)
-        return gram.tril() + gram.tril(-1).T
+        for top, bottom in edges:
+            gram[:top, top:bottom] = gram[top:bottom, :top].T
+        return gram
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,7 +247,7 @@ class LeadingDirections:
     _rows: list[Tensor] = field(default_factory=list, repr=False, init=False)
     _remainders: list[Tensor] = field(default_factory=list, repr=False, init=False)
     _rungs: dict[int, Rung] = field(default_factory=dict, repr=False, init=False)
-    _bounds: dict[int, float] = field(default_factory=dict, repr=False, init=False)
+    _bounds: dict[tuple[int, int], float] = field(default_factory=dict, repr=False, init=False)
 
     def explaining(self, share: float) -> Float[Tensor, "d_model rank"] | None:
         """The least subspace that holds a share of the energy; None without a certificate."""
@@ -375,8 +380,9 @@ class LeadingDirections:
         if residual > ANGLE * gap:
             return none
         outside = rung.left_over + ROUNDING * 1e-3 * self.operator.energy
-        if outside >= threshold:
-            outside = self._bound(rung.size)
+        for power in POWERS:
+            if outside >= threshold:
+                outside = self._bound(rung.size, power)
         if outside >= threshold:
             return none
         # The rest as a 2 x 2 block matrix, [[other Ritz values, coupling], [its transpose, outside]] < threshold.
@@ -386,25 +392,25 @@ class LeadingDirections:
             return none
         return residual / gap, residual**2 / gap
 
-    def _bound(self, size: int) -> float:
+    def _bound(self, size: int, power: int) -> float:
         """What no squared singular value outside the Krylov space exceeds, but with a chance of 1e-10.
 
         With C the part of Omega outside, `(C C^T)^q` takes random vectors w to no more than `10 sqrt(2/pi)` times the longest
         of ten, but with that chance (lemma 4.1, alpha = 10); and along a singular vector they are as long as `theta^q` times
         what w reaches there.
         """
-        if size not in self._bounds:
+        if (size, power) not in self._bounds:
             operator, tiny = self.operator, torch.finfo(torch.float64).tiny
             x, scale = self._split(self._random(PROBES, seed=-1), size)[1], 0.0
-            for step in range(POWER + 1):
+            for step in range(power + 1):
                 norm = self._norms(x).amax().clamp_min(tiny)
                 scale += float(norm.log())
-                if step < POWER:
+                if step < power:
                     x = self._split(operator.square(operator.metric(x / norm)), size)[1]
             exponent, factor = operator.reach
             logarithm = scale + math.log(max(factor, tiny)) + math.log(10 * math.sqrt(2 / math.pi))
-            self._bounds[size] = 1.000001 * math.exp(logarithm / (POWER + exponent))
-        return self._bounds[size]
+            self._bounds[size, power] = 1.000001 * math.exp(logarithm / (power + exponent))
+        return self._bounds[size, power]
 
     def _cut(self, rung: Rung, k: int) -> Float[Tensor, "d_model rank"]:
         basis: Tensor = torch.linalg.qr(self.operator.lift(rung.vectors[:, :k].T @ self._basis[: rung.size]).T)[0]
