@@ -26,7 +26,7 @@ METRICS = [
 
 def evaluate_crows_pairs(
     model: Model,
-    pairs: Questions,
+    questions: Questions,
     editor: Editor | None = None,
     *,
     seed: int = 0,
@@ -47,7 +47,7 @@ def evaluate_crows_pairs(
 
     Args:
         model: A TransformerBridge with a tokenizer, unedited.
-        pairs: `Questions.from_crows_pairs("crows_pairs_anonymized.csv")`.
+        questions: `Questions.from_crows_pairs("crows_pairs_anonymized.csv")`.
         editor: To edit the model with, such as one fitted on BBQ; the unedited model is then measured too, and compared.
         seed: Of the bootstrap and the permutation test.
         confidence: Of the intervals.
@@ -62,7 +62,7 @@ def evaluate_crows_pairs(
     Warns:
         SeaLensWarning: If an editor that is not the identity changes nothing.
     """
-    odd = [index for index, pair in enumerate(pairs) if len(pair.true) != 1 or len(pair.false) != 1]
+    odd = [index for index, pair in enumerate(questions) if len(pair.true) != 1 or len(pair.false) != 1]
     if odd:
         raise InputError(
             f"Rows {odd[:10]} are no pairs of one sentence each. Read them with Questions.from_crows_pairs."
@@ -70,7 +70,7 @@ def evaluate_crows_pairs(
     return evaluate_answers(
         "CrowS-Pairs",
         model,
-        pairs,
+        questions,
         editor,
         preferences,
         METRICS,
