@@ -6,12 +6,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sea_lens.errors import FileFormatError
 from sea_lens.models import ModelDescription
 
-JSON = str | int | float | bool | None | list["JSON"] | dict[str, "JSON"]
+if TYPE_CHECKING:
+    JSON = str | int | float | bool | None | list["JSON"] | dict[str, "JSON"]
+else:  # checkers of the running program lose their way in an alias that names itself, when other modules import it
+    JSON = str | int | float | bool | None | list | dict
 
 
 @dataclass(frozen=True)
