@@ -16,7 +16,7 @@ from sea_lens.editor import Editor
 from sea_lens.editor_card import JSON
 from sea_lens.errors import SeaLensWarning
 from sea_lens.evaluation.metrics import Columns, Metric, metric_table, metrics_by_category
-from sea_lens.evaluation.results import Evaluation, provenance
+from sea_lens.evaluation.results import Evaluation, check_unhooked, provenance
 from sea_lens.models import Model
 from sea_lens.questions import Questions
 
@@ -55,9 +55,10 @@ def evaluate_answers(
         progress: Whether to show a progress bar.
 
     Warns:
-        SeaLensWarning: If an editor that is not the identity changes the score of no answer.
+        SeaLensWarning: If an editor that is not the identity changes the score of no answer, or the model carries hooks.
     """
     started = time.perf_counter()
+    check_unhooked(model, folder)
     plain = score_answers(model, questions, batch_size=batch_size, folder=folder, progress=progress)
     scores = {"unedited" if editor is not None else "log_probability": plain}
     if editor is not None:

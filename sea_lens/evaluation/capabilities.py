@@ -23,7 +23,7 @@ from sea_lens.editor import Editor
 from sea_lens.edits import precise_dtype
 from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.evaluation.metrics import Metric, mean, metric_table
-from sea_lens.evaluation.results import Evaluation, provenance
+from sea_lens.evaluation.results import Evaluation, check_unhooked, provenance
 from sea_lens.fingerprints import fingerprint
 from sea_lens.models import Model, PaddedTokens, token_ids, tokenizer_of, weights_fingerprint
 from sea_lens.published_projections import PublishedEdit
@@ -140,6 +140,7 @@ def evaluate_perplexity(
             f"batch_size must be at least 1, confidence inside (0, 1), and 1 <= stride <= context_length <= "
             f"{model.cfg.n_ctx}, the model's context; {batch_size}, {confidence}, {stride} and {length} were given."
         )
+    check_unhooked(model, folder)
     if editor is not None:
         editor.check(model)
         if isinstance(editor.positions, Tensor):

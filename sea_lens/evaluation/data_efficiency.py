@@ -159,6 +159,8 @@ def data_efficiency(
     """
     n = activations.n
     chosen = sorted({size for size in SIZES if size < n} | {n}) if sizes is None else sorted(set(sizes))
+    if isinstance(seeds, int):
+        raise InputError(f"seeds are a list, such as range({seeds}) for {seeds} draws of each size; {seeds} was given.")
     wrong = [size for size in chosen if not 1 <= size <= n]
     if wrong or not chosen or not seeds:
         raise InputError(

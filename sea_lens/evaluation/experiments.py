@@ -170,7 +170,7 @@ def compare(
         progress: Whether to show a progress bar.
 
     Raises:
-        InputError: If there is no editor or no benchmark, an editor is called `"unedited"`, or by what is timed.
+        InputError: If there is no editor or no benchmark, an editor is none or called `"unedited"`, or by what is timed.
         ModelMismatchError: If an editor does not fit the model.
     """
     if not editors or not benchmarks or UNEDITED in editors:
@@ -185,7 +185,7 @@ def compare(
     seconds: dict[str, float] = {}
     for name, source in editors.items():
         started = time.perf_counter()
-        fitted[name] = source if isinstance(source, Editor) else source()
+        fitted[name] = source if isinstance(source, Editor) else _fit(name, source)
         if not isinstance(source, Editor):
             seconds[name] = time.perf_counter() - started
         fitted[name].check(model)
@@ -200,6 +200,17 @@ def compare(
     parts = [_long(editor, name, found) for editor, row in evaluations.items() for name, found in row.items()]
     long = pd.concat(parts, ignore_index=True)
     return Comparison(_table(evaluations, costs), long, evaluations, fitted, timed)
+
+
+def _fit(name: str, source: object) -> Editor:
+    found = source() if callable(source) else source
+    if not isinstance(found, Editor):
+        what = "the function given for it returned" if callable(source) else "for it was given"
+        raise InputError(
+            f"Editor {name!r}: {what} a {type(found).__name__}. Give an editor (Editor.from_pretrained reads one from its "
+            "folder), or a function without arguments that fits one."
+        )
+    return found
 
 
 @contextmanager

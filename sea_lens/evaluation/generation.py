@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from sea_lens.editor import Editor
 from sea_lens.evaluation.metrics import mean, metric_table, metrics_by_category
 from sea_lens.evaluation.prompts import TRUTHFULQA_EXAMPLES, with_prompt
-from sea_lens.evaluation.results import Evaluation, provenance
+from sea_lens.evaluation.results import Evaluation, check_unhooked, provenance
 from sea_lens.fingerprints import fingerprint
 from sea_lens.models import Model, greedy_answers, weights_fingerprint
 from sea_lens.questions import Question, Questions
@@ -77,6 +77,7 @@ def generate_answers(
         InputError: If a prompt with its answer does not fit the model's context, or does not go with the questions.
     """
     started = time.perf_counter()
+    check_unhooked(model, folder)
     asked, described = with_prompt(questions, model, prompt, TRUTHFULQA_EXAMPLES)
     ends = tuple(stop) if stop is not None else () if prompt == "chat" else ("\n",)
     said = {

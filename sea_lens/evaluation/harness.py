@@ -27,7 +27,7 @@ from sea_lens.editor import Editor
 from sea_lens.editor_card import JSON
 from sea_lens.errors import InputError, ModelMismatchError
 from sea_lens.evaluation.harness_results import TaskResults, read_results, sample_table, score_table
-from sea_lens.evaluation.results import Evaluation, provenance
+from sea_lens.evaluation.results import Evaluation, check_unhooked, provenance
 from sea_lens.fingerprints import fingerprint
 from sea_lens.models import Model, tokenizer_of, weights_fingerprint
 from sea_lens.published_projections import PublishedEdit
@@ -98,6 +98,7 @@ def evaluate_lm_eval(
         raise ModelMismatchError(
             "lm-eval runs a Hugging Face model, and this model wraps none. Boot it with TransformerBridge.boot_transformers."
         )
+    check_unhooked(model, folder)
     if editor is not None:
         editor.check(model)
         if any(isinstance(edit, PublishedEdit) for edit in editor.edits.values()):

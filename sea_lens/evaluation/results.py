@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -13,6 +14,7 @@ import pandas as pd
 
 from sea_lens.editor import Editor
 from sea_lens.editor_card import JSON, library_versions
+from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.evaluation.tables import latex, markdown
 from sea_lens.models import Model, ModelDescription, weights_fingerprint
 from sea_lens.tensor_files import write_text
@@ -91,6 +93,33 @@ class Evaluation:
         column = "edited" if self.is_edited else "value"
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in self.table[column].items())
         return f"Evaluation({self.benchmark}, {column}: {numbers})"
+
+
+def check_unhooked(model: Model, folder: str | Path | None) -> None:
+    """Says so where a model that is to be measured unedited carries hooks already.
+
+    Args:
+        model: The model.
+        folder: Where numbers are to be kept, if they are: by model and editor, so that another run would take those of the
+            model with these hooks for the model's own.
+
+    Raises:
+        InputError: If it carries hooks and numbers are to be kept.
+
+    Warns:
+        SeaLensWarning: If it carries hooks: "unedited" means with them, then.
+    """
+    hooked = sorted(name for name, point in model.hook_dict.items() if getattr(point, "fwd_hooks", None))
+    if not hooked:
+        return
+    told = (
+        f"The model carries hooks already ({', '.join(hooked[:4])}{', ...' if len(hooked) > 4 else ''}), which are part of "
+        "all numbers here, the unedited model's too. Evaluations attach the editor themselves: leave "
+        "`with editor.attached(model)`, or call model.reset_hooks()."
+    )
+    if folder is not None:
+        raise InputError(f"{told} To measure the model with these hooks all the same, leave `folder` out.")
+    warnings.warn(told, SeaLensWarning, stacklevel=3)
 
 
 def provenance(

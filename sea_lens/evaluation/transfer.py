@@ -11,6 +11,7 @@ import pandas as pd
 
 from sea_lens.activations import Activations
 from sea_lens.editor import Editor
+from sea_lens.errors import InputError
 from sea_lens.evaluation.experiments import COSTS, UNEDITED, Benchmark, Comparison, EditorSource, cells, compare
 from sea_lens.evaluation.tables import latex, markdown
 from sea_lens.methods.sea import fit_sea
@@ -109,9 +110,14 @@ def transfer(
         progress: Whether to show a progress bar.
 
     Raises:
-        InputError: If there is no source or no benchmark, or a source is called `"unedited"`.
+        InputError: If there is no source or no benchmark, or a source is neither or called `"unedited"`.
         ModelMismatchError: If an editor does not fit the model.
     """
+    wrong = {name: type(one).__name__ for name, one in sources.items() if not isinstance(one, (Activations, Editor))}
+    if wrong:
+        raise InputError(
+            f"Sources are activations, from sl.collect_activations(model, demonstrations), or editors; {wrong} were given."
+        )
     editors: dict[str, EditorSource] = {
         name: source if isinstance(source, Editor) else partial(fit, source) for name, source in sources.items()
     }

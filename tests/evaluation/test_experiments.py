@@ -58,8 +58,11 @@ def comparison(model, editor, benchmarks):
 def forward_passes(model, run):
     """How often the model is run, and what `run` returns."""
     seen = []
-    with model.hooks(fwd_hooks=[("blocks.0.hook_resid_post", lambda tensor, hook: seen.append(1))]):
+    counter = model.blocks[0].register_forward_hook(lambda *_: seen.append(1))
+    try:
         result = run()
+    finally:
+        counter.remove()
     return len(seen), result
 
 
@@ -205,6 +208,12 @@ def test_impossible_comparisons(model, editor, benchmarks):
         passes(repeats=-1)
     with pytest.raises(InputError, match="No texts were given to time"):
         passes(timed_on=[])
+    with pytest.raises(InputError, match="Editor 'folder': for it was given a str"):
+        passes(editors={"folder": "somewhere"})
+    with pytest.raises(InputError, match="the function given for it returned a dict"):
+        passes(editors={"folder": dict})
+    with pytest.raises(InputError, match=r"Sources are activations, .* {'words': 'list'} were given"):
+        transfer(model, {"words": ["a"]}, benchmarks, progress=False)
     wide = {layer: torch.randn(8, 64) for layer in (0, 1)}
     alien = fit_sea(
         Activations.from_tensors(neutral=wide, positive=wide, negative={k: v.flip(0) for k, v in wide.items()}), 0.5
@@ -411,6 +420,7 @@ def test_data_efficiency_is_a_folder(model, activations, benchmarks, tmp_path):
         ({"sizes": [0, 10]}, r"sizes \[0\]"),
         ({"sizes": []}, r"sizes \[\] and seeds"),
         ({"seeds": []}, r"seeds \[\] were given"),
+        ({"seeds": 3}, r"such as range\(3\)"),
         ({"confidence": 1.0}, r"confidence must be inside \(0, 1\), and 1.0 was given"),
     ],
 )

@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 import torch
 
-from sea_lens import Questions, random_editor_like
+from sea_lens import Questions, evaluate_perplexity, generate_answers, random_editor_like
 from sea_lens.answer_scores import AnswerScores
 from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.evaluation.prompts import TRUTHFULQA_EXAMPLES
@@ -127,10 +127,11 @@ def test_finished_batches_are_not_run_again(organism, edited, tmp_path):
     evaluate = partial(evaluate_truthfulqa, model, questions, prompt="plain", folder=tmp_path, progress=False)
     first = evaluate(edited)
     ran = []
-    with model.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", lambda tensor, hook: ran.append(1))]):
-        again = evaluate(edited)
-        assert not ran
-        evaluate(random_editor_like(edited, 0))
+    counter = model.blocks[0].register_forward_hook(lambda *_: ran.append(1))
+    again = evaluate(edited)
+    assert not ran
+    evaluate(random_editor_like(edited, 0))
+    counter.remove()
     assert len(ran) == 1  # the other editor's one batch; the unedited model is not run again
     assert again.table.equals(first.table)
 
@@ -145,6 +146,28 @@ def test_an_edit_that_changes_nothing_is_pointed_out(organism, edited):
     with warnings.catch_warnings():
         warnings.simplefilter("error", SeaLensWarning)
         evaluate_truthfulqa(model, questions, edited, prompt="plain", progress=False)
+
+
+def test_a_model_that_carries_hooks_is_not_taken_for_unedited(organism, edited, tmp_path):
+    model, world = organism
+    questions = world.questions(world.held_out[::24])
+    texts = [question.prompt for question in questions]
+    every = [
+        partial(evaluate_truthfulqa, model, questions, prompt="plain", progress=False),
+        partial(generate_answers, model, questions, prompt="plain", max_new_tokens=1, progress=False),
+        partial(evaluate_perplexity, model, texts, progress=False),
+    ]
+    with edited.attached(model):
+        for evaluate in every:
+            with pytest.warns(SeaLensWarning, match="carries hooks already .*blocks.0.hook_"):
+                evaluate()
+            with pytest.raises(InputError, match="leave `folder` out"):  # it would be kept as the unedited model's
+                evaluate(folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SeaLensWarning)
+        for evaluate in every:
+            evaluate()
 
 
 def test_prompts_are_the_papers_or_ones_own(llama, organism, without_type_checks):
