@@ -135,7 +135,7 @@ def ablation_rows() -> Iterator[Row]:
     """The edit at one layer only, and at all but one: 34 settings with the whole edit and none."""
     n_layers = 16
     model, editor = worlds.llama(128, n_layers), worlds.random_editor(128, n_layers, 8)
-    questions = worlds.questions(16, answers=2, prefix="")
+    questions = worlds.questions(24, answers=2, prefix="")
     views: list[Editor | None] = [None, editor]
     views += [editor.at_layers([layer]) for layer in range(n_layers)]
     views += [editor.without_layers([layer]) for layer in range(n_layers)]
