@@ -1,34 +1,58 @@
-"""Peak memory, each measurement in a process of its own: `python -m benchmarks.memory N` prints that of N demonstrations."""
+"""Peak memory of collecting and fitting, each measurement in a process of its own: `python -m benchmarks.memory MODE N`."""
 
 from __future__ import annotations
 
 import gc
 import json
+import os
 import resource
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from sea_lens import Demonstrations, Editor
+    from sea_lens.edits import LowRankEdit
+    from sea_lens.models import Model
+
+Mode = Literal["streaming", "in memory", "checked"]
+"""Sums instead of activations; activations; and sums, with an in-memory fit after the measurement to compare with."""
+
+D_MODEL, N_LAYERS = 512, 2
+"""Of the model: small, so that its sums and one pass are, and what grows with n shows."""
+
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+"""Has glibc give memory back as soon as it is freed, so that what is in use is measured, and not what is held for later."""
 
 
 @dataclass(frozen=True)
 class Peak:
-    """Peak resident memory beyond that of the loaded model.
+    """Peak resident memory beyond that of the loaded model and of the texts, which the caller holds.
 
     Attributes:
         megabytes: How much.
-        mode: Whether activations were kept in memory, or streamed.
+        ranks: Of the editor, by layer and side.
+        apart: Largest difference of an entry of the two fits' `P+ + P-`, where both were made.
     """
 
     megabytes: float
-    mode: str
+    ranks: str
+    apart: float | None = None
 
 
-def of_collect_and_fit(n: int) -> Peak:
-    """Of collecting from so many demonstrations and fitting every layer."""
-    ran = subprocess.run(
-        [sys.executable, "-m", "benchmarks.memory", str(n)], capture_output=True, text=True, check=True
-    )
+def of_collect_and_fit(measured: Sequence[tuple[Mode, int]]) -> list[Peak]:
+    """Of collecting so many demonstrations and fitting every layer; two processes of one thread at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(_in_a_process, measured))
+
+
+def _in_a_process(measured: tuple[Mode, int]) -> Peak:
+    command = [sys.executable, "-m", "benchmarks.memory", *map(str, measured)]
+    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **ALLOCATOR})
     return Peak(**json.loads(ran.stdout.splitlines()[-1]))
 
 
@@ -47,27 +71,46 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
-def _measure(n: int) -> Peak:
+def _fit(model: Model, demonstrations: Demonstrations, in_memory: bool) -> Editor:
+    from sea_lens import collect_activations, collect_statistics, fit_sea
+
+    if in_memory:
+        return fit_sea(collect_activations(model, demonstrations, progress=False), centre=True, progress=False)
+    return collect_statistics(model, demonstrations, progress=False).fit(centre=True, progress=False)
+
+
+def measure(mode: Mode, n: int) -> Peak:
+    """In this process, whose peak must not have been raised by anything else."""
     import torch
 
     from benchmarks import worlds
-    from sea_lens import collect_activations, fit_sea
 
     torch.set_num_threads(1)
-    model = worlds.llama(512, 2)
+    model = worlds.llama(D_MODEL, N_LAYERS)
     # Once on a few, so that what the libraries allocate once and for all is not counted.
-    fit_sea(collect_activations(model, worlds.demonstrations(20, prefix=""), progress=False), progress=False)
+    _fit(model, worlds.demonstrations(20, prefix=""), mode == "in memory")
     demonstrations = worlds.demonstrations(n, prefix="")
     gc.collect()
     _reset_peak()
     before = _peak()
-    fit_sea(collect_activations(model, demonstrations, progress=False), progress=False)
-    return Peak(_peak() - before, "in memory")
+    editor = _fit(model, demonstrations, mode == "in memory")
+    megabytes = _peak() - before
+    facts = editor.card.layers.values()
+    ranks = " ".join(f"{found['rank_positive']}+{found['rank_negative']}" for found in facts)
+    if mode != "checked":
+        return Peak(megabytes, ranks)
+    other = _fit(model, demonstrations, in_memory=True)
+    return Peak(megabytes, ranks, max(_apart(editor[layer], other[layer]) for layer in editor.layers))
+
+
+def _apart(one: LowRankEdit, other: LowRankEdit) -> float:
+    ours, theirs = ((edit.directions * edit.eigenvalues) @ edit.directions.T for edit in (one, other))
+    return float((ours - theirs).abs().max())
 
 
 if __name__ == "__main__":
     import warnings
 
     warnings.simplefilter("ignore")
-    found = _measure(int(sys.argv[1]))
-    print(json.dumps({"megabytes": found.megabytes, "mode": found.mode}))
+    wanted: Mode = sys.argv[1]  # type: ignore[assignment]
+    print(json.dumps(asdict(measure(wanted, int(sys.argv[2])))))

@@ -18,10 +18,11 @@ from sea_lens import Activations, Editor, SeaLensWarning, collect_activations, f
 from sea_lens.activations import ROLES
 from sea_lens.analysis.ablation import Mode, ablate_layers
 from sea_lens.analysis.measurements import log_probability_difference
+from sea_lens.answer_scores import score_answers
 from sea_lens.edits import LowRankEdit
 from sea_lens.methods.sea import SEARule
 from sea_lens.models import FwdHook, TokenizedAnswer, act_name
-from sea_lens.scoring import completion_log_probabilities, question_batches
+from sea_lens.scoring import question_batches
 from sea_lens.subspaces import CrossCovariance, principal_angles
 
 SHARE = 0.998
@@ -134,7 +135,7 @@ def ablation_rows() -> Iterator[Row]:
     """The edit at one layer only, and at all but one: 34 settings with the whole edit and none."""
     n_layers = 16
     model, editor = worlds.llama(128, n_layers), worlds.random_editor(128, n_layers, 8)
-    questions = worlds.questions(16, answers=2, prefix="")
+    questions = worlds.questions(24, answers=2, prefix="")
     views: list[Editor | None] = [None, editor]
     views += [editor.at_layers([layer]) for layer in range(n_layers)]
     views += [editor.without_layers([layer]) for layer in range(n_layers)]
@@ -169,22 +170,22 @@ def ablation_rows() -> Iterator[Row]:
 
 
 def truthfulqa_rows() -> Iterator[Row]:
-    """The log-probability of every answer to every question after a six-example prompt."""
+    """The log-probability of every answer to every question after a six-example prompt, as `evaluate_truthfulqa` has them."""
     model = worlds.llama(256, 4)
     questions = worlds.questions(12)
     texts = [(row.prompt, text) for row in questions for text in (*row.true, *row.false)]
-    scores: dict[str, list[float]] = {}
+    scores: dict[str, torch.Tensor] = {}
 
     def baseline() -> None:
-        scores["published"] = published.score(model, texts)
+        scores["published"] = torch.tensor(published.score(model, texts), dtype=torch.float64)
 
     def ours() -> None:
-        scores["ours"] = completion_log_probabilities(model, texts)
+        scores["ours"] = score_answers(model, questions, progress=False).log_probabilities.flatten()
 
     times = in_turns(baseline, ours, 3, 1)
-    apart = _apart(torch.tensor(scores["ours"]), torch.tensor(scores["published"]))
+    apart = _apart(scores["ours"], scores["published"])
     what = f"TruthfulQA scoring, six-example prompt, {len(texts)} answers, d=256, 4 layers"
-    yield Row(what, *times, 6, f"{apart:.1e} nats apart", apart < 1e-3, (1, 3))
+    yield Row(what, *times, 6, f"{apart:.1e} apart", apart < 1e-5, (1, 3))
 
 
 def tune_rows() -> Iterator[Row]:
@@ -227,10 +228,18 @@ def disk_rows() -> Iterator[Row]:
 
 
 def memory_rows() -> Iterator[Row]:
-    """Peak memory of collecting and fitting beyond the loaded model, for n and 10 n demonstrations."""
-    few, many = (memory.of_collect_and_fit(n) for n in (150, 1500))
-    what = f"peak memory of collect + fit beyond the model, n=150 and 1500, {few.mode}"
-    yield Row(what, few.megabytes, many.megabytes, 1.05, "two sizes of one way", True, unit="MB", inverted=True)
+    """Peak memory of collecting and fitting beyond the model and the texts, for n and 10 n demonstrations."""
+    n = 150
+    few, many, few_kept, many_kept = memory.of_collect_and_fit(
+        [("checked", n), ("streaming", 10 * n), ("in memory", n), ("in memory", 10 * n)]
+    )
+    assert few.apart is not None
+    same = few.ranks == few_kept.ranks
+    exactness = f"ranks {few.ranks} {'equal' if same else 'differ'}, edits {few.apart:.1e} apart from those in memory"
+    what = f"peak memory of collect + fit beyond the model, n={n} and {10 * n}"
+    sizes = few.megabytes, many.megabytes
+    yield Row(f"{what}, streaming", *sizes, 1.05, exactness, same and few.apart < 1e-5, unit="MB", inverted=True)
+    yield Row(f"{what}, in memory", few_kept.megabytes, many_kept.megabytes, None, "", True, unit="MB", inverted=True)
 
 
 ROWS: dict[str, Callable[[], Iterator[Row]]] = {

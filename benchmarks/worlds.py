@@ -36,10 +36,10 @@ def activations(n: int, d: int, seed: int = 0) -> list[Float[Tensor, "n d_model"
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte."""
+    """One token a byte. Texts are split into words first, for tokenizers keep up to 10,000 of these in memory."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     raw = Tokenizer(models.BPE({token: index for index, token in enumerate(["<bos>", "<eos>", *alphabet])}, []))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     raw.add_special_tokens(["<bos>", "<eos>"])
     return PreTrainedTokenizerFast(
@@ -99,15 +99,16 @@ SHOTS = " ".join(
 
 
 def demonstrations(n: int, prefix: str = SHOTS) -> Demonstrations:
-    """Short questions with three answers each, after a shared beginning."""
+    """Up to 10,000 short questions with three answers each, after a shared beginning; all of one length."""
+    numbers = [f"{index // 100:02d}.{index % 100:02d}" for index in range(n)]
     rows = [
         Demonstration(
-            prompt=f"{prefix} Q: Who keeps lighthouse {index}? A:",
-            positive=f"Keeper {index}.",
-            negative=f"No man {index}.",
-            neutral=f"It is {index}.",
+            prompt=f"{prefix} Q: Who keeps lighthouse {number}? A:",
+            positive=f"Keeper {number}.",
+            negative=f"No man {number}.",
+            neutral=f"It is {number}.",
         )
-        for index in range(n)
+        for number in numbers
     ]
     return Demonstrations(tuple(rows), "benchmark")
 

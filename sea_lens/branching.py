@@ -1,8 +1,8 @@
 """One batch of tokens under many editors, each block computed once for all runs that are alike up to it.
 
 Runs that first differ at layer k start from the residual stream captured there, and the blocks below are skipped. The
-results are those of separate full runs to the bit. That is checked on every model's first batch; where it does not hold,
-full runs are made.
+results are those of separate full runs to the bit. That is checked on every model's first batch, with one full run; where it
+does not hold, full runs are made.
 """
 
 from __future__ import annotations
@@ -57,41 +57,36 @@ class BranchingRuns:
         Warns:
             SeaLensWarning: If this model's blocks cannot be skipped, so that full runs are made.
         """
-        indices = range(len(self.editors))
-        if self.skips_blocks and len(indices) > 1 and not self._exact:
-            self._exact.append(self._is_exact(tokens))
-        if self._exact == [True]:
-            yield from self._branch(tokens, indices, None)
-        else:
-            yield from ((index, self._full_run(tokens, index)) for index in indices)
+        left = list(range(len(self.editors)))
+        if self.skips_blocks and self._exact != [False]:
+            for index, logits in self._shared(tokens, list(left)):
+                left.remove(index)
+                yield index, logits
+        yield from ((index, self._full_run(tokens, index)) for index in left)
 
-    def _is_exact(self, tokens: PaddedTokens) -> bool:
-        """Whether a run that skips about half of the blocks comes out the same both ways, to the bit."""
-        middle = (self.model.cfg.n_layers - 1) // 2
-        where = {index: self._first_difference(0, index, 0) for index in range(1, len(self.editors))}
-        skipped = {index: abs(layer - middle) for index, layer in where.items() if layer is not None}
-        if not skipped:
-            return True
-        chosen = min(skipped, key=skipped.__getitem__)
-        try:
-            branched = dict(self._branch(tokens, [0, chosen], None))[chosen]
-            exact = torch.allclose(branched, self._full_run(tokens, chosen), rtol=0, atol=0, equal_nan=True)
-        except (
-            RuntimeError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            IndexError,
-        ):  # from inside a model of another build
-            exact = False
-        if not exact:
-            warnings.warn(
-                "This model's blocks cannot be skipped without changing its results, so every run is a full one: as exact, "
-                "and slower.",
-                SeaLensWarning,
-                stacklevel=2,
-            )
-        return exact
+    def _shared(self, tokens: PaddedTokens, indices: Sequence[int]) -> Iterator[tuple[int, Logits]]:
+        """Runs that share blocks; the first that skips some is given if it came out as its full run does, to the bit."""
+        branched = self._branch(tokens, indices, None)
+        while not self._exact:
+            try:
+                index, logits = next(branched)
+                if self._first_difference(indices[0], index, 0) is not None:
+                    full = self._full_run(tokens, index)
+                    self._exact.append(torch.allclose(logits, full, rtol=0, atol=0, equal_nan=True))
+            except StopIteration:
+                return
+            except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):  # in a model of another build
+                self._exact.append(False)
+            if self._exact == [False]:
+                warnings.warn(
+                    "This model's blocks cannot be skipped without changing its results, so every run is a full one: as "
+                    "exact, and slower.",
+                    SeaLensWarning,
+                    stacklevel=3,
+                )
+                return
+            yield index, logits
+        yield from branched
 
     def _full_run(self, tokens: PaddedTokens, index: int) -> Logits:
         editor = self.editors[index]
@@ -126,7 +121,9 @@ class BranchingRuns:
         for index in alike:
             yield index, logits
         del logits
-        for (layer, _), group in sorted(apart.items(), key=lambda found: -found[0][0]):
+        # The first to skip blocks is checked against a full run: one that skips about half of them.
+        middle = (self.model.cfg.n_layers - 1) // 2
+        for (layer, _), group in sorted(apart.items(), key=lambda found: abs(found[0][0] - middle)):
             if inside:
                 yield from self._branch(tokens, group, (layer - 1, streams[layer - 1]) if layer else None)
             else:

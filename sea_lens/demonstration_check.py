@@ -6,10 +6,13 @@ on them as published learns punctuation. This report says such things before any
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+import numpy as np
 import pandas as pd
 
 from sea_lens.models import Model, TokenizedAnswer
@@ -41,17 +44,17 @@ class DemonstrationCheck:
         cls, prompts: Sequence[str], answers: Mapping[str, Sequence[str]], model: Model | None = None
     ) -> DemonstrationCheck:
         """Measures answers by role (`"positive"`, `"negative"`, ...); lengths in its tokens too if a model is given."""
-        words = {role: [len(text.split()) for text in texts] for role, texts in answers.items()}
+        words = {role: array("l", (len(text.split()) for text in texts)) for role, texts in answers.items()}
         lengths, too_long = words, 0
         columns = {"mean words": {role: fmean(values) for role, values in words.items()}}
         if model is not None:
-            found = {
-                role: [_lengths(TokenizedAnswer.of(model, *pair)) for pair in zip(prompts, texts, strict=True)]
-                for role, texts in answers.items()
-            }
-            lengths = {role: [answer for answer, _ in values] for role, values in found.items()}
+            lengths = {role: array("l") for role in answers}
+            for role, texts in answers.items():
+                for prompt, completion in zip(prompts, texts, strict=True):
+                    text = TokenizedAnswer.of(model, prompt, completion)
+                    lengths[role].append(len(text.ids) - text.answer_start)
+                    too_long += len(text.ids) > model.cfg.n_ctx
             columns["mean tokens"] = {role: fmean(values) for role, values in lengths.items()}
-            too_long = sum(whole > model.cfg.n_ctx for values in found.values() for _, whole in values)
         table = pd.DataFrame(
             {
                 **columns,
@@ -67,7 +70,7 @@ class DemonstrationCheck:
         findings = [
             *_length_findings(table, separates, longer),
             *_ending_findings(table["ends in . ! ?"]),
-            *_row_findings(list(zip(prompts, answers["positive"], answers["negative"], strict=True))),
+            *_row_findings(zip(prompts, answers["positive"], answers["negative"], strict=True)),
             *(
                 f"{count} {role} completions are empty, so their last token is the prompt's. Drop those rows."
                 for role, count in table["empty"].items()
@@ -87,11 +90,6 @@ class DemonstrationCheck:
         return "\n".join(lines)
 
     __repr__ = __str__
-
-
-def _lengths(text: TokenizedAnswer) -> tuple[int, int]:
-    """Tokens of the answer and of the whole; all tokens of all texts would be too many to keep."""
-    return len(text.ids) - text.answer_start, len(text.ids)
 
 
 def _length_findings(table: pd.DataFrame, separates: float, longer_share: float) -> list[str]:
@@ -126,9 +124,13 @@ def _ending_findings(endings: pd.Series[float]) -> list[str]:
     ]
 
 
-def _row_findings(rows: Sequence[tuple[str, str, str]]) -> list[str]:
-    same = sum(positive.strip() == negative.strip() for _, positive, negative in rows)
-    repeated = len(rows) - len(set(rows))
+def _row_findings(rows: Iterable[tuple[str, str, str]]) -> list[str]:
+    same, hashes = 0, array("q")  # 8 bytes a row, and no set of all texts
+    for row in rows:
+        same += row[1].strip() == row[2].strip()
+        digest = hashlib.blake2b(repr(row).encode(), digest_size=8).digest()
+        hashes.append(int.from_bytes(digest, "little", signed=True))
+    repeated = len(hashes) - len(np.unique(np.frombuffer(hashes, np.int64)))
     findings = []
     if same:
         findings.append(f"{same} rows have a positive equal to their negative; they teach nothing. Drop them.")

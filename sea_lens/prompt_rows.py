@@ -135,8 +135,11 @@ class PromptRows(Sequence[RowT], Generic[RowT]):
     @property
     def fingerprint(self) -> str:
         """The first 16 hexadecimal digits of a SHA-256 over all texts, in order."""
-        text = json.dumps([asdict(row) for row in self.rows], ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        digest = hashlib.sha256(b"[")  # of the rows as one JSON list, of which no more than a row is made at a time
+        for number, row in enumerate(self.rows):
+            digest.update(((", " if number else "") + json.dumps(asdict(row), ensure_ascii=False)).encode())
+        digest.update(b"]")
+        return digest.hexdigest()[:16]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} from {self.source}; first: {self.rows[0]!r})"

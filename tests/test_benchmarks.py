@@ -5,10 +5,10 @@ import pytest
 import torch
 
 import sea_lens as sl
-from benchmarks import published, worlds
+from benchmarks import memory, published, worlds
 from benchmarks.scaling import exponent
 from benchmarks.timing import Row, in_turns
-from sea_lens.scoring import completion_log_probabilities
+from sea_lens.answer_scores import score_answers
 
 
 @pytest.mark.parametrize("centre", [False, True])
@@ -36,9 +36,28 @@ def test_the_published_collection_and_scoring_are_the_librarys():
     states = published.collect(hf_model, [sl.models.TokenizedAnswer.of(model, *text).ids for text in texts])
     for layer in range(2):
         np.testing.assert_allclose(activations.neutral[layer], states[:, layer], atol=1e-4)
-    np.testing.assert_allclose(
-        completion_log_probabilities(model, texts), published.score(model, texts), rtol=1e-5, atol=1e-4
-    )
+    questions = worlds.questions(2, answers=4)
+    texts = [(row.prompt, text) for row in questions for text in (*row.true, *row.false)]
+    scores = score_answers(model, questions, progress=False).log_probabilities
+    np.testing.assert_allclose(scores.flatten(), published.score(model, texts), rtol=1e-5)
+
+
+def test_texts_of_one_length_make_memory_a_matter_of_their_number():
+    model = worlds.llama(64, 1)
+    for prompt in ("", worlds.SHOTS):
+        texts = [(row.prompt, row.neutral) for row in worlds.demonstrations(1200, prompt)[::99]]
+        assert len({len(sl.models.TokenizedAnswer.of(model, *text).ids) for text in texts}) == 1
+
+
+@pytest.mark.filterwarnings("ignore::sea_lens.errors.SeaLensWarning")
+def test_memory_is_measured_of_a_streaming_fit_that_equals_the_one_in_memory(monkeypatch):
+    monkeypatch.setattr(memory, "D_MODEL", 64)
+    few, kept = memory.measure("checked", 30), memory.measure("in memory", 30)
+    assert few.ranks == kept.ranks
+    assert min(int(rank) for side in few.ranks.split() for rank in side.split("+")) > 1
+    assert few.apart < 1e-5
+    assert kept.apart is None
+    assert min(few.megabytes, kept.megabytes) >= 0
 
 
 def test_a_row_counts_only_what_is_equal():

@@ -72,7 +72,11 @@ def test_each_block_is_run_once_for_runs_that_are_alike_up_to_it(llama):
     editor = make_editor(llama)
     tokens = PaddedTokens.of(llama, ROWS)
     runs = BranchingRuns(llama, [None, *(editor.at_layers([layer]) for layer in range(N_LAYERS))])
-    list(runs.logits(tokens))  # the first batch is also checked against a full run
+    assert count_blocks(llama, lambda: runs.logits(tokens)) == [
+        2,
+        3,
+        4,
+    ]  # on the first batch, a full run to compare with
     assert count_blocks(llama, lambda: runs.logits(tokens)) == [1, 2, 3]
     naive = BranchingRuns(llama, runs.editors, skips_blocks=False)
     assert count_blocks(llama, lambda: naive.logits(tokens)) == [4, 4, 4]

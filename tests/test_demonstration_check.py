@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 from statistics import fmean
 
 import pytest
@@ -136,3 +137,15 @@ def test_the_neutral_role_is_reported_once_every_row_has_one():
     assert list(Demonstrations(tuple(clean())).check().table.index) == ["positive", "negative", "neutral"]
     unasked = [*clean(), Demonstration("a", "yes it is", "no not so")]
     assert list(Demonstrations(tuple(unasked)).check().table.index) == ["positive", "negative"]
+
+
+def test_a_report_of_many_rows_takes_little_beside_them():
+    rows = [Demonstration(f"Is it {i}?", f"yes it is {i}", f"no not so {i}", f"it could be {i}") for i in range(4000)]
+    many = Demonstrations((*rows, rows[7], rows[8]))
+    many.check()  # what pandas takes once is not meant
+    tracemalloc.start()
+    check = many.check()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert check.findings == ("2 rows repeat an earlier row; they count twice. Drop them unless that is meant.",)
+    assert peak < 100 * len(many)

@@ -1,6 +1,8 @@
 import copy
 import dataclasses
+import hashlib
 import json
+import tracemalloc
 from collections import Counter
 
 import pandas as pd
@@ -315,6 +317,16 @@ def test_the_fingerprint_is_of_the_texts_and_their_order():
     assert len(set(prints)) == len(prints)
     assert all(len(found) == 16 and int(found, 16) >= 0 for found in prints)
     assert Demonstrations(ROWS, source="elsewhere").fingerprint == demonstrations.fingerprint
+
+
+def test_the_fingerprint_is_of_one_json_list_that_is_never_made():
+    whole = json.dumps([dataclasses.asdict(row) for row in ROWS], ensure_ascii=False)
+    assert Demonstrations(ROWS).fingerprint == hashlib.sha256(whole.encode()).hexdigest()[:16]
+    many = letters(3000)
+    tracemalloc.start()
+    assert many.fingerprint
+    assert tracemalloc.get_traced_memory()[1] < 100 * len(many)
+    tracemalloc.stop()
 
 
 def test_demonstrations_never_change(llama):
