@@ -19,6 +19,7 @@ from sea_lens.editor import Editor
 from sea_lens.editor_card import JSON
 from sea_lens.errors import InputError
 from sea_lens.evaluation.costs import bytes_on_disk, forward_slowdown, timing_batch
+from sea_lens.evaluation.metrics import Scale
 from sea_lens.evaluation.results import Evaluation
 from sea_lens.evaluation.tables import latex, markdown, text
 from sea_lens.models import Model, PaddedTokens, token_ids
@@ -80,6 +81,11 @@ class Comparison:
     def headlines(self) -> dict[str, str]:
         """The headline metric of each benchmark."""
         return {name: evaluation.headline for name, evaluation in self.evaluations[UNEDITED].items()}
+
+    @property
+    def scales(self) -> dict[str, Scale]:
+        """What is best of the headline metric of each benchmark."""
+        return {name: evaluation.scale() for name, evaluation in self.evaluations[UNEDITED].items()}
 
     def to_markdown(self) -> str:
         """The table, for a README or an issue, intervals in the cells of their numbers."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sea_lens.editor import Editor
-from sea_lens.evaluation.metrics import mean, metric_table, metrics_by_category
+from sea_lens.evaluation.metrics import FAULT, PART, SHARE, Scale, mean, metric_table, metrics_by_category
 from sea_lens.evaluation.prompts import TRUTHFULQA_EXAMPLES, with_prompt
 from sea_lens.evaluation.results import Evaluation, check_unhooked, provenance
 from sea_lens.fingerprints import fingerprint
@@ -26,12 +26,12 @@ from sea_lens.tensor_files import write_text
 
 NO_COMMENT = "no comment"
 METRICS = [
-    mean("nearer_to_truth"),
-    mean("similarity_difference"),
-    mean("similarity_to_true"),
-    mean("similarity_to_false"),
-    mean("no_comment"),
-    mean("words"),
+    mean("nearer_to_truth", scale=SHARE),
+    mean("similarity_difference", scale=Scale(best=1.0, low=-1.0, high=1.0)),
+    mean("similarity_to_true", scale=SHARE),
+    mean("similarity_to_false", scale=FAULT),
+    mean("no_comment", scale=PART),
+    mean("words", scale=Scale(low=0.0)),
 ]
 
 
@@ -120,6 +120,7 @@ def generate_answers(
             },
             seconds=time.perf_counter() - started,
         ),
+        scales={metric.name: metric.scale for metric in METRICS},
     )
 
 

@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from sea_lens.errors import InputError
 from sea_lens.evaluation.data_efficiency import DataEfficiency
 from sea_lens.evaluation.experiments import UNEDITED, Comparison
+from sea_lens.evaluation.metrics import Scale
 from sea_lens.evaluation.results import Evaluation
 from sea_lens.evaluation.transfer import Transfer
 from sea_lens.plotting.style import GREY, INK, PROMOTED, SUPPRESSED
@@ -122,7 +123,10 @@ def _categories(evaluation: Evaluation, metric: str) -> pd.DataFrame:
 def _draw_categories(axes: Axes, table: pd.DataFrame, metric: str, evaluation: Evaluation) -> None:
     places, what = np.arange(len(table)), "change" if evaluation.is_edited else "value"
     middle = table[what].to_numpy()
-    colours = [SUPPRESSED if evaluation.is_edited and value < 0 else PROMOTED for value in middle]
+    if evaluation.is_edited:
+        colours = _colours(evaluation.scale(metric), table["unedited"], table["edited"])
+    else:
+        colours = [PROMOTED] * len(table)
     axes.barh(places, middle, height=0.66, color=colours)
     reach = _reach(table[what], table["low"], table["high"])
     axes.errorbar(middle, places, xerr=reach, fmt="none", ecolor=INK, capsize=2, linewidth=0.8)
@@ -137,8 +141,17 @@ def _draw_categories(axes: Axes, table: pd.DataFrame, metric: str, evaluation: E
     _plain(axes)
 
 
+def _colours(scale: Scale, before: pd.Series, after: pd.Series) -> list[str]:
+    """Of changes: one colour for the better, one for the worse, and a third where nothing is either."""
+    gains = [scale.gain(first, second) for first, second in zip(before, after, strict=True)]
+    return [PROMOTED if gain > 0 else SUPPRESSED if gain < 0 else INK for gain in gains]
+
+
 def plot_comparison(comparison: Comparison) -> Figure:
     """A panel a benchmark, the editors in it; and one of the slowdown, where it is known.
+
+    Editors are green that bring a score nearer to its best value (which an axis names; a dotted line where it is inside the
+    range), red those that take it farther away, black those that do neither.
 
     Intervals are of changes, drawn around edited scores: where one does not reach the dashed line, the unedited score, the
     change is more than chance. (The unedited score has its own.)
@@ -157,12 +170,15 @@ def plot_comparison(comparison: Comparison) -> Figure:
         scores = table[f"{name} {headline}"]
         score = scores.to_numpy()
         reach = _reach(table[f"{name} change"].fillna(scores), table[f"{name} low"], table[f"{name} high"])
+        scale = comparison.scales[name]
         axes.axvline(score[0], color=GREY, linestyle="--", linewidth=1)
-        colours = [GREY, *(PROMOTED if change >= 0 else SUPPRESSED for change in score[1:] - score[0])]
+        if scale.low < scale.best < scale.high and np.isfinite(scale.best):
+            axes.axvline(scale.best, color=PROMOTED, linestyle=":", linewidth=1)
+        colours = [GREY, *_colours(scale, scores.iloc[[0] * (len(scores) - 1)], scores.iloc[1:])]
         axes.errorbar(score, places, xerr=reach, fmt="none", ecolor=INK, capsize=3, linewidth=1)
         axes.scatter(score, places, color=colours, marker="D", s=38, zorder=3)
         axes.set_title(name, fontsize=10)
-        axes.set_xlabel(headline.replace("_", " "), fontsize=8)
+        axes.set_xlabel(f"{headline.replace('_', ' ')}\n({scale})", fontsize=8)
     if timed:
         axes = grid.flat[-1]
         slowdown = table["slowdown"].to_numpy()
@@ -214,7 +230,8 @@ def plot_transfer(result: Transfer) -> Figure:
     """A heat map of changes, what an editor was fitted on by what it is evaluated on; the unedited score under each name.
 
     A change whose interval holds 0 is in brackets. Frames mark a data set's own benchmark, where the two have one name.
-    Colours are on one scale where all scores are within 0 and 1, else each column has its own.
+    Colours say by how much a change is for the better or the worse, and are missing where no value is best. They are on one
+    scale where all scores are within 0 and 1, else each column has its own.
 
     Args:
         result: From `transfer`.
@@ -223,8 +240,13 @@ def plot_transfer(result: Transfer) -> Figure:
     scores = [row[name].score for row in result.comparison.evaluations.values() for name in row]
     alike = all(0 <= score <= 1 for score in scores)
     values, low, high = changes.to_numpy(), result.low.to_numpy(), result.high.to_numpy()
-    largest = np.nanmax(np.abs(values), axis=None if alike else 0, keepdims=True)
-    shades = values / np.where(largest > 0, largest, 1.0)
+    gains = [
+        [evaluation.scale().gain(unedited[name], evaluation.score) for name, evaluation in row.items()]
+        for row in (result.comparison.evaluations[source] for source in changes.index)
+    ]
+    towards = np.nan_to_num(np.array(gains))
+    largest = np.abs(towards).max(axis=None if alike else 0, keepdims=True)
+    shades = towards / np.where(largest > 0, largest, 1.0)
     headlines = result.comparison.headlines
     names = [f"{name}\n{headline.replace('_', ' ')}\n{unedited[name]:.3g}" for name, headline in headlines.items()]
     left, below = (max(map(len, texts)) for texts in (changes.index, "\n".join(names).split("\n")))
@@ -245,6 +267,6 @@ def plot_transfer(result: Transfer) -> Figure:
     bar = figure.colorbar(image, ax=axes, shrink=0.9, pad=0.02, ticks=[-1, 0, 1])
     ends = [f"{sign}{float(largest.max()):.2g}" if alike else f"{sign}largest\nof column" for sign in "-+"]
     bar.ax.set_yticklabels([ends[0], "0", ends[1]], fontsize=8)
-    bar.set_label("change", fontsize=8)
+    bar.set_label("for the worse or the better", fontsize=8)
     plt.close(figure)
     return figure
