@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -26,9 +28,9 @@ MOST_CATEGORIES = 40
 def plot_evaluation(evaluation: Evaluation, metric: str | None = None) -> Figure:
     """Every metric before and after the edit, with the interval of the change; and the change of one by category.
 
-    An edited model's interval is that of the change, drawn around its score: where it does not reach the unedited score, the
-    change is more than chance. Without an editor, scores are drawn with their own intervals. A metric that leaves the range
-    from -1 to 1 gets a panel of its own. Of more than 40 categories the largest are drawn.
+    An edited model's interval is that of the change, drawn around its score up to where scores end: where it does not reach
+    the unedited score, the change is more than chance. Without an editor, scores are drawn with their own intervals. A metric
+    that leaves the range from -1 to 1 gets a panel of its own. Of more than 40 categories the largest are drawn.
 
     Args:
         evaluation: Of any benchmark.
@@ -41,7 +43,7 @@ def plot_evaluation(evaluation: Evaluation, metric: str | None = None) -> Figure
     if chosen not in evaluation.table.index:
         raise InputError(f"The metrics are {', '.join(evaluation.table.index)}, and {chosen!r} was given.")
     groups, categories = _by_scale(evaluation.table), _categories(evaluation, chosen)
-    edited, side = evaluation.is_edited, 1 if categories.empty else 2
+    side = 1 if categories.empty else 2
     heights = [0.34 * len(group) + 0.4 for group in groups]
     height = max(sum(heights), 1.3, 0.24 * len(categories) + 0.4)
     longest = max([*map(len, evaluation.table.index), *map(len, categories.index.astype(str))])
@@ -53,7 +55,7 @@ def plot_evaluation(evaluation: Evaluation, metric: str | None = None) -> Figure
     )
     for row, group in enumerate(groups):
         axes = figure.add_subplot(grid[row, 0])
-        _draw_metrics(axes, group, edited)
+        _draw_metrics(axes, group, evaluation)
         if row == 0:
             axes.set_title(evaluation.benchmark, fontsize=10)
             handles, labels = axes.get_legend_handles_labels()
@@ -72,8 +74,9 @@ def _by_scale(table: pd.DataFrame) -> list[pd.DataFrame]:
     return ([shares] if len(shares) else []) + others
 
 
-def _draw_metrics(axes: Axes, table: pd.DataFrame, edited: bool) -> None:
-    places = np.arange(len(table))
+def _draw_metrics(axes: Axes, table: pd.DataFrame, evaluation: Evaluation) -> None:
+    places, edited = np.arange(len(table)), evaluation.is_edited
+    reach = _reach(table["change"] if edited else table["value"], table["low"], table["high"])
     score = table["edited" if edited else "value"].to_numpy()
     if edited:
         axes.hlines(places, table["unedited"], score, color=GREY, linewidth=2, zorder=1)
@@ -82,7 +85,7 @@ def _draw_metrics(axes: Axes, table: pd.DataFrame, edited: bool) -> None:
     axes.errorbar(
         score,
         places,
-        xerr=_reach(table["change"] if edited else table["value"], table["low"], table["high"]),
+        xerr=_within([evaluation.scale(name) for name in table.index], score, reach),
         color=PROMOTED,
         ecolor=INK,
         marker="D",
@@ -100,6 +103,14 @@ def _reach(middle: pd.Series, low: pd.Series, high: pd.Series) -> Float[np.ndarr
     """Lengths of error bars."""
     lengths = np.stack([middle.to_numpy() - low.to_numpy(), high.to_numpy() - middle.to_numpy()])
     return np.asarray(np.nan_to_num(lengths).clip(min=0))
+
+
+def _within(
+    scales: Sequence[Scale], scores: Float[np.ndarray, " n"], reach: Float[np.ndarray, "two n"]
+) -> Float[np.ndarray, "two n"]:
+    """Error bars around scores, cut where no score can be. An unedited score can, so whether they reach it stays."""
+    ends = np.array([[scale.low, scale.high] for scale in scales]).T
+    return np.asarray(np.minimum(reach, np.abs(scores - ends)))
 
 
 def _plain(axes: Axes) -> None:
@@ -153,8 +164,8 @@ def plot_comparison(comparison: Comparison) -> Figure:
     Editors are green that bring a score nearer to its best value (which an axis names; a dotted line where it is inside the
     range), red those that take it farther away, black those that do neither.
 
-    Intervals are of changes, drawn around edited scores: where one does not reach the dashed line, the unedited score, the
-    change is more than chance. (The unedited score has its own.)
+    Intervals are of changes, drawn around edited scores up to where scores end: where one does not reach the dashed line, the
+    unedited score, the change is more than chance. (The unedited score has its own.)
 
     Args:
         comparison: From `compare`.
@@ -171,6 +182,7 @@ def plot_comparison(comparison: Comparison) -> Figure:
         score = scores.to_numpy()
         reach = _reach(table[f"{name} change"].fillna(scores), table[f"{name} low"], table[f"{name} high"])
         scale = comparison.scales[name]
+        reach = _within([scale] * len(table), score, reach)
         axes.axvline(score[0], color=GREY, linestyle="--", linewidth=1)
         if scale.low < scale.best < scale.high and np.isfinite(scale.best):
             axes.axvline(scale.best, color=PROMOTED, linestyle=":", linewidth=1)

@@ -332,6 +332,17 @@ def test_the_curve_has_students_interval_over_draws(model, activations, benchmar
     assert lines[4] == f"| 60 | 1 | {whole['mean']:.3g} | {whole['change']:+.3g} |"
 
 
+def test_the_interval_over_draws_ends_where_scores_do(model, activations, benchmarks):
+    found = data_efficiency(model, activations, benchmarks["truth"], sizes=[60], fit=FIT, progress=False)
+    fits = pd.DataFrame({"size": [5, 5, 9, 9, 60], "score": [0.8, 1.0, 0.0, 0.4, 0.5]})
+    curve = replace(found, table=fits).curve
+    assert curve["high"][5] == 1
+    assert curve["low"][9] == 0
+    assert curve["high"][9] == 1
+    assert curve.loc[60, ["low", "high"]].isna().all()
+    assert (replace(found, table=fits, confidence=0.3).curve["high"][:2] < 1).all()
+
+
 def test_sizes_by_default_go_up_to_all_there_are(model, activations, benchmarks):
     found = data_efficiency(model, activations, benchmarks["pairs"], seeds=[0], fit=FIT, progress=False)
     assert list(found.table["size"]) == [25, 50, 60]

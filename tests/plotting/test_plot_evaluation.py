@@ -75,6 +75,21 @@ def test_an_edited_evaluation_shows_both_scores_and_the_interval_of_the_change()
     assert shares.get_title() == "Rolls"
 
 
+def test_no_interval_is_drawn_where_no_score_can_be():
+    sides = [
+        {
+            name: torch.tensor(row, dtype=torch.float64)
+            for name, row in (("rows", [1, 1]), ("share", said), ("nats", said))
+        }
+        for said in ([0, 1], [1, 1])
+    ]
+    table = metric_table([mean("share"), mean("nats")], *sides)
+    evaluation = Evaluation("Two rolls", "share", table, *[pd.DataFrame()] * 3, {}, {"share": SHARE})
+    assert table.loc["share", ["low", "change", "high"]].tolist() == [0.0, 0.5, 1.0]
+    (axes,) = plot_evaluation(evaluation).axes
+    np.testing.assert_allclose(error_bars(axes.containers[0]), [[0.5, 1.0], [0.5, 1.5]])
+
+
 def test_an_unedited_evaluation_shows_its_own_intervals():
     evaluation = make_evaluation(edited=False)
     figure = plot_evaluation(evaluation)
@@ -153,6 +168,7 @@ def test_a_comparison_is_drawn_as_in_its_table(parts, repeats):
         np.testing.assert_allclose(own.collections[-1].get_offsets()[:, 0], scores)
         ends = table[[f"{name} low", f"{name} high"]].to_numpy() + scores["unedited"]
         ends[0] -= scores["unedited"]
+        ends = ends.clip(0, 1)  # both scores are shares
         np.testing.assert_allclose(error_bars(own.containers[0]), ends)
     if repeats:
         np.testing.assert_allclose(axes[2].collections[-1].get_offsets()[:, 0], table["slowdown"])
