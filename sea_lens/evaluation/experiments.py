@@ -21,7 +21,7 @@ from sea_lens.errors import InputError
 from sea_lens.evaluation.costs import bytes_on_disk, forward_slowdown, timing_batch
 from sea_lens.evaluation.metrics import Scale
 from sea_lens.evaluation.results import Evaluation
-from sea_lens.evaluation.tables import latex, markdown, text
+from sea_lens.evaluation.tables import latex, markdown, p_text, text
 from sea_lens.models import Model, PaddedTokens, token_ids
 from sea_lens.tensor_files import write_text
 
@@ -321,7 +321,7 @@ def cells(score: float, change: float, low: float, high: float, p_value: float) 
     """Score, change and p-value as text, the interval beside what it is of."""
     if pd.isna(change):
         return with_interval(score, low, high), "", ""
-    return text(score), with_interval(change, low, high, "+"), text(p_value)
+    return text(score), with_interval(change, low, high, "+"), p_text(p_value)
 
 
 def with_interval(value: float, low: float, high: float, sign: str = "") -> str:
