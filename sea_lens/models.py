@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
@@ -22,6 +23,9 @@ from sea_lens.errors import InputError, ModelMismatchError
 
 UNKNOWN_MODEL = "unknown model"
 """Stands in a description for the name of a model that only its sizes are known of."""
+
+TEXTS_AT_ONCE = 1000
+"""Texts that a tokenizer is given together, of each of which it notes more than its tokens."""
 
 FwdHook = tuple[str, Callable[..., Tensor | None]]
 """A hook name and the function TransformerLens calls there as `fn(tensor, hook=hook_point)`."""
@@ -38,7 +42,7 @@ class Tokenizer(Protocol):
     @property
     def all_special_ids(self) -> list[int]: ...
 
-    def __call__(self, text: str, *, add_special_tokens: bool) -> Mapping[str, list[int]]: ...
+    def __call__(self, text: list[str], *, add_special_tokens: bool) -> Mapping[str, list[list[int]]]: ...
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str: ...
 
@@ -217,12 +221,19 @@ def join(prompt: str, completion: str) -> str:
 
 def token_ids(model: Model, text: str) -> list[int]:
     """Token ids of a text, with the beginning-of-sequence token exactly once where the model wants one."""
+    return all_token_ids(model, [text])[0]
+
+
+def all_token_ids(model: Model, texts: Sequence[str]) -> list[list[int]]:
+    """`token_ids` of many texts: a fast tokenizer splits a list of them over the machine's cores."""
     tokenizer = tokenizer_of(model)
-    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    rows: list[list[int]] = []
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        rows += tokenizer(list(texts[start : start + TEXTS_AT_ONCE]), add_special_tokens=False)["input_ids"]
     bos = tokenizer.bos_token_id
-    if model.cfg.default_prepend_bos and bos is not None and ids[:1] != [bos]:
-        ids = [bos, *ids]
-    return ids
+    if model.cfg.default_prepend_bos and bos is not None:
+        rows = [ids if ids[:1] == [bos] else [bos, *ids] for ids in rows]
+    return rows
 
 
 @dataclass(frozen=True)
@@ -240,18 +251,23 @@ class TokenizedAnswer:
     @classmethod
     def of(cls, model: Model, prompt: str, completion: str) -> TokenizedAnswer:
         """Tokenises prompt and completion together, as the model would read them."""
-        return cls.all_of(model, prompt, [completion])[0]
+        return cls.all_of(model, [(prompt, [completion])])[0][0]
 
     @classmethod
-    def all_of(cls, model: Model, prompt: str, completions: Sequence[str]) -> list[TokenizedAnswer]:
-        """Tokenises a prompt with each of several completions."""
-        before, found = token_ids(model, prompt), []
-        for completion in completions:
-            ids = token_ids(model, join(prompt, completion))
-            shared = 0
-            while shared < min(len(before), len(ids)) and before[shared] == ids[shared]:
-                shared += 1
-            found.append(cls(ids, shared))
+    def all_of(cls, model: Model, asked: Sequence[tuple[str, Sequence[str]]]) -> list[list[TokenizedAnswer]]:
+        """Tokenises prompts, each with each of its completions."""
+        texts = [
+            text for prompt, completions in asked for text in (prompt, *(join(prompt, own) for own in completions))
+        ]
+        rows, found = iter(all_token_ids(model, texts)), []
+        for _, completions in asked:
+            before, answers = next(rows), []
+            for ids in islice(rows, len(completions)):
+                shared = 0
+                while shared < min(len(before), len(ids)) and before[shared] == ids[shared]:
+                    shared += 1
+                answers.append(cls(ids, shared))
+            found.append(answers)
         return found
 
 
@@ -341,7 +357,7 @@ def greedy_answers(
         InputError: If a prompt and its answer do not fit the model's context.
     """
     tokenizer = tokenizer_of(model)
-    rows = [token_ids(model, prompt) for prompt in prompts]
+    rows = all_token_ids(model, prompts)
     if not rows:
         raise InputError("No prompts were given.")
     if max_new_tokens < 1 or batch_size < 1:
