@@ -171,7 +171,7 @@ def compare(
         folder: Where benchmarks keep what they have computed. A run that was killed goes on there, and the unedited model is
             scored once for all editors. For None a temporary folder, which still does the latter.
         timed_on: Texts that make up the batch on which forward passes are timed; for None eight prompts of the first
-            benchmark that has any, evenly spread.
+            benchmark that has any, evenly spread, or beginnings of texts.
         repeats: Pairs of passes, edited and unedited in turn; 0 leaves the slowdown out.
         progress: Whether to show a progress bar.
 
@@ -293,7 +293,8 @@ def _costs(
 
 def _prompts_to_time(model: Model, evaluations: Iterable[Evaluation]) -> PaddedTokens | None:
     for evaluation in evaluations:
-        prompts = evaluation.per_row["prompt"].tolist() if "prompt" in evaluation.per_row else []
+        rows = evaluation.per_row
+        prompts = [text for name in ("prompt", "begins") if name in rows for text in rows[name]]
         prompts = [prompt for prompt in prompts if token_ids(model, prompt)]
         if prompts:
             count = min(len(prompts), TIMED_PROMPTS)
