@@ -1,4 +1,4 @@
-"""The little of TransformerLens that the rest stands on: what a model is, hook names, tokens, padding, greedy answers.
+"""The little of TransformerLens that the rest stands on: what a model is, hook names, tokens, padding.
 
 Tokens are made, padded and masked here and nowhere else, because the last position must come from lengths (a pad token
 may equal the end token) and a left-padded batch without a mask is silently wrong.
@@ -17,7 +17,6 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from sea_lens.errors import InputError, ModelMismatchError
 
@@ -325,72 +324,3 @@ def check_context_length(model: Model, lengths: Sequence[int], names: Sequence[s
             f"{names[longest]} is {lengths[longest]} tokens long{spare}, but the model's context is {model.cfg.n_ctx}. "
             "Shorten or drop such prompts; they are not cut silently."
         )
-
-
-@torch.no_grad()
-def greedy_answers(
-    model: Model,
-    prompts: Sequence[str],
-    max_new_tokens: int = 32,
-    *,
-    stop: Sequence[str] = ("\n",),
-    batch_size: int = 16,
-    progress: bool = True,
-) -> list[str]:
-    """The model's own most likely continuation of every prompt.
-
-    Hooks that are on the model act, so under `editor.attached(model)` these are the edited answers. Prompts of different
-    lengths are padded on the left, so with an editor `at_positions` use a batch size of 1: positions count padding.
-
-    Args:
-        model: A TransformerBridge with a tokenizer.
-        prompts: Texts to continue.
-        max_new_tokens: Longest answer, in tokens.
-        stop: Strings that end an answer, cut off with all after them. White space before the answer is dropped.
-        batch_size: Prompts in one forward pass. It does not change the answers.
-        progress: Whether to show a progress bar.
-
-    Returns:
-        One answer a prompt, in order.
-
-    Raises:
-        InputError: If a prompt and its answer do not fit the model's context.
-    """
-    tokenizer = tokenizer_of(model)
-    rows = all_token_ids(model, prompts)
-    if not rows:
-        raise InputError("No prompts were given.")
-    if max_new_tokens < 1 or batch_size < 1:
-        raise InputError(
-            f"max_new_tokens and batch_size must be at least 1, and {max_new_tokens} and {batch_size} were given."
-        )
-    check_context_length(model, [len(row) for row in rows], [f"Prompt {i}" for i in range(len(rows))], max_new_tokens)
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-    # The model may stop at more tokens than the tokenizer's own end token (turn ends of chat models).
-    configured = getattr(model.cfg, "eos_token_id", None)
-    ends = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])} - {None}
-    answers = [""] * len(rows)
-    with tqdm(total=len(rows), desc="answers", unit="prompt", disable=not progress) as bar:
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            tokens = PaddedTokens.of(model, [rows[index] for index in chosen], side="left")
-            if max_new_tokens == 1:  # one pass, without a cache that nothing would read
-                new = model(tokens.ids, **tokens.forward_options())[:, -1:].argmax(-1)
-            else:
-                new = model.generate(
-                    tokens.ids,
-                    attention_mask=tokens.mask.long(),
-                    max_new_tokens=max_new_tokens,
-                    do_sample=False,
-                    stop_at_eos=bool(ends),
-                    return_type="tokens",
-                    verbose=False,
-                )[:, tokens.ids.shape[1] :]
-            for index, row in zip(chosen, new.tolist(), strict=True):
-                length = next((position for position, token in enumerate(row) if token in ends), len(row))
-                answer = tokenizer.decode(row[:length], skip_special_tokens=True).strip()
-                for end in stop:
-                    answer = answer.split(end, 1)[0].rstrip()
-                answers[index] = answer
-            bar.update(len(chosen))
-    return answers

@@ -5,6 +5,7 @@ from tokenizers import models
 from transformer_lens.model_bridge import TransformerBridge
 
 from sea_lens.errors import InputError, ModelMismatchError
+from sea_lens.greedy import greedy_answers
 from sea_lens.models import (
     Model,
     ModelDescription,
@@ -13,7 +14,6 @@ from sea_lens.models import (
     all_token_ids,
     check_context_length,
     check_layers,
-    greedy_answers,
     hook_name,
     join,
     named_layers,
