@@ -27,7 +27,7 @@ from sea_lens.fingerprints import fingerprint
 from sea_lens.models import Model, PaddedTokens, check_context_length, weights_fingerprint
 from sea_lens.processes import from_each, in_turn, n_processes, share_of
 from sea_lens.questions import Questions
-from sea_lens.scoring import tokenised_answers
+from sea_lens.scoring import tokenised_questions
 from sea_lens.shards import Shards
 
 
@@ -152,8 +152,7 @@ def score_answers(
 
 def _stems(model: Model, questions: Questions) -> list[_Stem]:
     stems = []
-    for index, question in enumerate(questions):
-        texts = tokenised_answers(model, question.prompt, (*question.true, *question.false))
+    for index, texts in enumerate(tokenised_questions(model, list(questions))):
         lengths = [len(text.ids) for text in texts]
         check_context_length(model, lengths, [f"Question {index} with an answer"] * len(texts))
         start = min(text.answer_start for text in texts)

@@ -51,16 +51,17 @@ class CachedPrefix:
         return cls(model, 0, None).extended(torch.tensor([rows[0].ids[:length]], device=model.cfg.device), [0])[1]
 
     def extended(
-        self, ids: Int[Tensor, "rows pos"], follows: Sequence[int]
+        self, ids: Int[Tensor, "rows pos"], follows: Sequence[int], *, keep: bool = True
     ) -> tuple[Float[Tensor, "rows pos d_vocab"], CachedPrefix]:
         """Runs what comes next, all of one length, and gives its logits and the longer beginnings.
 
         Args:
             ids: The tokens that come next.
             follows: By row of `ids`, which beginning it goes on from.
+            keep: Whether these beginnings are used again; if not, the longer ones take their memory.
         """
         tokens = PaddedTokens(ids, torch.ones_like(ids, dtype=torch.bool))
-        options = {**self._options(tokens, follows), "use_cache": True, "return_type": "logits_and_cache"}
+        options = {**self._options(tokens, follows, keep=keep), "use_cache": True, "return_type": "logits_and_cache"}
         with continuing_from(self.length) if self.cache is not None else nullcontext():
             logits, cache = self.model(ids, **options)
         return logits, CachedPrefix(self.model, self.length + ids.shape[1], cache)
@@ -102,10 +103,10 @@ class CachedPrefix:
         with continuing_from(self.length):
             return self.model(tokens.ids, **options)
 
-    def _options(self, tokens: PaddedTokens, follows: Sequence[int]) -> dict[str, Any]:
+    def _options(self, tokens: PaddedTokens, follows: Sequence[int], *, keep: bool = True) -> dict[str, Any]:
         if self.cache is None:
             return tokens.forward_options()
-        cache = copy.deepcopy(self.cache)  # the model appends to the one it is given
+        cache = copy.deepcopy(self.cache) if keep else self.cache  # the model appends to the one it is given
         # On the CPU, from where indices serve every device: each layer's keys lie where the layer is.
         cache.batch_select_indices(torch.tensor(list(follows)))
         before = tokens.mask.new_ones(len(tokens.ids), self.length)

@@ -67,7 +67,7 @@ class DemonstrationTexts:
                 start += length
             return found
         row = self.demonstrations[index]
-        return TokenizedAnswer.all_of(self.model, row.prompt, [getattr(row, role) for role in ROLES])
+        return TokenizedAnswer.all_of(self.model, [(row.prompt, [getattr(row, role) for role in ROLES])])[0]
 
     def survey(self) -> TextSurvey:
         """Reads all texts once and keeps what has to be known of all before the first is run.

@@ -13,7 +13,8 @@ import pandas as pd
 from sea_lens.bbq_files import read_bbq
 from sea_lens.demonstration_check import DemonstrationCheck
 from sea_lens.errors import InputError
-from sea_lens.models import Model, greedy_answers
+from sea_lens.greedy import greedy_answers
+from sea_lens.models import Model
 from sea_lens.prompt_rows import PromptRow, PromptRows
 from sea_lens.records import Record, read_csv_rows, read_json_objects
 

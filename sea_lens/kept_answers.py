@@ -9,7 +9,8 @@ from tqdm.auto import tqdm
 
 from sea_lens.demonstrations import Demonstrations
 from sea_lens.errors import InputError
-from sea_lens.models import Model, greedy_answers
+from sea_lens.greedy import greedy_answers
+from sea_lens.models import Model
 
 
 def answer_and_keep(

@@ -1,4 +1,4 @@
-"""The little of TransformerLens that the rest stands on: what a model is, hook names, tokens, padding, greedy answers.
+"""The little of TransformerLens that the rest stands on: what a model is, hook names, tokens, padding.
 
 Tokens are made, padded and masked here and nowhere else, because the last position must come from lengths (a pad token
 may equal the end token) and a left-padded batch without a mask is silently wrong.
@@ -10,18 +10,21 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from sea_lens.errors import InputError, ModelMismatchError
 
 UNKNOWN_MODEL = "unknown model"
 """Stands in a description for the name of a model that only its sizes are known of."""
+
+TEXTS_AT_ONCE = 1000
+"""Texts that a tokenizer is given together, of each of which it notes more than its tokens."""
 
 FwdHook = tuple[str, Callable[..., Tensor | None]]
 """A hook name and the function TransformerLens calls there as `fn(tensor, hook=hook_point)`."""
@@ -38,7 +41,7 @@ class Tokenizer(Protocol):
     @property
     def all_special_ids(self) -> list[int]: ...
 
-    def __call__(self, text: str, *, add_special_tokens: bool) -> Mapping[str, list[int]]: ...
+    def __call__(self, text: list[str], *, add_special_tokens: bool) -> Mapping[str, list[list[int]]]: ...
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str: ...
 
@@ -217,12 +220,19 @@ def join(prompt: str, completion: str) -> str:
 
 def token_ids(model: Model, text: str) -> list[int]:
     """Token ids of a text, with the beginning-of-sequence token exactly once where the model wants one."""
+    return all_token_ids(model, [text])[0]
+
+
+def all_token_ids(model: Model, texts: Sequence[str]) -> list[list[int]]:
+    """`token_ids` of many texts: a fast tokenizer splits a list of them over the machine's cores."""
     tokenizer = tokenizer_of(model)
-    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    rows: list[list[int]] = []
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        rows += tokenizer(list(texts[start : start + TEXTS_AT_ONCE]), add_special_tokens=False)["input_ids"]
     bos = tokenizer.bos_token_id
-    if model.cfg.default_prepend_bos and bos is not None and ids[:1] != [bos]:
-        ids = [bos, *ids]
-    return ids
+    if model.cfg.default_prepend_bos and bos is not None:
+        rows = [ids if ids[:1] == [bos] else [bos, *ids] for ids in rows]
+    return rows
 
 
 @dataclass(frozen=True)
@@ -240,18 +250,23 @@ class TokenizedAnswer:
     @classmethod
     def of(cls, model: Model, prompt: str, completion: str) -> TokenizedAnswer:
         """Tokenises prompt and completion together, as the model would read them."""
-        return cls.all_of(model, prompt, [completion])[0]
+        return cls.all_of(model, [(prompt, [completion])])[0][0]
 
     @classmethod
-    def all_of(cls, model: Model, prompt: str, completions: Sequence[str]) -> list[TokenizedAnswer]:
-        """Tokenises a prompt with each of several completions."""
-        before, found = token_ids(model, prompt), []
-        for completion in completions:
-            ids = token_ids(model, join(prompt, completion))
-            shared = 0
-            while shared < min(len(before), len(ids)) and before[shared] == ids[shared]:
-                shared += 1
-            found.append(cls(ids, shared))
+    def all_of(cls, model: Model, asked: Sequence[tuple[str, Sequence[str]]]) -> list[list[TokenizedAnswer]]:
+        """Tokenises prompts, each with each of its completions."""
+        texts = [
+            text for prompt, completions in asked for text in (prompt, *(join(prompt, own) for own in completions))
+        ]
+        rows, found = iter(all_token_ids(model, texts)), []
+        for _, completions in asked:
+            before, answers = next(rows), []
+            for ids in islice(rows, len(completions)):
+                shared = 0
+                while shared < min(len(before), len(ids)) and before[shared] == ids[shared]:
+                    shared += 1
+                answers.append(cls(ids, shared))
+            found.append(answers)
         return found
 
 
@@ -309,72 +324,3 @@ def check_context_length(model: Model, lengths: Sequence[int], names: Sequence[s
             f"{names[longest]} is {lengths[longest]} tokens long{spare}, but the model's context is {model.cfg.n_ctx}. "
             "Shorten or drop such prompts; they are not cut silently."
         )
-
-
-@torch.no_grad()
-def greedy_answers(
-    model: Model,
-    prompts: Sequence[str],
-    max_new_tokens: int = 32,
-    *,
-    stop: Sequence[str] = ("\n",),
-    batch_size: int = 16,
-    progress: bool = True,
-) -> list[str]:
-    """The model's own most likely continuation of every prompt.
-
-    Hooks that are on the model act, so under `editor.attached(model)` these are the edited answers. Prompts of different
-    lengths are padded on the left, so with an editor `at_positions` use a batch size of 1: positions count padding.
-
-    Args:
-        model: A TransformerBridge with a tokenizer.
-        prompts: Texts to continue.
-        max_new_tokens: Longest answer, in tokens.
-        stop: Strings that end an answer, cut off with all after them. White space before the answer is dropped.
-        batch_size: Prompts in one forward pass. It does not change the answers.
-        progress: Whether to show a progress bar.
-
-    Returns:
-        One answer a prompt, in order.
-
-    Raises:
-        InputError: If a prompt and its answer do not fit the model's context.
-    """
-    tokenizer = tokenizer_of(model)
-    rows = [token_ids(model, prompt) for prompt in prompts]
-    if not rows:
-        raise InputError("No prompts were given.")
-    if max_new_tokens < 1 or batch_size < 1:
-        raise InputError(
-            f"max_new_tokens and batch_size must be at least 1, and {max_new_tokens} and {batch_size} were given."
-        )
-    check_context_length(model, [len(row) for row in rows], [f"Prompt {i}" for i in range(len(rows))], max_new_tokens)
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-    # The model may stop at more tokens than the tokenizer's own end token (turn ends of chat models).
-    configured = getattr(model.cfg, "eos_token_id", None)
-    ends = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])} - {None}
-    answers = [""] * len(rows)
-    with tqdm(total=len(rows), desc="answers", unit="prompt", disable=not progress) as bar:
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            tokens = PaddedTokens.of(model, [rows[index] for index in chosen], side="left")
-            if max_new_tokens == 1:  # one pass, without a cache that nothing would read
-                new = model(tokens.ids, **tokens.forward_options())[:, -1:].argmax(-1)
-            else:
-                new = model.generate(
-                    tokens.ids,
-                    attention_mask=tokens.mask.long(),
-                    max_new_tokens=max_new_tokens,
-                    do_sample=False,
-                    stop_at_eos=bool(ends),
-                    return_type="tokens",
-                    verbose=False,
-                )[:, tokens.ids.shape[1] :]
-            for index, row in zip(chosen, new.tolist(), strict=True):
-                length = next((position for position, token in enumerate(row) if token in ends), len(row))
-                answer = tokenizer.decode(row[:length], skip_special_tokens=True).strip()
-                for end in stop:
-                    answer = answer.split(end, 1)[0].rstrip()
-                answers[index] = answer
-            bar.update(len(chosen))
-    return answers

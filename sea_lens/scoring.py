@@ -14,7 +14,7 @@ from sea_lens.cached_prefix import CachedPrefix
 from sea_lens.edits import precise_dtype
 from sea_lens.errors import InputError
 from sea_lens.models import Model, PaddedTokens, TokenizedAnswer, check_context_length, tokenizer_of
-from sea_lens.questions import Questions
+from sea_lens.questions import Question, Questions
 
 
 @torch.no_grad()
@@ -46,7 +46,7 @@ def completion_log_probabilities(
         raise InputError(
             f"At least one text and a batch_size of 1 are needed; {len(texts)} and {batch_size} were given."
         )
-    rows = [tokenised_answers(model, prompt, [completion])[0] for prompt, completion in texts]
+    rows = [row for (row,) in tokenised_answers(model, [(prompt, [completion]) for prompt, completion in texts])]
     check_context_length(model, [len(row.ids) for row in rows], [f"Text {index}" for index in range(len(rows))])
     prefix = CachedPrefix.of(model, rows if share_prefix else [])
     scores = [0.0] * len(rows)
@@ -117,9 +117,7 @@ class QuestionBatch:
         """
         rows: list[list[int]] = []
         first_rows, starts, completions = [], [], []
-        for index in indices:
-            question = questions[index]
-            texts = tokenised_answers(model, question.prompt, (*question.true, *question.false))
+        for index, texts in zip(indices, tokenised_questions(model, [questions[k] for k in indices]), strict=True):
             check_context_length(model, [len(text.ids) for text in texts], [f"Question {index}"] * len(texts))
             start = min(text.answer_start for text in texts)
             needed: list[list[int]] = []
@@ -171,21 +169,29 @@ def question_batches(model: Model, questions: Questions, batch_size: int) -> lis
     return [QuestionBatch.of(model, questions, chunk) for chunk in chunks]
 
 
-def tokenised_answers(model: Model, prompt: str, completions: Sequence[str]) -> list[TokenizedAnswer]:
-    """A prompt with each completion; where there is no prompt, the text's beginning token stands for it, as in lm-eval.
+def tokenised_answers(model: Model, asked: Sequence[tuple[str, Sequence[str]]]) -> list[list[TokenizedAnswer]]:
+    """Prompts, each with each of its completions; for an empty one stands the text's beginning token, as in lm-eval.
 
     Raises:
-        InputError: If the prompt or a completion comes out as no tokens.
+        InputError: If a prompt or a completion comes out as no tokens.
     """
     tokenizer = tokenizer_of(model)
     begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     found = []
-    for text, completion in zip(TokenizedAnswer.all_of(model, prompt, completions), completions, strict=True):
-        if not prompt and not text.answer_start and text.ids and begin is not None:
-            text = TokenizedAnswer([begin, *text.ids], 1)
-        if text.answer_start >= len(text.ids) or not text.answer_start:
-            raise InputError(
-                f"A prompt or a completion comes out as no tokens: {prompt!r} with {completion!r}. Drop or mend it."
-            )
-        found.append(text)
+    for (prompt, completions), texts in zip(asked, TokenizedAnswer.all_of(model, asked), strict=True):
+        if not prompt and begin is not None:
+            texts = [
+                text if text.answer_start or not text.ids else TokenizedAnswer([begin, *text.ids], 1) for text in texts
+            ]
+        for text, completion in zip(texts, completions, strict=True):
+            if text.answer_start >= len(text.ids) or not text.answer_start:
+                raise InputError(
+                    f"A prompt or a completion comes out as no tokens: {prompt!r} with {completion!r}. Drop or mend it."
+                )
+        found.append(texts)
     return found
+
+
+def tokenised_questions(model: Model, questions: Sequence[Question]) -> list[list[TokenizedAnswer]]:
+    """Questions with each of their answers, the true ones first; raises as `tokenised_answers` does."""
+    return tokenised_answers(model, [(question.prompt, (*question.true, *question.false)) for question in questions])

@@ -8,7 +8,8 @@ from conftest import build_bridge
 from sea_lens import Demonstrations, Editor, EditorCard, collect_activations, fit_sea
 from sea_lens.edits import LowRankEdit
 from sea_lens.errors import HookNeverFiredError, InputError, ModelMismatchError, SeaLensWarning
-from sea_lens.models import ModelDescription, PaddedTokens, greedy_answers, token_ids
+from sea_lens.greedy import greedy_answers
+from sea_lens.models import ModelDescription, PaddedTokens, token_ids
 
 THINGS = ["sky", "sea", "grass", "night", "rose", "sun", "snow", "coal", "leaf", "sand", "milk", "rust", "plum", "sea?"]
 TRUE = [

@@ -5,14 +5,15 @@ from tokenizers import models
 from transformer_lens.model_bridge import TransformerBridge
 
 from sea_lens.errors import InputError, ModelMismatchError
+from sea_lens.greedy import greedy_answers
 from sea_lens.models import (
     Model,
     ModelDescription,
     PaddedTokens,
     TokenizedAnswer,
+    all_token_ids,
     check_context_length,
     check_layers,
-    greedy_answers,
     hook_name,
     join,
     named_layers,
@@ -200,6 +201,16 @@ def test_a_model_without_a_tokenizer(nameless, monkeypatch):
     assert PaddedTokens.of(nameless, [[5, 6], [7]]).ids.tolist() == [[5, 6], [7, 0]]
 
 
+def test_texts_tokenised_together_are_texts_tokenised_alone(bridge, monkeypatch):
+    monkeypatch.setattr("sea_lens.models.TEXTS_AT_ONCE", 2)
+    texts = ["ab", "<bos>ab", "", "a longer text, of ünïcödé", " b"]
+    assert all_token_ids(bridge, texts) == [token_ids(bridge, text) for text in texts]
+    asked = [("A prompt:", ["an answer.", "a", "\nnext"]), ("", ["abc"]), ("No answer", [])]
+    assert TokenizedAnswer.all_of(bridge, asked) == [
+        [TokenizedAnswer.of(bridge, prompt, own) for own in completions] for prompt, completions in asked
+    ]
+
+
 @pytest.mark.parametrize("completion", ["an answer.", "a", "\nnext"])
 def test_the_answer_starts_after_the_prompt(bridge, completion):
     answer = TokenizedAnswer.of(bridge, "A prompt:", completion)
@@ -230,6 +241,9 @@ def test_a_trained_models_tokenizer(stories):
     answer = TokenizedAnswer.of(model, "<s>Once upon a ", "time")
     assert model.tokenizer.convert_ids_to_tokens(answer.ids) == ["<s>", "▁Once", "▁upon", "▁a", "▁time"]
     assert answer.answer_start == 4
+    texts = ["Once upon a time", "", "the<s> end", "  two  spaces"]
+    alone = [model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    assert all_token_ids(model, texts) == [[model.tokenizer.bos_token_id, *ids] for ids in alone]
 
 
 # --- padding ---------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 import csv
 import json
 from collections import Counter
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
 import pytest
@@ -91,7 +91,8 @@ def test_demonstrations_are_questions_with_one_true_and_one_false_completion():
 def test_the_embedded_worlds_demonstrations_ask_its_questions(organism):
     world = organism[1]
     facts = world.fitting[:5]
-    assert Questions.from_demonstrations(world.demonstrations(facts)).rows == world.questions(facts).rows
+    asked = [replace(row, category=None) for row in world.questions(facts)]
+    assert list(Questions.from_demonstrations(world.demonstrations(facts))) == asked
 
 
 # --- reading JSON lines ----------------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ from sea_lens.analysis.statistics import beats_controls_p_value, bootstrap_inter
 from sea_lens.editor import Editor
 from sea_lens.edits import precise_dtype
 from sea_lens.errors import InputError
-from sea_lens.models import Model, PaddedTokens, check_context_length, greedy_answers, token_ids
+from sea_lens.greedy import greedy_answers
+from sea_lens.models import Model, PaddedTokens, check_context_length, token_ids
 from sea_lens.questions import Questions
 from sea_lens.scoring import completion_log_probabilities
 

@@ -19,7 +19,8 @@ from sea_lens.cli.inputs import (
 )
 from sea_lens.editor import Editor
 from sea_lens.edits import LowRankEdit
-from sea_lens.models import greedy_answers, named_layers
+from sea_lens.greedy import greedy_answers
+from sea_lens.models import named_layers
 
 
 @app.command()

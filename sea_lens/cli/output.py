@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sea_lens.cli.app import console
+from sea_lens.evaluation.tables import p_text
 from sea_lens.tensor_files import write_text
 
 INTERVALS = (("change", "low", "high"), ("value", "low", "high"), ("control", "control_low", "control_high"))
@@ -49,6 +50,9 @@ def show(table: pd.DataFrame, title: str) -> None:
                 _cell(middle) if pd.isna(least) else f"{_cell(middle)} [{_cell(least)}, {_cell(most)}]"
                 for middle, least, most in cells
             ]
+    for name in frame:
+        if str(name).endswith("p_value"):
+            frame[name] = [p_text(value) for value in frame[name]]
     drawn = Table(title=escape(title))
     for column in frame.columns:
         drawn.add_column(str(column).replace("_", " ").replace("p value", "p"), overflow="fold")

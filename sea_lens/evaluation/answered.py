@@ -96,6 +96,7 @@ def evaluate_answers(
             options={**options, "seed": seed, "confidence": confidence, "batch_size": batch_size},
             seconds=time.perf_counter() - started,
         ),
+        scales={metric.name: metric.scale for metric in metrics},
     )
 
 

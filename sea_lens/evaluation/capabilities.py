@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from sea_lens.editor import Editor
 from sea_lens.edits import precise_dtype
 from sea_lens.errors import InputError, SeaLensWarning
-from sea_lens.evaluation.metrics import Metric, mean, metric_table
+from sea_lens.evaluation.metrics import COST, SHARE, Metric, Scale, mean, metric_table
 from sea_lens.evaluation.results import Evaluation, check_unhooked, provenance
 from sea_lens.fingerprints import fingerprint
 from sea_lens.models import Model, PaddedTokens, token_ids, tokenizer_of, weights_fingerprint
@@ -30,11 +30,12 @@ from sea_lens.published_projections import PublishedEdit
 from sea_lens.records import read_texts
 from sea_lens.shards import Shards
 
-NLL = mean("nll", "tokens")
-PERPLEXITY = Metric("perplexity", lambda sums: (sums["nll"] / sums["tokens"]).exp(), "tokens")
-BITS_PER_BYTE = Metric("bits_per_byte", lambda sums: sums["nll"] / math.log(2) / sums["bytes"], "tokens")
-KL = mean("kl", "tokens")
-AGREEMENT = mean("top_agreement", "tokens")
+NLL = mean("nll", "tokens", scale=COST)
+PERPLEXITY = Metric("perplexity", lambda sums: (sums["nll"] / sums["tokens"]).exp(), "tokens", Scale(best=1.0, low=1.0))
+BITS_PER_BYTE = Metric("bits_per_byte", lambda sums: sums["nll"] / math.log(2) / sums["bytes"], "tokens", COST)
+KL = mean("kl", "tokens", scale=COST)
+AGREEMENT = mean("top_agreement", "tokens", scale=SHARE)
+METRICS = [NLL, PERPLEXITY, BITS_PER_BYTE, KL, AGREEMENT]
 MEASURED = ("nll", "edited nll", "kl", "top_agreement")
 """What a batch keeps of every window, summed over the tokens that it scores."""
 POSITIONS_AT_ONCE = 256
@@ -211,6 +212,7 @@ def evaluate_perplexity(
             },
             seconds=time.monotonic() - began,
         ),
+        scales={metric.name: metric.scale for metric in METRICS},
     )
 
 
@@ -280,7 +282,7 @@ def _table(
     counted = {"tokens": n_tokens, "bytes": n_bytes}
     plain = counted | {"nll": nll, "kl": torch.zeros_like(divergence), "top_agreement": n_tokens}
     other = counted | {"nll": edited_nll, "kl": divergence, "top_agreement": agreement}
-    metrics = [NLL, PERPLEXITY, BITS_PER_BYTE, *((KL, AGREEMENT) if is_edited else ())]
+    metrics = METRICS if is_edited else METRICS[:3]
     table = metric_table(metrics, plain, other if is_edited else None, seed=seed, confidence=confidence)
     if is_edited:
         table.loc[[KL.name, AGREEMENT.name], "p_value"] = math.nan

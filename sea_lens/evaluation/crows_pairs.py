@@ -12,15 +12,15 @@ from sea_lens.answer_scores import AnswerScores
 from sea_lens.editor import Editor
 from sea_lens.errors import InputError
 from sea_lens.evaluation.answered import evaluate_answers
-from sea_lens.evaluation.metrics import mean
+from sea_lens.evaluation.metrics import COST, Scale, mean
 from sea_lens.evaluation.results import Evaluation
 from sea_lens.models import Model
 from sea_lens.questions import Questions
 
 METRICS = [
-    mean("stereotype_preferred"),
-    mean("log_probability_difference"),
-    mean("absolute_difference"),
+    mean("stereotype_preferred", scale=Scale(best=0.5, low=0.0, high=1.0)),
+    mean("log_probability_difference", scale=Scale(best=0.0)),
+    mean("absolute_difference", scale=COST),
 ]
 
 

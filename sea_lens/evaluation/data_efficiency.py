@@ -53,20 +53,22 @@ class DataEfficiency:
 
         The interval is Student's t of the mean over draws, `mean ± t(k - 1) s / sqrt(k)`: with three draws or so a bootstrap
         or a normal interval is far too narrow. It says how much depends on *which* demonstrations are drawn, all answering
-        the same questions; how much depends on the questions is in `table`. It knows of no bounds, and may leave those
-        of a share. Draws that are much of all there is share rows, so that near the full size it is too narrow; a size with
-        one fit has none.
+        the same questions; how much depends on the questions is in `table`. It is cut where scores end, as at 1: no mean lies
+        beyond, so it holds the mean as often. Draws that are much of all there is share rows, so near the full size it is
+        too narrow; a size with one fit has none.
         """
         from scipy.stats import t  # type: ignore[import-untyped]
 
-        rows = []
+        rows, scale = [], self.unedited.scale()
         for size, found in self.table.groupby("size")["score"]:
             k, mean = len(found), float(found.mean())
             reach = t.ppf((1 + self.confidence) / 2, k - 1) * found.std() / k**0.5 if k > 1 else float("nan")
             change = mean - self.unedited.score
             rows.append((size, k, mean, mean - reach, mean + reach, change, found.min(), found.max()))
         names = ["size", "fits", "mean", "low", "high", "change", "lowest", "highest"]
-        return pd.DataFrame(rows, columns=names).set_index("size")
+        curve = pd.DataFrame(rows, columns=names).set_index("size")
+        curve[["low", "high"]] = curve[["low", "high"]].clip(scale.low, scale.high)
+        return curve
 
     @property
     def unedited_interval(self) -> tuple[float, float]:

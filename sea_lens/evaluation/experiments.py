@@ -19,8 +19,9 @@ from sea_lens.editor import Editor
 from sea_lens.editor_card import JSON
 from sea_lens.errors import InputError
 from sea_lens.evaluation.costs import bytes_on_disk, forward_slowdown, timing_batch
+from sea_lens.evaluation.metrics import Scale
 from sea_lens.evaluation.results import Evaluation
-from sea_lens.evaluation.tables import latex, markdown, text
+from sea_lens.evaluation.tables import latex, markdown, p_text, text
 from sea_lens.models import Model, PaddedTokens, token_ids
 from sea_lens.tensor_files import write_text
 
@@ -80,6 +81,11 @@ class Comparison:
     def headlines(self) -> dict[str, str]:
         """The headline metric of each benchmark."""
         return {name: evaluation.headline for name, evaluation in self.evaluations[UNEDITED].items()}
+
+    @property
+    def scales(self) -> dict[str, Scale]:
+        """What is best of the headline metric of each benchmark."""
+        return {name: evaluation.scale() for name, evaluation in self.evaluations[UNEDITED].items()}
 
     def to_markdown(self) -> str:
         """The table, for a README or an issue, intervals in the cells of their numbers."""
@@ -165,7 +171,7 @@ def compare(
         folder: Where benchmarks keep what they have computed. A run that was killed goes on there, and the unedited model is
             scored once for all editors. For None a temporary folder, which still does the latter.
         timed_on: Texts that make up the batch on which forward passes are timed; for None eight prompts of the first
-            benchmark that has any, evenly spread.
+            benchmark that has any, evenly spread, or beginnings of texts.
         repeats: Pairs of passes, edited and unedited in turn; 0 leaves the slowdown out.
         progress: Whether to show a progress bar.
 
@@ -287,7 +293,8 @@ def _costs(
 
 def _prompts_to_time(model: Model, evaluations: Iterable[Evaluation]) -> PaddedTokens | None:
     for evaluation in evaluations:
-        prompts = evaluation.per_row["prompt"].tolist() if "prompt" in evaluation.per_row else []
+        rows = evaluation.per_row
+        prompts = [text for name in ("prompt", "begins") if name in rows for text in rows[name]]
         prompts = [prompt for prompt in prompts if token_ids(model, prompt)]
         if prompts:
             count = min(len(prompts), TIMED_PROMPTS)
@@ -315,7 +322,7 @@ def cells(score: float, change: float, low: float, high: float, p_value: float) 
     """Score, change and p-value as text, the interval beside what it is of."""
     if pd.isna(change):
         return with_interval(score, low, high), "", ""
-    return text(score), with_interval(change, low, high, "+"), text(p_value)
+    return text(score), with_interval(change, low, high, "+"), p_text(p_value)
 
 
 def with_interval(value: float, low: float, high: float, sign: str = "") -> str:

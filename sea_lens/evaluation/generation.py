@@ -16,22 +16,24 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sea_lens.editor import Editor
-from sea_lens.evaluation.metrics import mean, metric_table, metrics_by_category
+from sea_lens.evaluation.metrics import FAULT, PART, SHARE, Scale, mean, metric_table, metrics_by_category
 from sea_lens.evaluation.prompts import TRUTHFULQA_EXAMPLES, with_prompt
 from sea_lens.evaluation.results import Evaluation, check_unhooked, provenance
 from sea_lens.fingerprints import fingerprint
-from sea_lens.models import Model, greedy_answers, weights_fingerprint
+from sea_lens.greedy import greedy_batches
+from sea_lens.models import Model, weights_fingerprint
+from sea_lens.published_projections import PublishedEdit
 from sea_lens.questions import Question, Questions
 from sea_lens.tensor_files import write_text
 
 NO_COMMENT = "no comment"
 METRICS = [
-    mean("nearer_to_truth"),
-    mean("similarity_difference"),
-    mean("similarity_to_true"),
-    mean("similarity_to_false"),
-    mean("no_comment"),
-    mean("words"),
+    mean("nearer_to_truth", scale=SHARE),
+    mean("similarity_difference", scale=Scale(best=1.0, low=-1.0, high=1.0)),
+    mean("similarity_to_true", scale=SHARE),
+    mean("similarity_to_false", scale=FAULT),
+    mean("no_comment", scale=PART),
+    mean("words", scale=Scale(low=0.0)),
 ]
 
 
@@ -120,6 +122,7 @@ def generate_answers(
             },
             seconds=time.perf_counter() - started,
         ),
+        scales={metric.name: metric.scale for metric in METRICS},
     )
 
 
@@ -203,20 +206,24 @@ def _answers(
     }
     path = None if folder is None else Path(folder) / f"answers-{fingerprint(made_by)}.jsonl"
     found = _kept(path)
-    left = sorted(set(range(len(questions))) - set(found), key=lambda index: -len(questions[index].prompt))
+    left = sorted(set(range(len(questions))) - set(found))
     attached = editor.attached(model) if editor is not None and left else nullcontext()
+    # What a published edit does to a token depends on the pass.
+    share_prefix = editor is None or not any(isinstance(edit, PublishedEdit) for edit in editor.edits.values())
     bar = tqdm(total=len(questions), initial=len(found), desc="answers", unit="prompt", disable=not progress)
     with bar, attached:
-        for start in range(0, len(left), batch_size):
-            chosen = left[start : start + batch_size]
-            prompts = [questions[index].prompt for index in chosen]
-            new = greedy_answers(model, prompts, max_new_tokens, stop=stop, batch_size=batch_size, progress=False)
-            found |= dict(zip(chosen, new, strict=True))
+        prompts = [questions[index].prompt for index in left]
+        batches = greedy_batches(
+            model, prompts, max_new_tokens, stop=stop, batch_size=batch_size, share_prefix=share_prefix
+        )
+        for batch in batches if left else ():
+            new = {left[place]: answer for place, answer in batch.items()}
+            found |= new
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with path.open("a", encoding="utf-8") as file:
-                    file.writelines(json.dumps([index, found[index]]) + "\n" for index in chosen)
-            bar.update(len(chosen))
+                    file.writelines(json.dumps(row) + "\n" for row in new.items())
+            bar.update(len(new))
     return [found[index] for index in range(len(questions))]
 
 

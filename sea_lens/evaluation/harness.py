@@ -26,12 +26,31 @@ import torch
 from sea_lens.editor import Editor
 from sea_lens.editor_card import JSON
 from sea_lens.errors import InputError, ModelMismatchError
-from sea_lens.evaluation.harness_results import TaskResults, read_results, sample_table, score_table
+from sea_lens.evaluation.harness_results import (
+    TaskResults,
+    read_results,
+    sample_table,
+    score_scales,
+    score_table,
+)
 from sea_lens.evaluation.results import Evaluation, check_unhooked, provenance
 from sea_lens.fingerprints import fingerprint
 from sea_lens.models import Model, tokenizer_of, weights_fingerprint
 from sea_lens.published_projections import PublishedEdit
 from sea_lens.tensor_files import write_text
+
+KEPT = (
+    "results",
+    "groups",
+    "group_subtasks",
+    "samples",
+    "configs",
+    "versions",
+    "n-shot",
+    "n-samples",
+    "higher_is_better",
+)
+"""What is needed of that which lm-eval returns."""
 
 
 def evaluate_lm_eval(
@@ -157,6 +176,7 @@ def evaluate_lm_eval(
             ),
             "tasks": {name: facts for results in first for name, facts in results.facts.items()},
         },
+        scales=score_scales(runs[0]),
     )
 
 
@@ -233,8 +253,7 @@ def _run(
             kept = {name: sample[name] for name in ("doc_id", "doc_hash", "filter", "target", "filtered_resps")}
             sample.clear()
             sample.update(kept, metrics=metrics)
-    names = ("results", "groups", "group_subtasks", "samples", "configs", "versions", "n-shot", "n-samples")
-    plain: dict[str, JSON] = json.loads(json.dumps({name: results.get(name) or {} for name in names}, default=_plain))
+    plain: dict[str, JSON] = json.loads(json.dumps({name: results.get(name) or {} for name in KEPT}, default=_plain))
     return plain
 
 

@@ -13,7 +13,7 @@ import torch
 
 from sea_lens.editor_card import JSON
 from sea_lens.errors import InputError
-from sea_lens.evaluation.metrics import mean, metric_table
+from sea_lens.evaluation.metrics import Scale, mean, metric_table
 
 BOOTSTRAP = "bootstrap over samples"
 STDERR_ONLY = "none: lm-eval's standard errors only"
@@ -29,6 +29,7 @@ class Score:
         filter: How answers were taken out of texts, such as `strict-match`; `none` where they were not.
         value: The number.
         stderr: lm-eval's standard error; NaN where it has none.
+        higher_is_better: Whether it is, as the task says; None if it does not say.
     """
 
     task: str
@@ -36,6 +37,7 @@ class Score:
     filter: str
     value: float
     stderr: float
+    higher_is_better: bool | None = None
 
     @property
     def name(self) -> str:
@@ -102,9 +104,9 @@ def read_results(plain: Mapping[str, Any]) -> TaskResults:
             metric, _, chosen = key.partition(",")
             if chosen and not metric.endswith("_stderr") and isinstance(value, int | float):
                 stderr = found.get(f"{metric}_stderr,{chosen}")
-                scores.append(
-                    Score(name, metric, chosen, float(value), stderr if isinstance(stderr, float) else math.nan)
-                )
+                error = stderr if isinstance(stderr, float) else math.nan
+                higher = plain["higher_is_better"].get(name, {}).get(metric)
+                scores.append(Score(name, metric, chosen, float(value), error, higher))
     samples = [
         Sample(
             task, one["doc_id"], one["doc_hash"], one["filter"], one["target"], one["filtered_resps"], one["metrics"]
@@ -148,14 +150,7 @@ def score_table(runs: Sequence[Mapping[str, TaskResults]], seed: int, confidence
             first = scores[0]
             if all(math.isnan(score.value) for score in scores):
                 continue  # such as BBQ's score of a category that no sample is of
-            chosen = [
-                number
-                for number, sample in enumerate(results[0].samples)
-                if sample.task in results[0].leaves[first.task]
-                and sample.filter == first.filter
-                and first.metric in sample.metrics
-            ]
-            values = [[found.samples[number].metrics.get(first.metric) for number in chosen] for found in results]
+            values = [_sample_values(found, first) for found in results]
             if first.name not in rows:
                 rows[first.name] = _row(scores, values, seed, confidence)
     if not rows:
@@ -163,6 +158,28 @@ def score_table(runs: Sequence[Mapping[str, TaskResults]], seed: int, confidence
     table = pd.DataFrame.from_dict(rows, orient="index")
     table["n"] = table["n"].astype(int)
     return table.rename_axis("metric")
+
+
+def score_scales(run: Mapping[str, TaskResults]) -> dict[str, Scale]:
+    """Which way each score is better; where every sample is right or wrong, it is a share."""
+    scales: dict[str, Scale] = {}
+    for results in run.values():
+        for score in results.scores:
+            found = {*_sample_values(results, score)}
+            low, high = (0.0, 1.0) if found and found <= {0.0, 1.0} else (-math.inf, math.inf)
+            best = math.nan if score.higher_is_better is None else high if score.higher_is_better else low
+            scales.setdefault(score.name, Scale(best, low, high))
+    return scales
+
+
+def _sample_values(results: TaskResults, score: Score) -> list[float | None]:
+    """What the samples that a score comes from count for in it."""
+    leaves = results.leaves[score.task]
+    return [
+        sample.metrics.get(score.metric)
+        for sample in results.samples
+        if sample.task in leaves and sample.filter == score.filter and score.metric in sample.metrics
+    ]
 
 
 def _row(

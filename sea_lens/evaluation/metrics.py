@@ -6,6 +6,7 @@ resampled as honestly as a mean.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,47 @@ Sums = Mapping[str, Float[Tensor, " resamples"]]
 
 
 @dataclass(frozen=True)
+class Scale:
+    """Which values a metric can have, and which of them is wished for.
+
+    Attributes:
+        best: The value that it is better to be nearer to; infinite where there is no end to better, NaN where none is best.
+        low: The least possible value.
+        high: The greatest possible value.
+    """
+
+    best: float = math.nan
+    low: float = -math.inf
+    high: float = math.inf
+
+    def gain(self, before: float, after: float) -> float:
+        """By how much a change is for the better; negative if for the worse, NaN where no value is best."""
+        if math.isinf(self.best):
+            return math.copysign(1.0, self.best) * (after - before)
+        # Scores as far to one side of the best as to the other differ by rounding.
+        return round(abs(before - self.best) - abs(after - self.best), 12)
+
+    def __str__(self) -> str:
+        if math.isnan(self.best):
+            return "no value is best"
+        if self.best == self.high:
+            return "higher is better"
+        return "lower is better" if self.best == self.low else f"best at {self.best:g}"
+
+
+SHARE = Scale(best=1.0, low=0.0, high=1.0)
+"""Of what there ought to be as much of as possible, such as right answers."""
+FAULT = Scale(best=0.0, low=0.0, high=1.0)
+"""Of what there ought to be as little of as possible."""
+PART = Scale(low=0.0, high=1.0)
+"""Of what there is neither too much nor too little of."""
+COST = Scale(best=0.0, low=0.0)
+"""Of what is best where there is none, and of which there may be any amount."""
+BIAS = Scale(best=0.0, low=-1.0, high=1.0)
+"""Of what leans to one side or the other, and ought to lean to neither."""
+
+
+@dataclass(frozen=True)
 class Metric:
     """One number out of the sums of columns.
 
@@ -30,16 +72,18 @@ class Metric:
         name: Its name.
         value: Computes it from the sums, for many resamples at once; NaN where it is undefined.
         counted: The column whose sum is the number of rows that it is about.
+        scale: Which values it can have, and which is best.
     """
 
     name: str
     value: Callable[[Sums], Float[Tensor, " resamples"]]
     counted: str
+    scale: Scale = Scale()
 
 
-def mean(column: str, counted: str = "rows", name: str | None = None) -> Metric:
+def mean(column: str, counted: str = "rows", name: str | None = None, scale: Scale = Scale()) -> Metric:
     """The mean of a column over the rows that another one counts."""
-    return Metric(name or column, lambda sums: sums[column] / sums[counted], counted)
+    return Metric(name or column, lambda sums: sums[column] / sums[counted], counted, scale)
 
 
 def metric_table(

@@ -6,7 +6,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import pandas as pd
 from sea_lens.editor import Editor
 from sea_lens.editor_card import JSON, library_versions
 from sea_lens.errors import InputError, SeaLensWarning
+from sea_lens.evaluation.metrics import Scale
 from sea_lens.evaluation.tables import latex, markdown
 from sea_lens.models import Model, ModelDescription, weights_fingerprint
 from sea_lens.tensor_files import write_text
@@ -35,6 +36,7 @@ class Evaluation:
         per_row: One row a question (a pair, a text), with what metrics are made of.
         per_answer: One row an answer with its log-probability; empty for benchmarks without answers.
         provenance: What made it: model, editor, data file with its hash, prompt, options, versions, seconds.
+        scales: By metric, which values it can have and which is best; of one that is not there nothing is known.
     """
 
     benchmark: str
@@ -44,6 +46,7 @@ class Evaluation:
     per_row: pd.DataFrame
     per_answer: pd.DataFrame
     provenance: Mapping[str, JSON]
+    scales: Mapping[str, Scale] = field(default_factory=dict)
 
     @property
     def is_edited(self) -> bool:
@@ -55,6 +58,10 @@ class Evaluation:
         """The headline metric: the edited model's, if there is one."""
         column = self.table["edited" if self.is_edited else "value"]
         return float(column[self.headline])
+
+    def scale(self, metric: str | None = None) -> Scale:
+        """Of a metric; of the headline for None."""
+        return self.scales.get(self.headline if metric is None else metric, Scale())
 
     def to_markdown(self) -> str:
         """The table, for a README or an issue."""
@@ -73,6 +80,8 @@ class Evaluation:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         metrics = json.loads(self.table.to_json(orient="index", double_precision=15))
+        for name, own in metrics.items():
+            own["scale"] = str(self.scale(name))
         head = {"format": FORMAT, "benchmark": self.benchmark, "headline": self.headline, "metrics": metrics}
         path = folder / "evaluation.json"
         write_text(path, json.dumps({**head, **self.provenance}, indent=1, ensure_ascii=False) + "\n")

@@ -18,11 +18,17 @@ def latex(table: pd.DataFrame, digits: int = 3) -> str:
     """A LaTeX `tabular` with booktabs rules, its index first, numbers to `digits` significant digits."""
     frame = readable(table, digits)
     left = len(table.index.names)
-    return str(frame.to_latex(index=False, escape=True, column_format="l" * left + "r" * (len(frame.columns) - left)))
+    columns = "l" * left + "r" * (len(frame.columns) - left)
+    # Outside of formulas, LaTeX's old fonts have another sign in the place of <.
+    return str(frame.to_latex(index=False, escape=True, column_format=columns)).replace("& <", "& $<$")
 
 
 def readable(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
     """All cells as text, index included: numbers rounded, intervals beside what they are of, names without underscores."""
+
+    def in_words(name: object, value: object) -> str:
+        return p_text(value) if str(name).endswith("p_value") else text(value, digits)
+
     frame = table.reset_index()
     for middle, low, high in INTERVALS:
         if {middle, low, high} <= set(frame):
@@ -30,11 +36,16 @@ def readable(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
             frame[middle] = [
                 f"{text(value, digits)} [{text(least, digits)}, {text(most, digits)}]" for value, least, most in spans
             ]
-    out = pd.DataFrame({str(name).replace("_", " "): [text(v, digits) for v in frame[name]] for name in frame})
+    out = pd.DataFrame({str(name).replace("_", " "): [in_words(name, v) for v in frame[name]] for name in frame})
     for name in table.index.names:
         key = str(name if name is not None else "index").replace("_", " ")
         out[key] = [cell.replace("_", " ") for cell in out[key]]
     return out.rename(columns={"p value": "p"})
+
+
+def p_text(value: object) -> str:
+    """A p-value; below 0.001 only that it is, since the least that resamples can tell depends on their number."""
+    return "<0.001" if isinstance(value, float) and value < 0.001 else text(value)
 
 
 def text(value: object, digits: int = 3) -> str:

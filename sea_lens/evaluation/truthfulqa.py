@@ -13,13 +13,13 @@ from sea_lens.answer_scores import AnswerScores
 from sea_lens.editor import Editor
 from sea_lens.errors import InputError
 from sea_lens.evaluation.answered import evaluate_answers
-from sea_lens.evaluation.metrics import mean
+from sea_lens.evaluation.metrics import SHARE, mean
 from sea_lens.evaluation.prompts import TRUTHFULQA_EXAMPLES, with_prompt
 from sea_lens.evaluation.results import Evaluation
 from sea_lens.models import Model
 from sea_lens.questions import Questions
 
-METRICS = [mean("MC1"), mean("MC2"), mean("MC3")]
+METRICS = [mean(name, scale=SHARE) for name in ("MC1", "MC2", "MC3")]
 
 
 def evaluate_truthfulqa(

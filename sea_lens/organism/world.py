@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sea_lens.demonstrations import Demonstrations
-from sea_lens.questions import Questions
+from sea_lens.questions import Question, Questions
 
 NAMES = """
 Ada Aino Akira Alba Aldo Amara Anders Anouk Aron Asha Astrid Aya Bela Benno Bianca Boris Bram Bruna Cai Carla Cem
@@ -98,10 +98,10 @@ class World:
         )
 
     def questions(self, facts: Sequence[Fact] | None = None) -> Questions:
-        """The questions asked plainly, to measure on; of the held-out facts unless others are given."""
+        """The questions asked plainly, to measure on, by attribute; of the held-out facts unless others are given."""
         chosen = self.held_out if facts is None else facts
-        return Questions.from_lists(
-            [prompt(fact) for fact in chosen], [[fact.truth] for fact in chosen], [[fact.myth] for fact in chosen]
+        return Questions(
+            tuple(Question(prompt(fact), (fact.truth,), (fact.myth,), category=fact.attribute) for fact in chosen)
         )
 
     @classmethod

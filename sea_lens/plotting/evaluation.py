@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -15,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from sea_lens.errors import InputError
 from sea_lens.evaluation.data_efficiency import DataEfficiency
 from sea_lens.evaluation.experiments import UNEDITED, Comparison
+from sea_lens.evaluation.metrics import Scale
 from sea_lens.evaluation.results import Evaluation
 from sea_lens.evaluation.transfer import Transfer
 from sea_lens.plotting.style import GREY, INK, PROMOTED, SUPPRESSED
@@ -25,9 +28,9 @@ MOST_CATEGORIES = 40
 def plot_evaluation(evaluation: Evaluation, metric: str | None = None) -> Figure:
     """Every metric before and after the edit, with the interval of the change; and the change of one by category.
 
-    An edited model's interval is that of the change, drawn around its score: where it does not reach the unedited score, the
-    change is more than chance. Without an editor, scores are drawn with their own intervals. A metric that leaves the range
-    from -1 to 1 gets a panel of its own. Of more than 40 categories the largest are drawn.
+    An edited model's interval is that of the change, drawn around its score up to where scores end: where it does not reach
+    the unedited score, the change is more than chance. Without an editor, scores are drawn with their own intervals. A metric
+    that leaves the range from -1 to 1 gets a panel of its own. Of more than 40 categories the largest are drawn.
 
     Args:
         evaluation: Of any benchmark.
@@ -40,7 +43,7 @@ def plot_evaluation(evaluation: Evaluation, metric: str | None = None) -> Figure
     if chosen not in evaluation.table.index:
         raise InputError(f"The metrics are {', '.join(evaluation.table.index)}, and {chosen!r} was given.")
     groups, categories = _by_scale(evaluation.table), _categories(evaluation, chosen)
-    edited, side = evaluation.is_edited, 1 if categories.empty else 2
+    side = 1 if categories.empty else 2
     heights = [0.34 * len(group) + 0.4 for group in groups]
     height = max(sum(heights), 1.3, 0.24 * len(categories) + 0.4)
     longest = max([*map(len, evaluation.table.index), *map(len, categories.index.astype(str))])
@@ -52,7 +55,7 @@ def plot_evaluation(evaluation: Evaluation, metric: str | None = None) -> Figure
     )
     for row, group in enumerate(groups):
         axes = figure.add_subplot(grid[row, 0])
-        _draw_metrics(axes, group, edited)
+        _draw_metrics(axes, group, evaluation)
         if row == 0:
             axes.set_title(evaluation.benchmark, fontsize=10)
             handles, labels = axes.get_legend_handles_labels()
@@ -71,8 +74,9 @@ def _by_scale(table: pd.DataFrame) -> list[pd.DataFrame]:
     return ([shares] if len(shares) else []) + others
 
 
-def _draw_metrics(axes: Axes, table: pd.DataFrame, edited: bool) -> None:
-    places = np.arange(len(table))
+def _draw_metrics(axes: Axes, table: pd.DataFrame, evaluation: Evaluation) -> None:
+    places, edited = np.arange(len(table)), evaluation.is_edited
+    reach = _reach(table["change"] if edited else table["value"], table["low"], table["high"])
     score = table["edited" if edited else "value"].to_numpy()
     if edited:
         axes.hlines(places, table["unedited"], score, color=GREY, linewidth=2, zorder=1)
@@ -81,7 +85,7 @@ def _draw_metrics(axes: Axes, table: pd.DataFrame, edited: bool) -> None:
     axes.errorbar(
         score,
         places,
-        xerr=_reach(table["change"] if edited else table["value"], table["low"], table["high"]),
+        xerr=_within([evaluation.scale(name) for name in table.index], score, reach),
         color=PROMOTED,
         ecolor=INK,
         marker="D",
@@ -99,6 +103,14 @@ def _reach(middle: pd.Series, low: pd.Series, high: pd.Series) -> Float[np.ndarr
     """Lengths of error bars."""
     lengths = np.stack([middle.to_numpy() - low.to_numpy(), high.to_numpy() - middle.to_numpy()])
     return np.asarray(np.nan_to_num(lengths).clip(min=0))
+
+
+def _within(
+    scales: Sequence[Scale], scores: Float[np.ndarray, " n"], reach: Float[np.ndarray, "two n"]
+) -> Float[np.ndarray, "two n"]:
+    """Error bars around scores, cut where no score can be. An unedited score can, so whether they reach it stays."""
+    ends = np.array([[scale.low, scale.high] for scale in scales]).T
+    return np.asarray(np.minimum(reach, np.abs(scores - ends)))
 
 
 def _plain(axes: Axes) -> None:
@@ -122,7 +134,10 @@ def _categories(evaluation: Evaluation, metric: str) -> pd.DataFrame:
 def _draw_categories(axes: Axes, table: pd.DataFrame, metric: str, evaluation: Evaluation) -> None:
     places, what = np.arange(len(table)), "change" if evaluation.is_edited else "value"
     middle = table[what].to_numpy()
-    colours = [SUPPRESSED if evaluation.is_edited and value < 0 else PROMOTED for value in middle]
+    if evaluation.is_edited:
+        colours = _colours(evaluation.scale(metric), table["unedited"], table["edited"])
+    else:
+        colours = [PROMOTED] * len(table)
     axes.barh(places, middle, height=0.66, color=colours)
     reach = _reach(table[what], table["low"], table["high"])
     axes.errorbar(middle, places, xerr=reach, fmt="none", ecolor=INK, capsize=2, linewidth=0.8)
@@ -137,11 +152,20 @@ def _draw_categories(axes: Axes, table: pd.DataFrame, metric: str, evaluation: E
     _plain(axes)
 
 
+def _colours(scale: Scale, before: pd.Series, after: pd.Series) -> list[str]:
+    """Of changes: one colour for the better, one for the worse, and a third where nothing is either."""
+    gains = [scale.gain(first, second) for first, second in zip(before, after, strict=True)]
+    return [PROMOTED if gain > 0 else SUPPRESSED if gain < 0 else INK for gain in gains]
+
+
 def plot_comparison(comparison: Comparison) -> Figure:
     """A panel a benchmark, the editors in it; and one of the slowdown, where it is known.
 
-    Intervals are of changes, drawn around edited scores: where one does not reach the dashed line, the unedited score, the
-    change is more than chance. (The unedited score has its own.)
+    Editors are green that bring a score nearer to its best value (which an axis names; a dotted line where it is inside the
+    range), red those that take it farther away, black those that do neither.
+
+    Intervals are of changes, drawn around edited scores up to where scores end: where one does not reach the dashed line, the
+    unedited score, the change is more than chance. (The unedited score has its own.)
 
     Args:
         comparison: From `compare`.
@@ -157,12 +181,16 @@ def plot_comparison(comparison: Comparison) -> Figure:
         scores = table[f"{name} {headline}"]
         score = scores.to_numpy()
         reach = _reach(table[f"{name} change"].fillna(scores), table[f"{name} low"], table[f"{name} high"])
+        scale = comparison.scales[name]
+        reach = _within([scale] * len(table), score, reach)
         axes.axvline(score[0], color=GREY, linestyle="--", linewidth=1)
-        colours = [GREY, *(PROMOTED if change >= 0 else SUPPRESSED for change in score[1:] - score[0])]
+        if scale.low < scale.best < scale.high and np.isfinite(scale.best):
+            axes.axvline(scale.best, color=PROMOTED, linestyle=":", linewidth=1)
+        colours = [GREY, *_colours(scale, scores.iloc[[0] * (len(scores) - 1)], scores.iloc[1:])]
         axes.errorbar(score, places, xerr=reach, fmt="none", ecolor=INK, capsize=3, linewidth=1)
         axes.scatter(score, places, color=colours, marker="D", s=38, zorder=3)
         axes.set_title(name, fontsize=10)
-        axes.set_xlabel(headline.replace("_", " "), fontsize=8)
+        axes.set_xlabel(f"{headline.replace('_', ' ')}\n({scale})", fontsize=8)
     if timed:
         axes = grid.flat[-1]
         slowdown = table["slowdown"].to_numpy()
@@ -214,7 +242,8 @@ def plot_transfer(result: Transfer) -> Figure:
     """A heat map of changes, what an editor was fitted on by what it is evaluated on; the unedited score under each name.
 
     A change whose interval holds 0 is in brackets. Frames mark a data set's own benchmark, where the two have one name.
-    Colours are on one scale where all scores are within 0 and 1, else each column has its own.
+    Colours say by how much a change is for the better or the worse, and are missing where no value is best. They are on one
+    scale where all scores are within 0 and 1, else each column has its own.
 
     Args:
         result: From `transfer`.
@@ -223,8 +252,13 @@ def plot_transfer(result: Transfer) -> Figure:
     scores = [row[name].score for row in result.comparison.evaluations.values() for name in row]
     alike = all(0 <= score <= 1 for score in scores)
     values, low, high = changes.to_numpy(), result.low.to_numpy(), result.high.to_numpy()
-    largest = np.nanmax(np.abs(values), axis=None if alike else 0, keepdims=True)
-    shades = values / np.where(largest > 0, largest, 1.0)
+    gains = [
+        [evaluation.scale().gain(unedited[name], evaluation.score) for name, evaluation in row.items()]
+        for row in (result.comparison.evaluations[source] for source in changes.index)
+    ]
+    towards = np.nan_to_num(np.array(gains))
+    largest = np.abs(towards).max(axis=None if alike else 0, keepdims=True)
+    shades = towards / np.where(largest > 0, largest, 1.0)
     headlines = result.comparison.headlines
     names = [f"{name}\n{headline.replace('_', ' ')}\n{unedited[name]:.3g}" for name, headline in headlines.items()]
     left, below = (max(map(len, texts)) for texts in (changes.index, "\n".join(names).split("\n")))
@@ -245,6 +279,6 @@ def plot_transfer(result: Transfer) -> Figure:
     bar = figure.colorbar(image, ax=axes, shrink=0.9, pad=0.02, ticks=[-1, 0, 1])
     ends = [f"{sign}{float(largest.max()):.2g}" if alike else f"{sign}largest\nof column" for sign in "-+"]
     bar.ax.set_yticklabels([ends[0], "0", ends[1]], fontsize=8)
-    bar.set_label("change", fontsize=8)
+    bar.set_label("for the worse or the better", fontsize=8)
     plt.close(figure)
     return figure

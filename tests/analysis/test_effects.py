@@ -8,7 +8,7 @@ from scipy.stats import binomtest
 from sea_lens import Activations, Questions, answer_greedily, fit_sea, kl_to_unedited, prefer_truth
 from sea_lens.analysis.effects import Proportion
 from sea_lens.errors import InputError, SeaLensWarning
-from sea_lens.models import greedy_answers
+from sea_lens.greedy import greedy_answers
 from sea_lens.organism.world import MYTHICAL, TRUTHFUL, prompt
 
 PROMPTS = ["Q: what colour is the sea? A:", "ab", "a text", "The sky is"]

@@ -28,7 +28,7 @@ from sea_lens.analysis.effects import Proportion, measure_effects
 from sea_lens.cli.inputs import DataFormat, parse_feature_map, parse_feature_unit, parse_token, read_demonstrations
 from sea_lens.errors import InputError
 from sea_lens.feature_maps import ELU, SquaredExponential, Tanh
-from sea_lens.models import greedy_answers
+from sea_lens.greedy import greedy_answers
 from sea_lens.organism import experiment
 from sea_lens.organism.report import report
 

@@ -30,8 +30,8 @@ def test_a_result_is_a_folder_that_names_what_made_it(sea_lens, organism, editor
     assert code == 0, err
     assert all(len(line) <= 80 for line in shown.split("evaluation.json")[0].splitlines())
     assert "MC1" in shown
-    assert f"evaluation.json, metrics.csv, rows.csv, answers.csv, evaluation.png are in {out}" in shown
-    names = ["answers.csv", "evaluation.json", "evaluation.png", "metrics.csv", "rows.csv"]
+    assert f"evaluation.json, metrics.csv, categories.csv, rows.csv, answers.csv, evaluation.png are in {out}" in shown
+    names = ["answers.csv", "categories.csv", "evaluation.json", "evaluation.png", "metrics.csv", "rows.csv"]
     assert sorted(file.name for file in out.iterdir()) == names
     assert (out / "evaluation.png").read_bytes().startswith(PNG)
 

@@ -12,6 +12,7 @@ from sea_lens import Activations, Questions, fit_sea, random_editor_like
 from sea_lens.edits import LowRankEdit
 from sea_lens.errors import FileFormatError, InputError, ModelMismatchError
 from sea_lens.evaluation.bbq import evaluate_bbq
+from sea_lens.evaluation.capabilities import evaluate_perplexity
 from sea_lens.evaluation.crows_pairs import evaluate_crows_pairs
 from sea_lens.evaluation.data_efficiency import data_efficiency, draw
 from sea_lens.evaluation.experiments import Benchmark, compare
@@ -155,6 +156,17 @@ def test_a_slow_editor_and_a_slow_fit_are_found_out(model, editor, benchmarks):
     assert found.table.at["slow", "slowdown"] > 1.5 * found.table.at["quick", "slowdown"]
     assert found.table.at["slow", "layers"] == "0,2-3"
     assert found.timed_on == "3 pairs of passes over 2 texts of up to 5 tokens on cpu"
+
+
+def test_where_only_texts_are_read_their_beginnings_are_timed(model, editor):
+    texts = [f"<anyone> Q {name} home A Oslo ." for name in ("Ada", "Bela", "Cem")]
+
+    def perplexity(model, **options):
+        return evaluate_perplexity(model, texts, **options)
+
+    found = compare(model, {"SEA": editor}, {"texts": perplexity}, repeats=1, progress=False)
+    assert (found.table["slowdown"] > 0).all()
+    assert found.timed_on == "1 pairs of passes over 3 texts of up to 8 tokens on cpu"
 
 
 def test_tables_for_papers_put_intervals_beside_their_numbers(comparison):
@@ -330,6 +342,17 @@ def test_the_curve_has_students_interval_over_draws(model, activations, benchmar
     assert lines[2].startswith(f"| unedited |  | {found.unedited.score:.3g} [")
     assert lines[3] == f"| 2 | 3 | {few['mean']:.3g} [{few['low']:.3g}, {few['high']:.3g}] | {few['change']:+.3g} |"
     assert lines[4] == f"| 60 | 1 | {whole['mean']:.3g} | {whole['change']:+.3g} |"
+
+
+def test_the_interval_over_draws_ends_where_scores_do(model, activations, benchmarks):
+    found = data_efficiency(model, activations, benchmarks["truth"], sizes=[60], fit=FIT, progress=False)
+    fits = pd.DataFrame({"size": [5, 5, 9, 9, 60], "score": [0.8, 1.0, 0.0, 0.4, 0.5]})
+    curve = replace(found, table=fits).curve
+    assert curve["high"][5] == 1
+    assert curve["low"][9] == 0
+    assert curve["high"][9] == 1
+    assert curve.loc[60, ["low", "high"]].isna().all()
+    assert (replace(found, table=fits, confidence=0.3).curve["high"][:2] < 1).all()
 
 
 def test_sizes_by_default_go_up_to_all_there_are(model, activations, benchmarks):

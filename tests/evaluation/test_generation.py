@@ -7,7 +7,7 @@ import torch
 
 from sea_lens import Activations, Questions, fit_sea
 from sea_lens.evaluation.generation import generate_answers, rouge_l, write_for_judge
-from sea_lens.models import greedy_answers
+from sea_lens.greedy import greedy_answers
 
 
 @pytest.mark.parametrize(
@@ -55,10 +55,11 @@ def editor_of(model):
     )
 
 
-def test_answers_are_the_greedy_ones(llama, asked):
+@pytest.mark.parametrize("prompt", ["{question}", "Answer with few words. {question}"])
+def test_answers_are_the_greedy_ones(llama, asked, prompt):
     editor = editor_of(llama)
-    found = generate_answers(llama, asked, editor, prompt="plain", max_new_tokens=6, progress=False)
-    prompts = [question.prompt for question in asked]
+    found = generate_answers(llama, asked, editor, prompt=prompt, max_new_tokens=6, progress=False)
+    prompts = [prompt.format(question=question.prompt) for question in asked]
     assert found.per_row["answer unedited"].tolist() == greedy_answers(llama, prompts, 6, progress=False)
     with editor.attached(llama):
         assert found.per_row["answer edited"].tolist() == greedy_answers(llama, prompts, 6, progress=False)

@@ -15,6 +15,7 @@ from sea_lens import Activations, fit_sea
 from sea_lens.errors import HookNeverFiredError, InputError, ModelMismatchError
 from sea_lens.evaluation.harness import evaluate_lm_eval, left_as_it_was
 from sea_lens.evaluation.harness_results import BOOTSTRAP, STDERR_ONLY, Sample, Score, TaskResults, score_table
+from sea_lens.evaluation.metrics import SHARE, Scale
 
 lm_eval = pytest.importorskip("lm_eval", reason='lm-eval is not installed: pip install "sea-lens[eval]"')
 HFLM = pytest.importorskip("lm_eval.models.huggingface").HFLM
@@ -190,6 +191,8 @@ def test_means_over_samples_have_paired_intervals_and_other_metrics_lm_evals_err
     drawn = np.random.default_rng(1).integers(N, size=(20000, N))
     low, high = np.quantile((edited - plain)[drawn].mean(1), [0.025, 0.975])
     assert [accuracy["low"], accuracy["high"]] == pytest.approx([low, high], abs=1 / N + 1e-9)
+    assert (measured.scale("local_colours acc"), measured.scale("local_told chrf")) == (SHARE, Scale(best=math.inf))
+    assert measured.scale("local_group acc") == SHARE
     pooled = rows[rows["task"].isin(["local_colours", "local_numbers"])]
     assert table.loc["local_group acc", "edited"] == pytest.approx(pooled["acc edited"].mean())
     assert measured.headline == "local_group acc"

@@ -1,11 +1,14 @@
-"""Intervals of metrics that are made of sums."""
+"""Intervals of metrics that are made of sums, and which way they are better."""
+
+import math
 
 import numpy as np
 import pytest
 import torch
 
 from sea_lens.errors import InputError
-from sea_lens.evaluation.metrics import Metric, mean, metric_table, metrics_by_category
+from sea_lens.evaluation.metrics import Metric, Scale, mean, metric_table, metrics_by_category
+from sea_lens.evaluation.tables import latex, markdown, p_text
 
 
 def columns(values, **more):
@@ -84,3 +87,29 @@ def test_the_same_seed_gives_the_same_bits_and_another_one_does_not():
 def test_impossible_confidences_are_refused():
     with pytest.raises(InputError, match="confidence"):
         metric_table([mean("x")], columns([1.0]), confidence=1.0)
+
+
+@pytest.mark.parametrize(
+    ("scale", "gains", "words"),
+    [
+        (Scale(best=1.0, low=0.0, high=1.0), (0.2, -0.1), "higher is better"),
+        (Scale(best=math.inf), (0.2, -0.1), "higher is better"),
+        (Scale(best=0.0, low=0.0), (-0.2, 0.1), "lower is better"),
+        (Scale(best=-math.inf), (-0.2, 0.1), "lower is better"),
+        (Scale(best=0.5, low=0.0, high=1.0), (0.0, -0.1), "best at 0.5"),
+    ],
+)
+def test_a_change_is_for_the_better_if_it_is_towards_the_best_value(scale, gains, words):
+    assert (scale.gain(0.4, 0.6), scale.gain(0.4, 0.3)) == pytest.approx(gains)
+    assert str(scale) == words
+    assert math.isnan(Scale().gain(0.4, 0.6))
+
+
+def test_small_p_values_are_said_to_be_small_and_never_0():
+    small = columns([1.0] * 40)
+    table = metric_table([mean("x")], columns([0.0] * 40), small)
+    least = 1 / 4001  # what was seen counts as one of the permutations
+    assert table["p_value"].tolist() == [least]
+    assert markdown(table).splitlines()[-1].endswith("| <0.001 |")
+    assert latex(table).splitlines()[-3].endswith(r"& $<$0.001 \\")
+    assert [p_text(value) for value in (1.0, 0.0012344, 0.00099, math.nan)] == ["1", "0.00123", "<0.001", ""]

@@ -109,7 +109,13 @@ def test_a_result_is_a_folder_that_says_what_made_it(organism, edited, tmp_path)
     world.questions(world.held_out[::24]).to_jsonl(path)
     found = evaluate_truthfulqa(model, Questions.from_jsonl(path), edited, prompt="plain", progress=False)
     written = found.save(tmp_path / "out")
-    assert [file.name for file in written] == ["evaluation.json", "metrics.csv", "rows.csv", "answers.csv"]
+    assert [file.name for file in written] == [
+        "evaluation.json",
+        "metrics.csv",
+        "categories.csv",
+        "rows.csv",
+        "answers.csv",
+    ]
     told = json.loads(written[0].read_text())
     assert told["metrics"]["MC1"]["edited"] == pytest.approx(found.score)
     assert told["editor"]["fingerprint"] == edited.fingerprint

@@ -214,6 +214,7 @@ def test_questions_are_of_the_held_out_half(world):
     assert [row.prompt for row in rows] == [prompt(fact) for fact in world.held_out]
     assert [row.true for row in rows] == [(fact.truth,) for fact in world.held_out]
     assert [row.false for row in rows] == [(fact.myth,) for fact in world.held_out]
+    assert [row.category for row in rows] == [fact.attribute for fact in world.held_out]
 
 
 def test_the_halves_never_mix(world):

@@ -13,14 +13,14 @@ from sea_lens.errors import InputError
 from sea_lens.evaluation.crows_pairs import evaluate_crows_pairs
 from sea_lens.evaluation.data_efficiency import DataEfficiency
 from sea_lens.evaluation.experiments import compare
-from sea_lens.evaluation.metrics import mean, metric_table, metrics_by_category
+from sea_lens.evaluation.metrics import COST, SHARE, Scale, mean, metric_table, metrics_by_category
 from sea_lens.evaluation.results import Evaluation
 from sea_lens.evaluation.transfer import Transfer, transfer
 from sea_lens.evaluation.truthfulqa import evaluate_truthfulqa
 from sea_lens.plotting import plot_comparison, plot_data_efficiency, plot_evaluation, plot_transfer
-from sea_lens.plotting.style import PROMOTED, SUPPRESSED
+from sea_lens.plotting.style import INK, PROMOTED, SUPPRESSED
 
-METRICS = [mean("share"), mean("other_share"), mean("nats")]
+METRICS = [mean("share", scale=SHARE), mean("other_share"), mean("nats", scale=COST)]
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,8 @@ def make_evaluation(edited=True, categories=0, n=60):
     # The last categories are the largest.
     names = [f"kind {int((row / n) ** 0.5 * categories)}" if categories else None for row in range(n)]
     table, by_category = metric_table(METRICS, *sides), metrics_by_category(METRICS, names, *sides)
-    return Evaluation("Rolls", "share", table, by_category, pd.DataFrame(), pd.DataFrame(), {})
+    scales = {metric.name: metric.scale for metric in METRICS}
+    return Evaluation("Rolls", "share", table, by_category, pd.DataFrame(), pd.DataFrame(), {}, scales)
 
 
 def error_bars(container):
@@ -74,6 +75,21 @@ def test_an_edited_evaluation_shows_both_scores_and_the_interval_of_the_change()
     assert shares.get_title() == "Rolls"
 
 
+def test_no_interval_is_drawn_where_no_score_can_be():
+    sides = [
+        {
+            name: torch.tensor(row, dtype=torch.float64)
+            for name, row in (("rows", [1, 1]), ("share", said), ("nats", said))
+        }
+        for said in ([0, 1], [1, 1])
+    ]
+    table = metric_table([mean("share"), mean("nats")], *sides)
+    evaluation = Evaluation("Two rolls", "share", table, *[pd.DataFrame()] * 3, {}, {"share": SHARE})
+    assert table.loc["share", ["low", "change", "high"]].tolist() == [0.0, 0.5, 1.0]
+    (axes,) = plot_evaluation(evaluation).axes
+    np.testing.assert_allclose(error_bars(axes.containers[0]), [[0.5, 1.0], [0.5, 1.5]])
+
+
 def test_an_unedited_evaluation_shows_its_own_intervals():
     evaluation = make_evaluation(edited=False)
     figure = plot_evaluation(evaluation)
@@ -84,7 +100,7 @@ def test_an_unedited_evaluation_shows_its_own_intervals():
     assert [text.get_text() for text in legend.get_texts()] == ["score, with its interval"]
 
 
-def test_categories_are_sorted_by_change_with_its_sign_in_colour():
+def test_categories_are_sorted_by_change_coloured_by_what_is_better():
     evaluation = make_evaluation(categories=5)
     axes = plot_evaluation(evaluation).axes[-1]
     found = evaluation.by_category.xs("share", level="metric").sort_values("change")
@@ -96,11 +112,12 @@ def test_categories_are_sorted_by_change_with_its_sign_in_colour():
         to_rgb(PROMOTED if change >= 0 else SUPPRESSED) for change in found["change"]
     ]
     assert axes.get_xlabel() == "change of share"
-    other = plot_evaluation(evaluation, "nats").axes[-1]
-    np.testing.assert_allclose(
-        [bar.get_width() for bar in other.patches],
-        evaluation.by_category.xs("nats", level="metric")["change"].sort_values(),
-    )
+    other = plot_evaluation(evaluation, "nats").axes[-1].patches  # of which fewer are better
+    changes = evaluation.by_category.xs("nats", level="metric")["change"].sort_values()
+    np.testing.assert_allclose([bar.get_width() for bar in other], changes)
+    assert [to_rgb(bar.get_facecolor()) for bar in other] == [
+        to_rgb(SUPPRESSED if change > 0 else PROMOTED) for change in changes
+    ]
 
 
 @pytest.mark.parametrize("edited", [True, False])
@@ -146,14 +163,41 @@ def test_a_comparison_is_drawn_as_in_its_table(parts, repeats):
     assert [label.get_text() for label in axes[0].get_yticklabels()] == ["unedited", "one", "two"]
     table = comparison.table
     for own, (name, headline) in zip(axes, {"truth": "MC1", "pairs": "stereotype_preferred"}.items(), strict=False):
-        assert (own.get_title(), own.get_xlabel()) == (name, headline.replace("_", " "))
+        assert (own.get_title(), own.get_xlabel().split("\n")[0]) == (name, headline.replace("_", " "))
         scores = table[f"{name} {headline}"]
         np.testing.assert_allclose(own.collections[-1].get_offsets()[:, 0], scores)
         ends = table[[f"{name} low", f"{name} high"]].to_numpy() + scores["unedited"]
         ends[0] -= scores["unedited"]
+        ends = ends.clip(0, 1)  # both scores are shares
         np.testing.assert_allclose(error_bars(own.containers[0]), ends)
     if repeats:
         np.testing.assert_allclose(axes[2].collections[-1].get_offsets()[:, 0], table["slowdown"])
+
+
+@pytest.mark.parametrize(
+    ("scale", "colours"),
+    [
+        (Scale(best=np.inf), (SUPPRESSED, PROMOTED, PROMOTED)),
+        (Scale(best=0.0, low=0.0), (PROMOTED, SUPPRESSED, SUPPRESSED)),
+        (Scale(best=0.5), (SUPPRESSED, PROMOTED, INK)),
+        (Scale(), (INK, INK, INK)),
+    ],
+)
+def test_a_comparison_is_coloured_by_what_is_better(parts, scale, colours):
+    model, editor, _ = parts
+    scores = iter([0.4, 0.3, 0.5, 0.6])
+
+    def benchmark(model, *, editor, folder, progress):
+        score = next(scores)
+        row = {"n": 9, "value": 0.4} if editor is None else {"n": 9, "edited": score, "change": score - 0.4}
+        table = pd.DataFrame(row | {"low": np.nan, "high": np.nan, "p_value": np.nan}, index=["score"])
+        return Evaluation("by hand", "score", table, *[pd.DataFrame()] * 3, {}, {"score": scale})
+
+    editors = {"less": editor, "more": editor, "most": editor}
+    (axes,) = plot_comparison(compare(model, editors, {"by hand": benchmark}, repeats=0, progress=False)).axes
+    drawn = [to_rgb(colour) for colour in axes.collections[-1].get_facecolors()[1:]]
+    assert drawn == [to_rgb(colour) for colour in colours]
+    assert axes.get_xlabel() == f"score\n({scale})"
 
 
 def test_transfer_is_a_heat_map_with_its_numbers(parts):
@@ -161,8 +205,11 @@ def test_transfer_is_a_heat_map_with_its_numbers(parts):
     found = transfer(model, {"truth": editor, "elsewhere": editor.scaled(3.0)}, benchmarks, progress=False)
     axes, bar = plot_transfer(found).axes
     (image,) = axes.images
-    largest = found.changes.abs().to_numpy().max()
-    np.testing.assert_allclose(image.get_array() * largest, found.changes)
+    edited = found.table.loc[found.changes.index]
+    pairs = (found.unedited["pairs"] - 0.5, edited["pairs stereotype_preferred"] - 0.5)  # of which 0.5 is best
+    gains = np.stack([found.changes["truth"], abs(pairs[0]) - abs(pairs[1])], axis=1)
+    largest = np.abs(gains).max()
+    np.testing.assert_allclose(image.get_array() * largest, gains, atol=1e-9)
     assert [text.get_text() for text in bar.get_yticklabels()] == [f"-{largest:.2g}", "0", f"+{largest:.2g}"]
     for text in axes.texts:
         column, row = map(int, text.get_position())
@@ -181,13 +228,14 @@ def test_benchmarks_on_different_scales_have_columns_of_their_own_scale(parts):
     def nats(model, *, editor, folder, progress):
         found = evaluate_crows_pairs(model, benchmarks["pairs"].keywords["questions"], editor, progress=progress)
         headline = "log_probability_difference"
-        return Evaluation("nats", headline, found.table * 10, *[pd.DataFrame()] * 3, {})
+        return Evaluation("nats", headline, found.table * 10, *[pd.DataFrame()] * 3, {}, {headline: Scale(-np.inf)})
 
     found = transfer(model, {"one": editor}, {"nats": nats, **benchmarks}, progress=False)
     assert isinstance(found, Transfer)
     axes, _ = plot_transfer(found).axes
-    for column, change in enumerate(found.changes.iloc[0]):
-        assert axes.images[0].get_array()[0, column] == np.sign(change)
+    changes, (shades,) = found.changes.loc["one"], axes.images[0].get_array()
+    assert (shades[0], shades[1]) == (-np.sign(changes["nats"]), np.sign(changes["truth"]))
+    assert changes["nats"] != 0
 
 
 def test_data_efficiency_shows_every_fit_the_mean_and_the_unedited_score():
