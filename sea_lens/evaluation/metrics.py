@@ -36,6 +36,10 @@ class Metric:
     value: Callable[[Sums], Float[Tensor, " resamples"]]
     counted: str
 
+    def of(self, columns: Columns) -> float:
+        """The number of all rows."""
+        return float(self.value({name: values.double().sum(0, keepdim=True) for name, values in columns.items()}))
+
 
 def mean(column: str, counted: str = "rows", name: str | None = None) -> Metric:
     """The mean of a column over the rows that another one counts."""
