@@ -157,15 +157,9 @@ def data_efficiency(
             not inside (0, 1).
         FileFormatError: If `folder` holds another experiment.
     """
-    n = activations.n
-    chosen = sorted({size for size in SIZES if size < n} | {n}) if sizes is None else sorted(set(sizes))
-    wrong = [size for size in chosen if not 1 <= size <= n]
-    if wrong or not chosen or not seeds:
-        raise InputError(
-            f"At least one size and one seed are needed, and sizes of 1 to {n}, the number of demonstrations; sizes "
-            f"{wrong or chosen} and seeds {list(seeds)} were given. More demonstrations are had by collecting activations "
-            "of more."
-        )
+    n, chosen = activations.n, chosen_sizes(activations.n, sizes)
+    if not seeds:
+        raise InputError("At least one seed is needed, and none was given. Give some, such as (0, 1, 2).")
     if not 0 < confidence < 1:
         raise InputError(f"confidence must be inside (0, 1), and {confidence} was given.")
     draws = [(size, seed) for size in chosen if size < n for seed in dict.fromkeys(seeds)]
@@ -197,6 +191,22 @@ def data_efficiency(
             rows.append(row)
             bar.update()
     return DataEfficiency(pd.DataFrame(rows).astype({"seed": "Int64"}), unedited, confidence)
+
+
+def chosen_sizes(n: int, sizes: Sequence[int] | None = None) -> list[int]:
+    """The sizes of fits on up to `n` demonstrations, in order: those given, or for None the usual ones.
+
+    Raises:
+        InputError: If there is none, or one is below 1 or above `n`.
+    """
+    chosen = sorted({size for size in SIZES if size < n} | {n}) if sizes is None else sorted(set(sizes))
+    wrong = [size for size in chosen if not 1 <= size <= n]
+    if wrong or not chosen:
+        raise InputError(
+            f"At least one size is needed, and sizes of 1 to {n}, the number of demonstrations; {wrong or chosen} was given. "
+            "More demonstrations are had by collecting activations of more."
+        )
+    return chosen
 
 
 def draw(activations: Activations, size: int, seed: int) -> Activations:
