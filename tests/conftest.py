@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from functools import cache
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -16,6 +17,7 @@ with install_import_hook("sea_lens", "beartype.beartype"):
     import sea_lens
     import sea_lens.cli
     import sea_lens.plotting
+    from sea_lens.cli import inputs
     from sea_lens.cli.app import console
 
 import pytest
@@ -39,6 +41,9 @@ torch.set_num_threads(1)
 ARCHITECTURES = ["gpt2", "llama", "gemma2", "mistral", "qwen2", "gpt-neox"]
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 N_LAYERS, D_MODEL = 3, 32
+PNG = b"\x89PNG\r\n\x1a\n"
+EMBEDDED = {name: cache(getattr(sea_lens, name)) for name in ("load_organism", "load_bias_organism")}
+"""Loaded once for all tests; hooks come and go, weights are never touched."""
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -119,8 +124,8 @@ def stories() -> Path:
 
 @pytest.fixture(scope="session")
 def organism():
-    """The embedded model and its world; hooks come and go, weights are never touched."""
-    return sea_lens.load_organism()
+    """The embedded model and its world."""
+    return EMBEDDED["load_organism"]("cpu")
 
 
 @pytest.fixture
@@ -133,6 +138,8 @@ def without_type_checks(monkeypatch):
 def command(monkeypatch, capsys):
     """Runs the command in this process: exit code, stdout and stderr."""
     monkeypatch.setenv("COLUMNS", "160")
+    for name, load in EMBEDDED.items():
+        monkeypatch.setattr(inputs, name, load)
     for side, size in (("_width", 160), ("_height", 50)):  # which a dumb terminal would not take from the environment
         monkeypatch.setattr(console, side, size)
 
@@ -158,3 +165,20 @@ def editor_folder(tmp_path_factory):
         {1: edit, 2: edit.scaled(0.5)}, sea_lens.EditorCard("by hand", {"seed": 3}, layers={1: facts})
     ).save_pretrained(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def demos(organism, tmp_path_factory):
+    """A file of 60 demonstrations about the embedded model's world, without neutral answers."""
+    path = tmp_path_factory.mktemp("cli") / "demos.jsonl"
+    organism[1].demonstrations()[:60].to_jsonl(path)
+    return path
+
+
+def assert_is_one_error(err, *parts):
+    assert err.startswith("error: ")
+    assert err.endswith("\n")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    for part in parts:
+        assert part in err
