@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -18,10 +19,11 @@ with install_import_hook("sea_lens", "beartype.beartype"):
     import sea_lens.cli
     import sea_lens.plotting
     from sea_lens.cli import inputs
-    from sea_lens.cli.app import console
+    from sea_lens.cli.app import app, console
 
 import pytest
 import torch
+import typer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import (
@@ -114,6 +116,23 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def some_data(shared_data, tmp_path_factory):
+    """The same by name, but for most of the lines: layouts show in the first, and whole files take seconds to read."""
+    folder = tmp_path_factory.mktemp("data")
+
+    def first_lines(name: str) -> Path:
+        path = folder / name
+        if name.endswith(".json"):
+            return shared_data / name
+        if not path.exists():
+            with (shared_data / name).open(encoding="utf-8") as lines:
+                path.write_text("".join(islice(lines, 60)), encoding="utf-8")
+        return path
+
+    return first_lines
+
+
+@pytest.fixture(scope="session")
 def stories() -> Path:
     """A folder with a small trained Llama, where this checkout stands beside it."""
     path = SHARED / "models" / "stories260K"
@@ -134,9 +153,16 @@ def without_type_checks(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
+@cache
+def built_command():
+    """What typer makes of the command line, made once and not for every call."""
+    return typer.main.get_command(app)
+
+
 @pytest.fixture(name="sea_lens")
 def command(monkeypatch, capsys):
     """Runs the command in this process: exit code, stdout and stderr."""
+    monkeypatch.setattr(sea_lens.cli, "app", built_command())
     monkeypatch.setenv("COLUMNS", "160")
     for name, load in EMBEDDED.items():
         monkeypatch.setattr(inputs, name, load)
@@ -169,9 +195,9 @@ def editor_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def demos(organism, tmp_path_factory):
-    """A file of 60 demonstrations about the embedded model's world, without neutral answers."""
+    """A file of 30 demonstrations about the embedded model's world, without neutral answers."""
     path = tmp_path_factory.mktemp("cli") / "demos.jsonl"
-    organism[1].demonstrations()[:60].to_jsonl(path)
+    organism[1].demonstrations()[:30].to_jsonl(path)
     return path
 
 

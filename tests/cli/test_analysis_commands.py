@@ -61,16 +61,16 @@ def test_inspect_shows_the_card_and_every_layer(sea_lens, editor_folder):
 
 @pytest.fixture(scope="module")
 def fitted(organism, demos, tmp_path_factory):
-    """An editor of SEA for layers 1 and 2 of the embedded model, fitted on its first 40 demonstrations."""
+    """An editor of SEA for layers 1 and 2 of the embedded model, fitted on its demonstrations."""
     model, _ = organism
-    data = Demonstrations.from_jsonl(demos).sample(40, 0).with_neutral_answers(model, 1, progress=False)
+    data = Demonstrations.from_jsonl(demos).sample(24, 0).with_neutral_answers(model, 1, progress=False)
     activations = collect_activations(model, data, progress=False)
     folder = tmp_path_factory.mktemp("cli") / "fitted"
     fit_sea(activations, 0.5, centre=True, layers=[1, 2], progress=False).save_pretrained(folder)
     return folder
 
 
-FITTED_ON = ["--n", 40, *ONE_TOKEN]
+FITTED_ON = ["--n", 24, *ONE_TOKEN]
 
 
 def written(folder, out, names):
@@ -128,7 +128,7 @@ def test_probes_are_cross_validated_shown_and_drawn(sea_lens, demos, fitted, tmp
     tables = written(tmp_path / "o", out, ["probes.csv", "probes.png", "activations.png"])
     assert tables["probes"]["layer"].tolist() == [0, 1, 2, 3]
     assert [row[0] for row in rows_of(out)] == ["0", "1", "2", "3"]
-    assert "Probes of 40 demonstrations, 2 folds" in out
+    assert "Probes of 24 demonstrations, 2 folds" in out
 
 
 @pytest.mark.usefixtures("without_type_checks")
@@ -152,6 +152,6 @@ def test_spectra_angles_directions_and_massive_activations_are_shown_and_written
 
 
 def test_other_demonstrations_than_the_editors_are_noted(sea_lens, demos, fitted, tmp_path):
-    code, out, _ = sea_lens("spectrum", "organism", fitted, demos, "--n", 30, *ONE_TOKEN, "--out", tmp_path / "o")
+    code, out, _ = sea_lens("spectrum", "organism", fitted, demos, "--n", 12, *ONE_TOKEN, "--out", tmp_path / "o")
     assert code == 0
     assert "note: these are not the demonstrations" in out

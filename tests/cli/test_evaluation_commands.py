@@ -138,22 +138,22 @@ def test_bbq_on_the_model_with_a_bias_sees_what_an_edit_of_its_own_world_does(se
     assert table.loc["bias_score_ambiguous", "high"] < 0
 
 
-def test_bbq_and_crows_pairs_of_published_files(sea_lens, shared_data, stories, tmp_path):
-    path = shared_data / "bbq_Religion.jsonl"
+def test_bbq_and_crows_pairs_of_published_files(sea_lens, some_data, stories, tmp_path):
+    path = some_data("bbq_Religion.jsonl")
     command = ["evaluate", "bbq", stories, path, "--n", 8, "--scored-by", "mean"]
     code, out, err = sea_lens(*command, "--context", "ambig", "--out", tmp_path / "bbq")
     assert code == 0, err
     assert "bias score ambiguous" in out
     assert "disambiguated" not in out
     assert facts(tmp_path / "bbq")["options"]["scored_by"] == "mean"
-    pairs = shared_data / "crows_pairs_anonymized.csv"
+    pairs = some_data("crows_pairs_anonymized.csv")
     code, out, err = sea_lens("evaluate", "crows-pairs", stories, pairs, "--n", 8, "--out", tmp_path / "crows")
     assert code == 0, err
     assert "stereotype preferred" in out
 
 
-def test_a_prompt_that_does_not_fit_a_small_context_is_said_so(sea_lens, shared_data, stories, tmp_path):
-    path = shared_data / "bbq_Religion.jsonl"
+def test_a_prompt_that_does_not_fit_a_small_context_is_said_so(sea_lens, some_data, stories, tmp_path):
+    path = some_data("bbq_Religion.jsonl")
     command = ["evaluate", "bbq", stories, path, "--n", 2, "--prompt", "paper", "--out", tmp_path / "o"]
     code, _, err = sea_lens(*command)
     assert code == 2

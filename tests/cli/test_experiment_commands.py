@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from conftest import PNG
+from conftest import EMBEDDED, PNG
 
-from sea_lens import Demonstrations, Editor, collect_activations, fit_sea
+from sea_lens import Editor, collect_activations, fit_sea
 from sea_lens.cli.app import console
 from sea_lens.evaluation import data_efficiency
 
 pytestmark = pytest.mark.usefixtures("without_type_checks")
-FIT = ["--max-new-tokens", 1, "--explained-variance", 0.5, "--layers", "first:3"]
+FIT = ["--max-new-tokens", 1, "--explained-variance", 0.9999, "--layers", "last:1"]
 
 
 def test_editors_are_compared_in_one_folder(sea_lens, editor_folder, tmp_path, monkeypatch):
@@ -44,35 +44,35 @@ def test_editors_are_compared_in_one_folder(sea_lens, editor_folder, tmp_path, m
     assert "TruthfulQA: MC1, 95% intervals" in out
 
 
-def test_editors_fitted_on_each_source_are_measured_on_each_benchmark(sea_lens, organism, demos, tmp_path, monkeypatch):
+def test_editors_fitted_on_each_source_are_measured_on_each_benchmark(sea_lens, tmp_path, monkeypatch):
     monkeypatch.setattr(console, "_width", 80)
-    data = Demonstrations.from_jsonl(demos)
-    lies = tuple(replace(row, positive=row.negative, negative=row.positive) for row in data)
-    replace(data, rows=lies).to_jsonl(tmp_path / "lies.jsonl")
-    sources = [f"TruthfulQA={demos}", tmp_path / "lies.jsonl"]
-    options = ["--truthfulqa", "organism", "--perplexity", "organism", "--n-questions", 30, "--n", 20]
-    code, out, err = sea_lens("transfer", "organism", *sources, *FIT, *options, "--out", tmp_path / "o")
+    model, world = EMBEDDED["load_bias_organism"]("cpu")
+    data = world.demonstrations()
+    swapped = tuple(replace(row, positive=row.negative, negative=row.positive) for row in data)
+    replace(data, rows=swapped).to_jsonl(tmp_path / "swapped.jsonl")
+    sources = ["BBQ=bias-organism", tmp_path / "swapped.jsonl"]
+    options = ["--bbq", "bias-organism", "--perplexity", "bias-organism", "--n-questions", 40, "--n", 60]
+    code, out, err = sea_lens("transfer", "bias-organism", *sources, *FIT, *options, "--out", tmp_path / "o")
     assert code == 0, err
     matrix = pd.read_csv(tmp_path / "o" / "transfer.csv").set_index("source")
-    assert matrix.columns.tolist() == ["TruthfulQA", "texts"]
-    assert matrix.loc["TruthfulQA", "TruthfulQA"] > max(0.3, matrix.loc["lies.jsonl", "TruthfulQA"])
+    assert matrix.columns.tolist() == ["BBQ", "texts"]
+    assert matrix.loc["BBQ", "BBQ"] > 0.15 > 0 > matrix.loc["swapped.jsonl", "BBQ"]
     assert (tmp_path / "o" / "transfer.png").read_bytes().startswith(PNG)
     assert (tmp_path / "o" / "transfer.md").read_text().startswith("| source |")
     assert (tmp_path / "o" / "transfer.tex").read_text().startswith("\\begin{tabular}")
     facts = json.loads((tmp_path / "o" / "comparison.json").read_text())
-    assert list(facts["editors"]) == matrix.index.tolist() == ["TruthfulQA", "lies.jsonl"]
-    model, _ = organism
-    answered = data.sample(20, 0).with_neutral_answers(model, 1, progress=False)
-    expected = fit_sea(collect_activations(model, answered, [0, 1, 2], progress=False), 0.5, progress=False)
-    assert facts["editors"]["TruthfulQA"] == expected.fingerprint
+    assert list(facts["editors"]) == matrix.index.tolist() == ["BBQ", "swapped.jsonl"]
+    answered = data.sample(60, 0).with_neutral_answers(model, 1, progress=False)
+    expected = fit_sea(collect_activations(model, answered, [3], progress=False), 0.9999, progress=False)
+    assert facts["editors"]["BBQ"] == expected.fingerprint
     assert not (tmp_path / "o" / "unfinished").exists()
-    assert "TruthfulQA: MC1, 95% intervals" in out
+    assert "BBQ: accuracy, 95% intervals" in out
     assert all(len(line) <= 80 for line in out.split("comparison.json")[0].splitlines())
 
 
-def test_fits_on_fewer_demonstrations_are_measured_and_a_killed_run_goes_on(sea_lens, demos, tmp_path, monkeypatch):
-    command = ["data-efficiency", "organism", demos, *FIT, "--truthfulqa", "organism", "--n-questions", 20]
-    command += ["--draws", 2, "--seed", 4, "--size", 5, "--size", 60, "--out", tmp_path / "o"]
+def test_fits_on_fewer_demonstrations_are_measured_and_a_killed_run_goes_on(sea_lens, tmp_path, monkeypatch):
+    command = ["data-efficiency", "bias-organism", "bias-organism", *FIT, "--bbq", "bias-organism", "--n-questions", 40]
+    command += ["--n", 60, "--draws", 2, "--seed", 4, "--size", 5, "--size", 60, "--out", tmp_path / "o"]
     drawn, draw = [], data_efficiency.draw
 
     def killed(activations, size, seed):
@@ -92,11 +92,11 @@ def test_fits_on_fewer_demonstrations_are_measured_and_a_killed_run_goes_on(sea_
     assert fits["size"].tolist() == [5, 5, 60]
     assert fits["seed"].tolist()[:2] == [4, 5]
     curve = pd.read_csv(tmp_path / "o" / "curve.csv").set_index("size")
-    assert curve.loc[60, "change"] > 0.2
+    assert curve.loc[60, "change"] > 0.15
     names = ["curve.csv", "curve.md", "curve.png", "curve.tex", "fits.csv", "result.json", "unedited"]
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == names
     assert (tmp_path / "o" / "curve.png").read_bytes().startswith(PNG)
-    assert "TruthfulQA: MC1, unedited 0." in out
+    assert "BBQ: accuracy, unedited 0." in out
     mean, low, high = (f"{curve.loc[5, name]:.3g}" for name in ("mean", "low", "high"))
     assert re.search(rf"│ 5 +│ 2 +│ {re.escape(f'{mean} [{low}, {high}]')} │", out)
 
@@ -141,7 +141,7 @@ TRUTH = ["--truthfulqa", "organism"]
         (["transfer", "organism", "bias-organism", *TRUTH], "does not know the words of 'bias-organism'"),
         (["transfer", "organism", "DEMOS", *TRUTH, "--token", "first"], "--token is last, last_content, mean"),
         (["data-efficiency", "organism", "DEMOS", *TRUTH, "--perplexity", "organism"], "Give one benchmark, and not 2"),
-        (["data-efficiency", "organism", "DEMOS", *TRUTH, "--size", "61"], "sizes of 1 to 60"),
+        (["data-efficiency", "organism", "DEMOS", *TRUTH, "--size", "31"], "sizes of 1 to 30"),
         (["data-efficiency", "organism", "DEMOS", *TRUTH, "--draws", "0"], "--draws"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else None,

@@ -104,7 +104,7 @@ def collected(sea_lens, demos, whole):
     if not whole.exists():
         code, out, _ = sea_lens("collect", "organism", demos, "--out", whole, *ONE_TOKEN)
         assert code == 0
-        assert "Activations(60 demonstrations, resid_post of layers [0, 1, 2, 3], d_model 128" in out
+        assert "Activations(30 demonstrations, resid_post of layers [0, 1, 2, 3], d_model 128" in out
     return whole
 
 
@@ -114,7 +114,7 @@ def test_fitting_from_collected_activations_equals_fitting_at_once(sea_lens, dem
     one, two = Editor.from_pretrained(tmp_path / "one"), Editor.from_pretrained(tmp_path / "two")
     assert same(one, two)
     assert one.card == two.card
-    assert one.card.n_demonstrations == 60
+    assert one.card.n_demonstrations == 30
     assert not one.is_identity
 
 

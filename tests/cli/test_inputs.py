@@ -26,8 +26,8 @@ from sea_lens.organism.bias_world import BiasWorld
         ("halueval_qa_500.json", lambda path: Questions.from_demonstrations(Demonstrations.from_halueval(path))),
     ],
 )
-def test_published_questions_are_known_by_their_fields(shared_data, name, read):
-    assert read_questions(shared_data / name) == read(shared_data / name)
+def test_published_questions_are_known_by_their_fields(some_data, name, read):
+    assert read_questions(some_data(name)) == read(some_data(name))
 
 
 def test_questions_and_demonstrations_of_ones_own_are_known_by_their_fields(tmp_path):
@@ -126,10 +126,10 @@ def test_a_layout_given_is_taken_at_its_word(tmp_path):
         read_demonstrations(path, DataFormat.halueval, None, 0)
 
 
-def test_published_files_are_found_out(shared_data):
-    path = shared_data / "halueval_qa_500.json"
+def test_published_files_are_found_out(some_data):
+    path = some_data("halueval_qa_500.json")
     assert read_demonstrations(path, DataFormat.auto, 20, 1) == Demonstrations.from_halueval(path, 20, 1)
-    path = shared_data / "bbq_Age.jsonl"
+    path = some_data("bbq_Age.jsonl")
     assert read_demonstrations(path, DataFormat.auto, 20, 1) == Demonstrations.from_bbq(path, 20, 1)
 
 
