@@ -118,14 +118,17 @@ def data_efficiency(
         raise InputError(f"Give one benchmark, and not {len(measured)}: {', '.join(measured)}.")
     (benchmark,) = measured.values()
     data = reading.read(demonstrations)
-    sizes = efficiency.chosen_sizes(len(data), size)
+    seeds = range(reading.seed, reading.seed + draws)
+    sizes = efficiency.chosen_sizes(
+        len(data), size, seeds
+    )  # refuses what is impossible before the model runs, not after
     bridge = load_model(model, reading.device, dtype, reads=[demonstrations, *benchmarks.files])
     result = efficiency.data_efficiency(
         bridge,
         reading.collect(bridge, data, out / UNFINISHED / "activations", layers),
         benchmark,
         sizes=sizes,
-        seeds=range(reading.seed, reading.seed + draws),
+        seeds=seeds,
         fit=rule.fitter,
         confidence=confidence,
         folder=out / UNFINISHED,

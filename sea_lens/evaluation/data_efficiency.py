@@ -157,9 +157,8 @@ def data_efficiency(
             not inside (0, 1).
         FileFormatError: If `folder` holds another experiment.
     """
-    n, chosen = activations.n, chosen_sizes(activations.n, sizes)
-    if not seeds:
-        raise InputError("At least one seed is needed, and none was given. Give some, such as (0, 1, 2).")
+    n = activations.n
+    chosen = chosen_sizes(n, sizes, seeds)
     if not 0 < confidence < 1:
         raise InputError(f"confidence must be inside (0, 1), and {confidence} was given.")
     draws = [(size, seed) for size in chosen if size < n for seed in dict.fromkeys(seeds)]
@@ -193,18 +192,21 @@ def data_efficiency(
     return DataEfficiency(pd.DataFrame(rows).astype({"seed": "Int64"}), unedited, confidence)
 
 
-def chosen_sizes(n: int, sizes: Sequence[int] | None = None) -> list[int]:
-    """The sizes of fits on up to `n` demonstrations, in order: those given, or for None the usual ones.
+def chosen_sizes(n: int, sizes: Sequence[int] | None, seeds: Sequence[int]) -> list[int]:
+    """The numbers of demonstrations to fit on, in order, where there are `n`: those given, or for None the usual ones.
 
     Raises:
-        InputError: If there is none, or one is below 1 or above `n`.
+        InputError: If there is no size or seed, seeds are a number, or a size is below 1 or above `n`.
     """
+    if isinstance(seeds, int):
+        raise InputError(f"seeds are a list, such as range({seeds}) for {seeds} draws of each size; {seeds} was given.")
     chosen = sorted({size for size in SIZES if size < n} | {n}) if sizes is None else sorted(set(sizes))
     wrong = [size for size in chosen if not 1 <= size <= n]
-    if wrong or not chosen:
+    if wrong or not chosen or not seeds:
         raise InputError(
-            f"At least one size is needed, and sizes of 1 to {n}, the number of demonstrations; {wrong or chosen} was given. "
-            "More demonstrations are had by collecting activations of more."
+            f"At least one size and one seed are needed, and sizes of 1 to {n}, the number of demonstrations; sizes "
+            f"{wrong or chosen} and seeds {list(seeds)} were given. More demonstrations are had by collecting activations "
+            "of more."
         )
     return chosen
 

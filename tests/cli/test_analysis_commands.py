@@ -4,9 +4,8 @@ import pandas as pd
 import pytest
 from conftest import PNG, assert_is_one_error
 
-from sea_lens import Demonstrations, Editor, collect_activations, fit_sea
+from sea_lens import Demonstrations, Editor, Questions, answer_greedily, collect_activations, fit_sea
 from sea_lens.analysis.effects import measure_effects
-from sea_lens.models import greedy_answers
 
 ONE_TOKEN = ["--max-new-tokens", "1"]
 
@@ -19,9 +18,10 @@ def test_generate_shows_plain_and_edited_side_by_side(sea_lens, organism, editor
     prompts = ["<anyone> Q Mira home A", "<truthful> Q Ada pet A"]
     code, out, _ = sea_lens("generate", "organism", editor_folder, *prompts, *ONE_TOKEN, "--strength", 100)
     assert code == 0
-    plain = greedy_answers(model, prompts, 1, progress=False)
+    asked = Questions.from_lists(prompts, [["Lima"], ["cat"]], [[], []])
+    plain = answer_greedily(model, asked, 1).table["answer"].tolist()
     with Editor.from_pretrained(editor_folder).scaled(100.0).attached(model):
-        edited = greedy_answers(model, prompts, 1, progress=False)
+        edited = answer_greedily(model, asked, 1).table["answer"].tolist()
     assert plain != edited
     for row in zip(prompts, plain, edited, strict=True):
         assert re.search(" +│ +".join(map(re.escape, row)), out), out

@@ -76,7 +76,7 @@ def test_the_demo(sea_lens, tmp_path, capsys, monkeypatch):
 def test_the_demo_does_not_call_every_other_answer_a_myth(organism):
     model, world = organism
     one = {"explained_variances": (0.5,), "layers": ["all"], "centre": (True,), "max_new_tokens": 1, "progress": False}
-    few = replace(world, fitting=world.fitting[:8])
+    few = replace(world, fitting=world.fitting[::10])
     tuning = tune_sea(model, experiment.collect(model, few), few.questions(few.fitting), **one)
     half = Proportion(1, 2)
     asked = {"question": ["where?", "who?"], "truth": ["here", "you"], "myth": ["there", "me"]}
