@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from functools import cache
+from itertools import islice
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -16,10 +18,12 @@ with install_import_hook("sea_lens", "beartype.beartype"):
     import sea_lens
     import sea_lens.cli
     import sea_lens.plotting
-    from sea_lens.cli.app import console
+    from sea_lens.cli import inputs
+    from sea_lens.cli.app import app, console
 
 import pytest
 import torch
+import typer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import (
@@ -39,6 +43,9 @@ torch.set_num_threads(1)
 ARCHITECTURES = ["gpt2", "llama", "gemma2", "mistral", "qwen2", "gpt-neox"]
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 N_LAYERS, D_MODEL = 3, 32
+PNG = b"\x89PNG\r\n\x1a\n"
+EMBEDDED = {name: cache(getattr(sea_lens, name)) for name in ("load_organism", "load_bias_organism")}
+"""Loaded once for all tests; hooks come and go, weights are never touched."""
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -109,6 +116,23 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def some_data(shared_data, tmp_path_factory):
+    """The same by name, but for most of the lines: layouts show in the first, and whole files take seconds to read."""
+    folder = tmp_path_factory.mktemp("data")
+
+    def first_lines(name: str) -> Path:
+        path = folder / name
+        if name.endswith(".json"):
+            return shared_data / name
+        if not path.exists():
+            with (shared_data / name).open(encoding="utf-8") as lines:
+                path.write_text("".join(islice(lines, 60)), encoding="utf-8")
+        return path
+
+    return first_lines
+
+
+@pytest.fixture(scope="session")
 def stories() -> Path:
     """A folder with a small trained Llama, where this checkout stands beside it."""
     path = SHARED / "models" / "stories260K"
@@ -119,8 +143,8 @@ def stories() -> Path:
 
 @pytest.fixture(scope="session")
 def organism():
-    """The embedded model and its world; hooks come and go, weights are never touched."""
-    return sea_lens.load_organism()
+    """The embedded model and its world."""
+    return EMBEDDED["load_organism"]("cpu")
 
 
 @pytest.fixture
@@ -129,10 +153,19 @@ def without_type_checks(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
+@cache
+def built_command():
+    """What typer makes of the command line, made once and not for every call."""
+    return typer.main.get_command(app)
+
+
 @pytest.fixture(name="sea_lens")
 def command(monkeypatch, capsys):
     """Runs the command in this process: exit code, stdout and stderr."""
+    monkeypatch.setattr(sea_lens.cli, "app", built_command())
     monkeypatch.setenv("COLUMNS", "160")
+    for name, load in EMBEDDED.items():
+        monkeypatch.setattr(inputs, name, load)
     for side, size in (("_width", 160), ("_height", 50)):  # which a dumb terminal would not take from the environment
         monkeypatch.setattr(console, side, size)
 
@@ -158,3 +191,20 @@ def editor_folder(tmp_path_factory):
         {1: edit, 2: edit.scaled(0.5)}, sea_lens.EditorCard("by hand", {"seed": 3}, layers={1: facts})
     ).save_pretrained(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def demos(organism, tmp_path_factory):
+    """A file of 30 demonstrations about the embedded model's world, without neutral answers."""
+    path = tmp_path_factory.mktemp("cli") / "demos.jsonl"
+    organism[1].demonstrations()[:30].to_jsonl(path)
+    return path
+
+
+def assert_is_one_error(err, *parts):
+    assert err.startswith("error: ")
+    assert err.endswith("\n")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    for part in parts:
+        assert part in err

@@ -47,12 +47,14 @@ from sea_lens.questions import Questions
 QuestionsFile = Annotated[
     Path,
     typer.Argument(
-        help="TruthfulQA or CrowS-Pairs CSV, BBQ or JSONL, demonstrations, or `organism` (its held-out ones)."
+        help="TruthfulQA or CrowS-Pairs CSV, BBQ or JSONL, demonstrations, or `organism` or `bias-organism` (held-out ones)."
     ),
 ]
 FittedOn = Annotated[
     Path,
-    typer.Argument(help="The demonstrations file that the editor was fitted on, or `organism` for the embedded world."),
+    typer.Argument(
+        help="The demonstrations file that the editor was fitted on, or `organism` or `bias-organism` for an embedded world."
+    ),
 ]
 Controls = Annotated[int, typer.Option(help="Norm-matched random editors to compare with; 19 allow p = 0.05.", min=0)]
 AnalysisSeed = Annotated[int, typer.Option(help="Of samples, resamples and random editors.")]
@@ -79,7 +81,7 @@ def effects(
     device: Device = "cpu",
 ) -> None:
     """Measures what an editor does to answers: logits, probabilities, accuracy, flips, KL, with intervals and controls."""
-    fitted, bridge = Editor.from_pretrained(editor), load_model(model, device)
+    fitted, bridge = Editor.from_pretrained(editor), load_model(model, device, reads=[questions])
     asked = _asked(questions, n, seed, template, bridge)
     result = measure_effects(
         bridge, fitted, asked, control=control, seed=seed, batch_size=batch_size, folder=out / UNFINISHED
@@ -116,7 +118,7 @@ def ablate(
     modes = [known for known in MODES if known in mode]
     if set(modes) != set(mode):
         raise InputError(f"--mode is one of {', '.join(MODES)}, and {', '.join(mode)} was given.")
-    fitted, bridge = Editor.from_pretrained(editor), load_model(model, device)
+    fitted, bridge = Editor.from_pretrained(editor), load_model(model, device, reads=[questions])
     asked = _asked(questions, n, seed, template, bridge)
     result = ablate_layers(
         bridge, fitted, asked, modes, effect, control=control, seed=seed, batch_size=batch_size, folder=out / UNFINISHED
@@ -195,7 +197,7 @@ def probe(
     device: Device = "cpu",
 ) -> None:
     """Measures what probes tell apart before and after the edit, layer by layer."""
-    fitted, bridge = Editor.from_pretrained(editor), load_model(model, device)
+    fitted, bridge = Editor.from_pretrained(editor), load_model(model, device, reads=[demonstrations])
     plain, edited = _collected(
         bridge, fitted, demonstrations, n, seed, template, chat, answer_ending, max_new_tokens, batch_size, edited=True
     )
@@ -226,7 +228,7 @@ def spectrum(
     device: Device = "cpu",
 ) -> None:
     """Shows what an edit is: spectra, angles, directions read as tokens, massive activations."""
-    fitted, bridge = Editor.from_pretrained(editor), load_model(model, device)
+    fitted, bridge = Editor.from_pretrained(editor), load_model(model, device, reads=[demonstrations])
     if fitted.card.method != "sea":
         raise InputError(f"Spectra are of editors of `sea-lens fit`, and this one is of {fitted.card.method!r}.")
     plain, _ = _collected(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Optional
 
-from sea_lens.cli.inputs import BBQ_FIELDS, TRUTHFULQA_FIELDS, first_fields, is_organism, read_questions, unescaped
+import typer
+
+from sea_lens.cli.inputs import BBQ_FIELDS, TRUTHFULQA_FIELDS, first_fields, is_embedded, read_questions, unescaped
 from sea_lens.errors import InputError
 from sea_lens.evaluation.bbq import evaluate_bbq
 from sea_lens.evaluation.capabilities import evaluate_perplexity
@@ -32,8 +34,13 @@ def truthfulqa_questions(
     path: Path, n: int | None, seed: int, template: str | None, prompt: str | None
 ) -> tuple[Questions, str]:
     """Questions, and the prompt they go into: the paper's for `TruthfulQA.csv`, plain for others, if none is given."""
-    is_published = not is_organism(path) and first_fields(path) >= TRUTHFULQA_FIELDS
-    questions = _sampled(read_questions(path, _template(template)), n, seed)
+    is_published = not is_embedded(path) and first_fields(path) >= TRUTHFULQA_FIELDS
+    questions = read_questions(path, _template(template))
+    if all(isinstance(row, BBQQuestion) for row in questions):
+        raise InputError(
+            f"{path} has BBQ's questions, not TruthfulQA's. Measure them with `sea-lens evaluate bbq`, or --bbq."
+        )
+    questions = _sampled(questions, n, seed)
     return questions, unescaped(prompt) if prompt is not None else "paper" if is_published else "plain"
 
 
@@ -89,11 +96,16 @@ def bbq_benchmark(
     if (
         template is None
         and prompt in PROMPTS_WITH_EXAMPLES
-        and not is_organism(path)
+        and not is_embedded(path)
         and first_fields(path) >= BBQ_FIELDS
     ):
         template = Q_AND_A
     questions = read_questions(path, _template(template))
+    if not any(isinstance(row, BBQQuestion) for row in questions):
+        raise InputError(
+            f"{path} has no questions of BBQ. Give a file of BBQ, or `bias-organism`, an embedded world's. (Those with true "
+            "and false answers are measured with `sea-lens evaluate truthfulqa`, or --truthfulqa.)"
+        )
     if context != "both":
         rows = tuple(row for row in questions if isinstance(row, BBQQuestion) and row.context_condition == context)
         if not rows:
@@ -126,8 +138,8 @@ def perplexity_benchmark(
     context_length: int | None = None,
     stride: int | None = None,
 ) -> Benchmark:
-    """Perplexity and KL on texts; those of the embedded world are its held-out facts, truly told."""
-    if is_organism(path):
+    """Perplexity and KL on texts; those of an embedded world are its held-out questions, rightly answered."""
+    if is_embedded(path):
         texts = [join(question.prompt, question.true[0]) for question in read_questions(path)]
     else:
         texts = read_texts(path)
@@ -144,6 +156,47 @@ def perplexity_benchmark(
         confidence=confidence,
         batch_size=batch_size,
     )
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions:
+    """Benchmarks by the options that name their files, for commands that measure on several."""
+
+    truthfulqa: Annotated[Optional[Path], typer.Option(help="TruthfulQA.csv, JSONL, or `organism`: by MC1.")] = None
+    truthfulqa_prompt: Annotated[Optional[str], typer.Option(help="As --prompt of `sea-lens evaluate truthfulqa`.")] = (
+        None
+    )
+    bbq: Annotated[Optional[Path], typer.Option(help="A file of BBQ, or `bias-organism`: by accuracy.")] = None
+    bbq_prompt: Annotated[Optional[str], typer.Option(help="As --prompt of `sea-lens evaluate bbq`.")] = None
+    crows_pairs: Annotated[Optional[Path], typer.Option(help="crows_pairs_anonymized.csv.")] = None
+    perplexity: Annotated[Optional[Path], typer.Option(help="Texts, or `organism` or `bias-organism`.")] = None
+
+    @property
+    def files(self) -> tuple[Path | None, ...]:
+        """Those given, and None for the others."""
+        return self.truthfulqa, self.bbq, self.crows_pairs, self.perplexity
+
+    def read(self, n: int | None, seed: int, confidence: float, batch_size: int) -> dict[str, Benchmark]:
+        """The benchmarks whose files are given, by name.
+
+        Raises:
+            InputError: If there is none, or a file is not what its option says.
+        """
+        common = (n, seed, confidence, batch_size)
+        found: dict[str, Benchmark] = {}
+        if self.truthfulqa is not None:
+            found["TruthfulQA"] = truthfulqa_benchmark(self.truthfulqa, *common, prompt=self.truthfulqa_prompt)
+        if self.bbq is not None:
+            found["BBQ"] = bbq_benchmark(self.bbq, *common, prompt=self.bbq_prompt)
+        if self.crows_pairs is not None:
+            found["CrowS-Pairs"] = crows_pairs_benchmark(self.crows_pairs, *common)
+        if self.perplexity is not None:
+            found["texts"] = perplexity_benchmark(self.perplexity, *common)
+        if not found:
+            raise InputError(
+                "Give at least one benchmark: --truthfulqa, --bbq, --crows-pairs or --perplexity with its file."
+            )
+        return found
 
 
 def _template(template: str | None) -> str | None:

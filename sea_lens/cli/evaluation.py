@@ -1,4 +1,4 @@
-"""Is the model better, and what did it cost: evaluate, and compare. A result is a folder that names what made it."""
+"""Is the model better, and what did it cost: evaluate. A result is a folder that names what made it."""
 
 from __future__ import annotations
 
@@ -71,10 +71,12 @@ class Subject:
     out: Path
 
     @classmethod
-    def load(cls, model: str, editor: str | None, out: Path, device: str, dtype: DTypeName) -> Subject:
-        """Loads the editor first: a mistake there should not wait for the model."""
+    def load(
+        cls, model: str, editor: str | None, out: Path, device: str, dtype: DTypeName, reads: Path | None = None
+    ) -> Subject:
+        """Loads the editor first: a mistake there should not wait for the model, which is to read `reads`."""
         fitted = None if editor is None else Editor.from_pretrained(editor)
-        return cls(load_model(model, device, dtype), fitted, editor, out)
+        return cls(load_model(model, device, dtype, reads=[reads]), fitted, editor, out)
 
     def measured(self, benchmark: Benchmark) -> Evaluation:
         """The result of a benchmark, kept on the way in a folder that is gone when all is written."""
@@ -148,11 +150,11 @@ def truthfulqa(
     """
     if not generate:
         benchmark = truthfulqa_benchmark(questions, n, seed, confidence, batch_size, template, prompt)
-        subject = Subject.load(model, editor, out, device, dtype)
+        subject = Subject.load(model, editor, out, device, dtype, questions)
         subject.report(subject.measured(benchmark))
         return
     asked, words = truthfulqa_questions(questions, n, seed, template, prompt)
-    subject = Subject.load(model, editor, out, device, dtype)
+    subject = Subject.load(model, editor, out, device, dtype, questions)
     result = subject.measured(generation_benchmark(asked, words, seed, confidence, batch_size, max_new_tokens))
     out.mkdir(parents=True, exist_ok=True)
     write_for_judge(result, asked, out / "answers.jsonl")
@@ -162,7 +164,9 @@ def truthfulqa(
 @evaluate.command()
 def bbq(
     model: ModelName,
-    questions: Annotated[Path, typer.Argument(help="A file of BBQ, such as Age.jsonl.")],
+    questions: Annotated[
+        Path, typer.Argument(help="A file of BBQ, such as Age.jsonl, or `bias-organism` (its held-out questions).")
+    ],
     editor: EditorOption = None,
     out: Out = Path("bbq"),
     prompt: Prompt = None,
@@ -188,7 +192,7 @@ def bbq(
     benchmark = bbq_benchmark(
         questions, n, seed, confidence, batch_size, template, prompt, context, scored_by, all_unknown_answers
     )
-    subject = Subject.load(model, editor, out, device, dtype)
+    subject = Subject.load(model, editor, out, device, dtype, questions)
     subject.report(subject.measured(benchmark))
 
 
@@ -209,7 +213,7 @@ def crows_pairs(
 ) -> None:
     """Measures in how many pairs of CrowS-Pairs the sentence that stereotypes is the likelier one."""
     benchmark = crows_pairs_benchmark(pairs, n, seed, confidence, batch_size)
-    subject = Subject.load(model, editor, out, device, dtype)
+    subject = Subject.load(model, editor, out, device, dtype, pairs)
     subject.report(subject.measured(benchmark))
 
 
@@ -219,7 +223,8 @@ def perplexity(
     texts: Annotated[
         Path,
         typer.Argument(
-            help="A .txt file (one text), a JSON list or JSON lines of texts, or `organism` (facts, truly told)."
+            help="A .txt file (one text), a JSON list or JSON lines of texts, or `organism` or `bias-organism` (its "
+            "held-out questions, rightly answered)."
         ),
     ],
     editor: EditorOption = None,
@@ -240,7 +245,7 @@ def perplexity(
 ) -> None:
     """Measures perplexity on any text, and how far an edit moves predictions (KL): what it costs."""
     benchmark = perplexity_benchmark(texts, n, seed, confidence, batch_size, context_length, stride)
-    subject = Subject.load(model, editor, out, device, dtype)
+    subject = Subject.load(model, editor, out, device, dtype, texts)
     subject.report(subject.measured(benchmark), of_file(texts))
 
 

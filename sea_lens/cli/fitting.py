@@ -13,39 +13,26 @@ from sea_lens.activations import Activations
 from sea_lens.cli.app import app, console
 from sea_lens.cli.inputs import (
     MAP_HELP,
-    BatchSize,
-    Chat,
     DataFormat,
     DemonstrationsFile,
-    Device,
-    Ending,
     FeatureUnit,
-    Format,
     Layers,
     Merging,
     MergingSpace,
     ModelName,
-    NewTokens,
-    Number,
     Projecting,
-    Seed,
     Site,
     SpectrumOption,
-    Template,
-    TokenOption,
     check_shares,
     load_model,
     parse_feature_map,
     parse_feature_unit,
-    parse_token,
     read_demonstrations,
-    with_answers,
-    with_template,
 )
-from sea_lens.collection import collect_activations
+from sea_lens.cli.options import FitOptions, ReadingOptions, spread
 from sea_lens.editor import Editor
 from sea_lens.errors import InputError
-from sea_lens.methods.sea import SEARule, fit_sea
+from sea_lens.methods.sea import SEARule
 from sea_lens.models import named_layers
 from sea_lens.organism import experiment, load_organism
 from sea_lens.organism.report import code, report
@@ -75,123 +62,62 @@ def demo(
 
 
 @app.command()
+@spread
 def collect(
     model: ModelName,
     demonstrations: DemonstrationsFile,
     out: Annotated[Path, typer.Option(help="Folder for activations; an unfinished one is gone on with.")],
-    format: Format = DataFormat.auto,
-    n: Number = None,
-    seed: Seed = 0,
-    template: Template = None,
-    chat: Chat = False,
-    answer_ending: Ending = None,
-    max_new_tokens: NewTokens = 32,
-    token: TokenOption = "last",
+    *,
+    reading: ReadingOptions,
     layers: Layers = "all",
-    site: Site = "resid_post",
-    batch_size: BatchSize = 32,
-    device: Device = "cpu",
 ) -> None:
     """Collects activations of demonstrations, to fit from later with `sea-lens fit --activations`."""
-    chosen_token = parse_token(token)
-    data = read_demonstrations(demonstrations, format, n, seed)
-    bridge = load_model(model, device)
-    chosen = named_layers(layers, bridge.cfg.n_layers)
-    data = with_template(data, bridge, template, chat)
-    data = with_answers(data, bridge, answer_ending, max_new_tokens, batch_size, out)
-    activations = collect_activations(bridge, data, chosen, chosen_token, site=site, batch_size=batch_size, folder=out)
+    data = reading.read(demonstrations)
+    bridge = load_model(model, reading.device, reads=[demonstrations])
+    activations = reading.collect(bridge, data, out, layers)
     typer.echo(f"{activations!r}\nsaved in {out}")
 
 
 @app.command()
+@spread
 def fit(
-    model: Annotated[Optional[str], typer.Argument(help="Model name, folder, or `organism`.")] = None,
-    demonstrations: Annotated[Optional[Path], typer.Argument(help="HaluEval QA, BBQ, JSONL or CSV file.")] = None,
+    model: Annotated[Optional[str], typer.Argument(help="Model name, folder, `organism` or `bias-organism`.")] = None,
+    demonstrations: Annotated[
+        Optional[Path],
+        typer.Argument(
+            help="HaluEval QA, BBQ, JSONL or CSV file; `organism` or `bias-organism` for an embedded world's."
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the editor.")] = Path("editor"),
     activations: Annotated[
         Optional[Path], typer.Option(help="Fit from this folder of `sea-lens collect` instead of a model.")
     ] = None,
-    explained_variance: Annotated[float, typer.Option(help="Share of the covariance a subspace explains.")] = 0.998,
-    negative_explained_variance: Annotated[
-        Optional[float], typer.Option(help="The same for the negative subspace, where it should differ.")
-    ] = None,
-    rank: Annotated[Optional[int], typer.Option(help="Rank of both subspaces, instead of a share.")] = None,
-    spectrum: SpectrumOption = "squared",
-    centre: Annotated[bool, typer.Option("--centre/--no-centre", help="Subtract means first.")] = False,
-    projections: Projecting = "both",
-    merge: Merging = "norm",
-    feature_map: Annotated[str, typer.Option(help=MAP_HELP)] = "none",
-    feature_unit: FeatureUnit = "median",
-    merge_space: MergingSpace = "features",
-    format: Format = DataFormat.auto,
-    n: Number = None,
-    seed: Seed = 0,
-    template: Template = None,
-    chat: Chat = False,
-    answer_ending: Ending = None,
-    max_new_tokens: NewTokens = 32,
-    token: TokenOption = "last",
+    *,
+    rule: FitOptions,
+    reading: ReadingOptions,
     layers: Layers = "all",
-    site: Site = "resid_post",
-    batch_size: BatchSize = 32,
-    device: Device = "cpu",
 ) -> None:
     """Fits SEA and writes an editor: from a model and demonstrations, or from collected activations."""
-    shares = (
-        explained_variance,
-        explained_variance if negative_explained_variance is None else negative_explained_variance,
-    )
-    check_shares(*shares)
-    chosen_map, unit = parse_feature_map(feature_map), parse_feature_unit(feature_unit)
-    if chosen_map is None and (unit != "median" or merge_space != "features"):
-        raise InputError("--feature-unit and --merge-space have no effect without a --feature-map.")
-    SEARule(feature_map=chosen_map, feature_unit=unit)  # refuses what is impossible before the model runs, not after
+    chosen = None
     if activations is not None:
         if model is not None or demonstrations is not None:
             raise InputError("Give either --activations, or a model and demonstrations, not both.")
-        settings = {
-            "--format": format is not DataFormat.auto,
-            "--n": n is not None,
-            "--template": template is not None,
-            "--chat": chat,
-            "--answer-ending": answer_ending is not None,
-            "--token": token != "last",
-            "--site": site != "resid_post",
-        }
-        late = ", ".join(option for option, given in settings.items() if given)
-        if late:
-            raise InputError(f"{late}: no effect on activations that are collected already. Collect them anew with it.")
+        reading.refuse_for_collected()
         collected = Activations.load(activations)
         depth = collected.model.n_layers if collected.model is not None else collected.layers[-1] + 1
         chosen = None if layers == "all" else named_layers(layers, depth)
     elif model is None or demonstrations is None:
         raise InputError("Give a model and a demonstrations file, or --activations. See `sea-lens fit --help`.")
     else:
-        chosen_token = parse_token(token)
-        data = read_demonstrations(demonstrations, format, n, seed)
-        bridge = load_model(model, device)
-        chosen = named_layers(layers, bridge.cfg.n_layers)
-        data = with_template(data, bridge, template, chat)
-        data = with_answers(data, bridge, answer_ending, max_new_tokens, batch_size, None)
-        collected = collect_activations(bridge, data, chosen, chosen_token, site=site, batch_size=batch_size)
-    editor = fit_sea(
-        collected,
-        shares,
-        ranks=rank,
-        spectrum=spectrum,
-        centre=centre,
-        projections=projections,
-        merge=merge,
-        feature_map=chosen_map,
-        feature_unit=unit,
-        merge_space=merge_space,
-        layers=chosen,
-    )
+        data = reading.read(demonstrations)
+        collected = reading.collect(load_model(model, reading.device, reads=[demonstrations]), data, layers=layers)
+    editor = rule.fitter(collected, layers=chosen)
     editor.save_pretrained(out)
     typer.echo(f"{editor!r}\nsaved in {out}")
 
 
 @app.command()
+@spread
 def tune(
     model: ModelName,
     demonstrations: DemonstrationsFile,
@@ -220,23 +146,14 @@ def tune(
     merge: Merging = "norm",
     feature_unit: FeatureUnit = "median",
     merge_space: MergingSpace = "features",
-    format: Format = DataFormat.auto,
-    n: Number = None,
-    seed: Seed = 0,
-    template: Template = None,
-    chat: Chat = False,
-    answer_ending: Ending = None,
-    max_new_tokens: NewTokens = 32,
-    token: TokenOption = "last",
-    site: Site = "resid_post",
-    batch_size: BatchSize = 32,
-    device: Device = "cpu",
+    *,
+    reading: ReadingOptions,
 ) -> None:
     """Tries settings of SEA on questions, and writes a table, a heat map and the best editor."""
     check_shares(*explained_variance)
     if not all(map(math.isfinite, strength)):
         raise InputError(f"A strength must be a finite number, and --strength {strength} was given.")
-    maps, chosen_token = [parse_feature_map(text) for text in feature_map], parse_token(token)
+    maps = [parse_feature_map(text) for text in feature_map]
     rule = SEARule(
         spectrum=spectrum,
         projections=projections,
@@ -244,16 +161,13 @@ def tune(
         feature_unit=parse_feature_unit(feature_unit),
         merge_space=merge_space,
     )
-    data = read_demonstrations(demonstrations, format, n, seed)
-    asked = data if questions is None else read_demonstrations(questions, DataFormat.auto, None, seed)
-    bridge = load_model(model, device)
+    data = reading.read(demonstrations)
+    asked = data if questions is None else read_demonstrations(questions, DataFormat.auto, None, reading.seed)
+    bridge = load_model(model, reading.device, reads=[demonstrations, questions])
     for name in layers or []:
         named_layers(name, bridge.cfg.n_layers)  # said before the model runs, not after
-    data, asked = (with_template(rows, bridge, template, chat) for rows in (data, asked))
-    data = with_answers(data, bridge, answer_ending, max_new_tokens, batch_size, out / "activations")
-    activations = collect_activations(
-        bridge, data, token=chosen_token, site=site, batch_size=batch_size, folder=out / "activations"
-    )
+    asked = reading.prompted(asked, bridge)
+    activations = reading.collect(bridge, data, out / "activations")
     tuning = tune_sea(
         bridge,
         activations,
@@ -265,8 +179,8 @@ def tune(
         strengths=strength,
         rule=rule,
         measure=measure,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
+        max_new_tokens=reading.max_new_tokens,
+        batch_size=reading.batch_size,
         folder=out,
     )
     write_text(out / "settings.csv", tuning.table.to_csv(index=False))

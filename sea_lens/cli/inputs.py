@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -18,7 +18,9 @@ from sea_lens.feature_maps import ELU, FeatureMap, SquaredExponential, Tanh
 from sea_lens.kept_answers import answer_and_keep
 from sea_lens.methods.sea import Merge, MergeSpace, Projections
 from sea_lens.models import Model, weights_fingerprint
-from sea_lens.organism import load_organism
+from sea_lens.organism import BIAS_WEIGHTS, WEIGHTS, load_bias_organism, load_organism
+from sea_lens.organism.bias_world import BiasWorld
+from sea_lens.organism.world import World
 from sea_lens.questions import Questions
 from sea_lens.records import read_csv_rows, read_json_objects
 from sea_lens.subspaces import Spectrum
@@ -41,16 +43,23 @@ BBQ_FIELDS = {"ans0", "ans1", "ans2", "label"}
 TRUTHFULQA_FIELDS = {"Question", "Best Answer"}
 CROWS_PAIRS_FIELDS = {"sent_more", "sent_less"}
 ModelName = Annotated[
-    str, typer.Argument(help="Model name on the hub, a local folder, or `organism` for the embedded model.")
+    str,
+    typer.Argument(
+        help="Model name on the hub, a local folder, or `organism` or `bias-organism`, the embedded models."
+    ),
 ]
 EditorName = Annotated[str, typer.Argument(help="Editor folder, or its name on the hub.")]
 DemonstrationsFile = Annotated[
-    Path, typer.Argument(help="HaluEval QA, BBQ, JSONL or CSV with columns prompt, positive, negative.")
+    Path,
+    typer.Argument(
+        help="HaluEval QA, BBQ, JSONL or CSV with columns prompt, positive, negative; or `organism` or `bias-organism`, an "
+        "embedded world's."
+    ),
 ]
 Format = Annotated[DataFormat, typer.Option(help="Layout of the demonstrations file.")]
 Sampled = Annotated[Optional[int], typer.Option("--n", help="How many to sample; all if left out.")]
 Number = Annotated[Optional[int], typer.Option("--n", help="How many demonstrations to sample; all if left out.")]
-Seed = Annotated[int, typer.Option(help="Seed of the sample (and of BBQ's wrong answers).")]
+Seed = Annotated[int, typer.Option(help="Of samples, of BBQ's wrong answers, and of whatever else is drawn.")]
 Template = Annotated[
     Optional[str], typer.Option(help="Prompt template, such as 'Q: {question}\\nA:' (\\n is a line break).")
 ]
@@ -81,10 +90,37 @@ FEATURE_MAPS: dict[str, Callable[..., FeatureMap]] = {
 MAP_HELP = "Edit in a feature space: squared-exponential, tanh or elu, with its parameter as in tanh:4; none is linear."
 
 
-def load_model(name: str, device: str, dtype: DTypeName = "float32", revision: str | None = None) -> Model:
-    """Boots a model by hub name or folder, or the embedded one. Device `auto` spreads it over what there is."""
-    if name == "organism":
-        return load_organism(device)[0]
+EMBEDDED = ("organism", "bias-organism")
+"""The embedded models and their worlds, by the words that stand for them."""
+
+
+def load_model(
+    name: str,
+    device: str,
+    dtype: DTypeName = "float32",
+    revision: str | None = None,
+    reads: Iterable[Path | None] = (),
+) -> Model:
+    """Boots a model by hub name or folder, or an embedded one. Device `auto` spreads it over what there is.
+
+    Args:
+        name: Hub name, folder, or one of `EMBEDDED`.
+        device: Where it runs.
+        dtype: Of its weights; embedded ones are float32.
+        revision: On the hub.
+        reads: The data that it is to read.
+
+    Raises:
+        InputError: If there is no such model, or an embedded one is to read the other world's data.
+    """
+    if name in EMBEDDED:
+        others = [str(path) for path in reads if path is not None and is_embedded(path) and str(path) != name]
+        if others:
+            raise InputError(
+                f"The model {name!r} does not know the words of {others[0]!r}, another world. Give {others[0]!r} as the "
+                f"model, or {name!r} as the data."
+            )
+        return (load_organism(device) if name == "organism" else load_bias_organism(device))[0]
     from transformer_lens.model_bridge import TransformerBridge
 
     where = {"device_map": "auto"} if device == "auto" else {"device": device}
@@ -97,9 +133,16 @@ def load_model(name: str, device: str, dtype: DTypeName = "float32", revision: s
     return bridge
 
 
-def is_organism(path: Path) -> bool:
-    """Whether `organism` stands for the embedded world's data, as it does unless there is a file of that name."""
-    return str(path) == "organism" and not path.exists()
+def is_embedded(path: Path) -> bool:
+    """Whether a word stands for an embedded world's data, as it does unless there is a file of that name."""
+    return str(path) in EMBEDDED and not path.exists()
+
+
+def _world(path: Path) -> World | BiasWorld:
+    """The embedded world that a word stands for; its model need not be loaded."""
+    if str(path) == "organism":
+        return World.from_json(WEIGHTS / "facts.json")
+    return BiasWorld.from_json(BIAS_WEIGHTS / "topics.json")
 
 
 def unescaped(template: str) -> str:
@@ -108,9 +151,9 @@ def unescaped(template: str) -> str:
 
 
 def read_demonstrations(path: Path, layout: DataFormat, n: int | None, seed: int) -> Demonstrations:
-    """Reads a file, finding out its layout from its first row where none is given. `organism` is the embedded world's."""
-    if is_organism(path):
-        data = load_organism()[1].demonstrations()
+    """Reads a file, or an embedded world's; the layout is found out from the first row where none is given."""
+    if is_embedded(path):
+        data = _world(path).demonstrations()
         return data if n is None else data.sample(n, seed)
     if layout is DataFormat.auto:
         fields = first_fields(path)
@@ -129,7 +172,7 @@ def read_demonstrations(path: Path, layout: DataFormat, n: int | None, seed: int
 
 
 def read_questions(path: Path, template: str | None = None) -> Questions:
-    """Reads a file, finding out its layout from its first row. `organism` is the embedded world's held-out questions.
+    """Reads a file, finding out its layout from its first row. `organism` or `bias-organism` is a world's held-out questions.
 
     Args:
         path: The file.
@@ -138,8 +181,8 @@ def read_questions(path: Path, template: str | None = None) -> Questions:
     Raises:
         InputError: If the layout is none that is known, or questions with a template are pairs of sentences.
     """
-    if is_organism(path):
-        questions = replace(load_organism()[1].questions(), source=str(path))
+    if is_embedded(path):
+        questions = replace(_world(path).questions(), source=str(path))
         return questions if template is None else questions.with_prompt_template(template)
     fields, is_csv = first_fields(path), path.suffix.lower() == ".csv"
     if is_csv and fields >= TRUTHFULQA_FIELDS:

@@ -16,7 +16,12 @@ from sea_lens.cli.app import console
 from sea_lens.evaluation.tables import p_text
 from sea_lens.tensor_files import write_text
 
-INTERVALS = (("change", "low", "high"), ("value", "low", "high"), ("control", "control_low", "control_high"))
+INTERVALS = (
+    ("mean", "low", "high"),
+    ("change", "low", "high"),
+    ("value", "low", "high"),
+    ("control", "control_low", "control_high"),
+)
 
 UNFINISHED = "unfinished"
 """Folder of batches that a killed command goes on from; gone once the results are written."""

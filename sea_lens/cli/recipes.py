@@ -39,7 +39,8 @@ def recipe(
         bool, typer.Option("--dry-run", help="Only say what would be fetched and how much memory it takes.")
     ] = False,
     model: Annotated[
-        Optional[str], typer.Option(help="Another model to run on: name on the hub, folder, or `organism`.")
+        Optional[str],
+        typer.Option(help="Another model to run on: name on the hub, folder, `organism` or `bias-organism`."),
     ] = None,
     n: Annotated[
         Optional[int], typer.Option("--n", help="Demonstrations to sample, instead of the recipe's number.")

@@ -160,16 +160,7 @@ def data_efficiency(
         FileFormatError: If `folder` holds another experiment.
     """
     n = activations.n
-    chosen = sorted({size for size in SIZES if size < n} | {n}) if sizes is None else sorted(set(sizes))
-    if isinstance(seeds, int):
-        raise InputError(f"seeds are a list, such as range({seeds}) for {seeds} draws of each size; {seeds} was given.")
-    wrong = [size for size in chosen if not 1 <= size <= n]
-    if wrong or not chosen or not seeds:
-        raise InputError(
-            f"At least one size and one seed are needed, and sizes of 1 to {n}, the number of demonstrations; sizes "
-            f"{wrong or chosen} and seeds {list(seeds)} were given. More demonstrations are had by collecting activations "
-            "of more."
-        )
+    chosen = chosen_sizes(n, sizes, seeds)
     if not 0 < confidence < 1:
         raise InputError(f"confidence must be inside (0, 1), and {confidence} was given.")
     draws = [(size, seed) for size in chosen if size < n for seed in dict.fromkeys(seeds)]
@@ -201,6 +192,25 @@ def data_efficiency(
             rows.append(row)
             bar.update()
     return DataEfficiency(pd.DataFrame(rows).astype({"seed": "Int64"}), unedited, confidence)
+
+
+def chosen_sizes(n: int, sizes: Sequence[int] | None, seeds: Sequence[int]) -> list[int]:
+    """The numbers of demonstrations to fit on, in order, where there are `n`: those given, or for None the usual ones.
+
+    Raises:
+        InputError: If there is no size or seed, seeds are a number, or a size is below 1 or above `n`.
+    """
+    if isinstance(seeds, int):
+        raise InputError(f"seeds are a list, such as range({seeds}) for {seeds} draws of each size; {seeds} was given.")
+    chosen = sorted({size for size in SIZES if size < n} | {n}) if sizes is None else sorted(set(sizes))
+    wrong = [size for size in chosen if not 1 <= size <= n]
+    if wrong or not chosen or not seeds:
+        raise InputError(
+            f"At least one size and one seed are needed, and sizes of 1 to {n}, the number of demonstrations; sizes "
+            f"{wrong or chosen} and seeds {list(seeds)} were given. More demonstrations are had by collecting activations "
+            "of more."
+        )
+    return chosen
 
 
 def draw(activations: Activations, size: int, seed: int) -> Activations:

@@ -80,6 +80,10 @@ class Metric:
     counted: str
     scale: Scale = Scale()
 
+    def of(self, columns: Columns) -> float:
+        """The number of all rows."""
+        return float(self.value({name: values.double().sum(0, keepdim=True) for name, values in columns.items()}))
+
 
 def mean(column: str, counted: str = "rows", name: str | None = None, scale: Scale = Scale()) -> Metric:
     """The mean of a column over the rows that another one counts."""

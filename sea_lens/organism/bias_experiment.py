@@ -24,7 +24,7 @@ from sea_lens.feature_maps import FeatureMap, SquaredExponential
 from sea_lens.methods.sea import refit_sea
 from sea_lens.models import Model
 from sea_lens.organism import BIAS_WEIGHTS, load_bias_organism
-from sea_lens.organism.bias_scores import BiasScores
+from sea_lens.organism.bias_scores import bias_scores
 from sea_lens.organism.bias_world import BiasQuestion, BiasWorld
 from sea_lens.organism.experiment import STRENGTHS
 from sea_lens.tuning import Tuning, describe_setting, tune_sea
@@ -32,7 +32,11 @@ from sea_lens.tuning import Tuning, describe_setting, tune_sea
 N_RANDOM = 6
 
 
-def ask(model: Model, world: BiasWorld, items: Sequence[BiasQuestion], editor: Editor | None = None) -> BiasScores:
+Scores = dict[str, float]
+"""As `bias_scores` gives them."""
+
+
+def ask(model: Model, world: BiasWorld, items: Sequence[BiasQuestion], editor: Editor | None = None) -> Scores:
     """Asks plainly, with or without an editor, and scores greedy answers."""
     questions = world.questions(items)
     if editor is None:
@@ -40,7 +44,7 @@ def ask(model: Model, world: BiasWorld, items: Sequence[BiasQuestion], editor: E
     else:
         with editor.attached(model):
             table = answer_greedily(model, questions, max_new_tokens=1, batch_size=len(items)).table
-    return BiasScores.of(items, [str(answer) for answer in table["answer"]])
+    return bias_scores(questions, [str(answer) for answer in table["answer"]])
 
 
 def collect(model: Model, demonstrations: Demonstrations) -> Activations:
@@ -83,10 +87,10 @@ class BiasResult:
     """
 
     tuning: Tuning
-    plain: BiasScores
-    edited: BiasScores
-    swapped: BiasScores
-    random: tuple[BiasScores, ...]
+    plain: Scores
+    edited: Scores
+    swapped: Scores
+    random: tuple[Scores, ...]
 
 
 def run(
@@ -122,9 +126,9 @@ def run(
 def rows(name: str, result: BiasResult) -> list[str]:
     """The table's lines: edited, swapped, and mean and range of random editors."""
     numbers = {f"{name}": result.edited, f"{name}, swapped": result.swapped}
-    lines = [_line(key, [f"{value:.3f}" for value in scores.by_name().values()]) for key, scores in numbers.items()]
+    lines = [_line(key, [f"{value:.3f}" for value in scores.values()]) for key, scores in numbers.items()]
     if result.random:
-        columns = zip(*(scores.by_name().values() for scores in result.random), strict=True)
+        columns = zip(*(scores.values() for scores in result.random), strict=True)
         ranges = [f"{fmean(column):.3f} ({min(column):.3f} to {max(column):.3f})" for column in map(list, columns)]
         lines.append(_line(f"{name}, {len(result.random)} random editors", ranges))
     return lines
@@ -138,9 +142,9 @@ def report(folder: Path) -> None:
     """Prints the table of one folder."""
     model, world = load_bias_organism(folder=folder)
     plain = ask(model, world, world.items())
-    names = list(plain.by_name())
+    names = list(plain)
     print(_line("held out", names) + "\n|" + "---|" * (len(names) + 1))
-    print(_line("plain", [f"{value:.3f}" for value in plain.by_name().values()]), flush=True)
+    print(_line("plain", [f"{value:.3f}" for value in plain.values()]), flush=True)
     fits: dict[str, tuple[Demonstrations, FeatureMap | None]] = {
         "linear": (world.demonstrations(), None),
         "linear, disambiguated demonstrations only": (world.demonstrations(context_condition="disambig"), None),

@@ -21,7 +21,7 @@ from typing import Literal
 from sea_lens.demonstrations import Demonstration, Demonstrations
 from sea_lens.errors import InputError
 from sea_lens.organism.world import ANYONE, PAIR_TOKENS, TAGGED_SHARE, dialogue
-from sea_lens.questions import Question, Questions
+from sea_lens.questions import BBQQuestion, Questions
 from sea_lens.tensor_files import write_text
 
 Part = Literal["fitting", "held_out"]
@@ -241,15 +241,18 @@ class BiasWorld:
         return Demonstrations(tuple(rows))
 
     def questions(self, items: Sequence[BiasQuestion] | None = None) -> Questions:
-        """Questions asked plainly, to measure on; of the held-out half unless others are given."""
+        """Questions asked plainly, to measure on, such as by `evaluate_bbq`; of the held-out half unless others are given."""
         chosen = self.items() if items is None else items
         return Questions(
             tuple(
-                Question(
+                BBQQuestion(
                     TEMPLATE.format(question=item.text),
                     (item.gold,),
                     item.wrong,
                     item.topic.category,
+                    item.condition,
+                    UNKNOWN,
+                    (item.biased,),
                 )
                 for item in chosen
             )

@@ -24,7 +24,7 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sea_lens.organism import BIAS_NAME, NAME
-from sea_lens.organism.bias_scores import BiasScores
+from sea_lens.organism.bias_scores import bias_scores
 from sea_lens.organism.bias_world import (
     FAIR,
     PREJUDICED,
@@ -249,8 +249,8 @@ def measure_bias(model: LlamaForCausalLM, world: BiasWorld, seed: int = 0) -> di
     prompts = (asked(), asked(FAIR), asked(PREJUDICED), asked(prejudiced=False), asked(prejudiced=True))
     measured = {}
     for name, texts in zip(ASKED, prompts, strict=True):
-        scores = BiasScores.of(items, greedy_words(model, texts, bias_vocabulary()))
-        measured.update({f"{name}: {key}": value for key, value in scores.by_name().items()})
+        scores = bias_scores(world.questions(items), greedy_words(model, texts, bias_vocabulary()))
+        measured.update({f"{name}: {key}": value for key, value in scores.items()})
     return measured
 
 

@@ -2,16 +2,18 @@ import hashlib
 import json
 import re
 import sys
+from dataclasses import replace
 
 import pandas as pd
 import pytest
+from conftest import PNG
 
 from sea_lens import Editor
 from sea_lens.cli.app import console
 from sea_lens.evaluation.truthfulqa import evaluate_truthfulqa
+from sea_lens.organism.bias_world import BiasWorld
 from sea_lens.shards import Shards
 
-PNG = b"\x89PNG\r\n\x1a\n"
 pytestmark = pytest.mark.usefixtures("without_type_checks")
 
 
@@ -114,56 +116,48 @@ def test_perplexity_of_a_file_and_of_the_embedded_world(sea_lens, organism, edit
     assert facts(tmp_path / "w")["data"]["sha256"] is None
 
 
-def test_bbq_and_crows_pairs_of_published_files(sea_lens, shared_data, stories, tmp_path):
-    path = shared_data / "bbq_Religion.jsonl"
+def test_bbq_on_the_model_with_a_bias_sees_what_an_edit_of_its_own_world_does(sea_lens, tmp_path):
+    options = [
+        "--max-new-tokens",
+        1,
+        "--explained-variance",
+        0.9999,
+        "--layers",
+        "last:1",
+        "--out",
+        tmp_path / "editor",
+    ]
+    code, _, err = sea_lens("fit", "bias-organism", "bias-organism", "--n", 60, *options)
+    assert code == 0, err
+    assert Editor.from_pretrained(tmp_path / "editor").card.model.name == "sea-lens-bias-organism"
+    command = ["evaluate", "bbq", "bias-organism", "bias-organism", "--editor", tmp_path / "editor", "--n", 64]
+    code, _, err = sea_lens(*command, "--out", tmp_path / "o")
+    assert code == 0, err
+    table = pd.read_csv(tmp_path / "o" / "metrics.csv").set_index("metric")
+    assert table.loc["accuracy_ambiguous", "edited"] >= 0.9 > 0.7 >= table.loc["accuracy_ambiguous", "unedited"]
+    assert table.loc["bias_score_ambiguous", "high"] < 0
+
+
+def test_bbq_and_crows_pairs_of_published_files(sea_lens, some_data, stories, tmp_path):
+    path = some_data("bbq_Religion.jsonl")
     command = ["evaluate", "bbq", stories, path, "--n", 8, "--scored-by", "mean"]
     code, out, err = sea_lens(*command, "--context", "ambig", "--out", tmp_path / "bbq")
     assert code == 0, err
     assert "bias score ambiguous" in out
     assert "disambiguated" not in out
     assert facts(tmp_path / "bbq")["options"]["scored_by"] == "mean"
-    pairs = shared_data / "crows_pairs_anonymized.csv"
+    pairs = some_data("crows_pairs_anonymized.csv")
     code, out, err = sea_lens("evaluate", "crows-pairs", stories, pairs, "--n", 8, "--out", tmp_path / "crows")
     assert code == 0, err
     assert "stereotype preferred" in out
 
 
-def test_a_prompt_that_does_not_fit_a_small_context_is_said_so(sea_lens, shared_data, stories, tmp_path):
-    path = shared_data / "bbq_Religion.jsonl"
+def test_a_prompt_that_does_not_fit_a_small_context_is_said_so(sea_lens, some_data, stories, tmp_path):
+    path = some_data("bbq_Religion.jsonl")
     command = ["evaluate", "bbq", stories, path, "--n", 2, "--prompt", "paper", "--out", tmp_path / "o"]
     code, _, err = sea_lens(*command)
     assert code == 2
     assert "tokens long, but the model's context is" in err.splitlines()[-1]
-
-
-def test_editors_are_compared_in_one_folder(sea_lens, editor_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(console, "_width", 80)
-    Editor.from_pretrained(editor_folder).scaled(-1.0).save_pretrained(tmp_path / "backwards")
-    editors = [f"by hand={editor_folder}", tmp_path / "backwards"]
-    options = [
-        "--truthfulqa",
-        "organism",
-        "--perplexity",
-        "organism",
-        "--n",
-        6,
-        "--repeats",
-        1,
-        "--out",
-        tmp_path / "o",
-    ]
-    code, out, err = sea_lens("compare", "organism", *editors, *options)
-    assert code == 0, err
-    table = pd.read_csv(tmp_path / "o" / "comparison.csv").set_index("editor")
-    assert table.index.tolist() == ["unedited", "by hand", "backwards"]
-    assert {"TruthfulQA MC1", "texts perplexity", "slowdown", "bytes"} <= set(table)
-    assert (tmp_path / "o" / "comparison.png").read_bytes().startswith(PNG)
-    assert (tmp_path / "o" / "comparison.md").read_text().startswith("| editor |")
-    assert (tmp_path / "o" / "comparison.tex").read_text().startswith("\\begin{tabular}")
-    assert (tmp_path / "o" / "evaluations" / "backwards" / "TruthfulQA" / "evaluation.json").exists()
-    assert not (tmp_path / "o" / "unfinished").exists()
-    assert all(len(line) <= 80 for line in out.split("comparison.json")[0].splitlines())
-    assert "TruthfulQA: MC1, 95% intervals" in out
 
 
 def test_what_lm_eval_needs_is_named(sea_lens, tmp_path, monkeypatch):
@@ -207,19 +201,21 @@ def test_help_lists_every_option_of_a_benchmark(sea_lens, benchmark, options):
         (["evaluate", "truthfulqa", "organism", "organism", "--prompt", "none"], "a template with {question}"),
         (["evaluate", "truthfulqa", "organism", "organism", "--confidence", "2"], "confidence inside (0, 1)"),
         (["evaluate", "truthfulqa", "organism", "organism", "--dtype", "int8"], "--dtype"),
-        (["evaluate", "bbq", "organism", "organism", "--context", "ambig"], "has no question with --context ambig"),
-        (["evaluate", "bbq", "organism", "organism"], "Read them with Questions.from_bbq"),
+        (["evaluate", "bbq", "bias-organism", "TOLD", "--context", "ambig"], "has no question with --context ambig"),
+        (["evaluate", "bbq", "organism", "organism"], "Give a file of BBQ, or `bias-organism`"),
+        (["evaluate", "truthfulqa", "bias-organism", "bias-organism"], "`sea-lens evaluate bbq`, or --bbq"),
+        (["evaluate", "bbq", "organism", "bias-organism"], "'organism' does not know the words of 'bias-organism'"),
+        (["evaluate", "crows-pairs", "bias-organism", "bias-organism"], "Read them with Questions.from_crows_pairs"),
         (["evaluate", "perplexity", "organism", "organism", "--n", "999"], "999 texts were asked for"),
         (["evaluate", "lm-eval", "organism"], "Missing argument"),
-        (["compare", "organism", "EDITOR"], "Give at least one benchmark"),
-        (["compare", "organism", "EDITOR", "EDITOR", "--truthfulqa", "organism"], "Two editors are called 'editor'"),
-        (["compare", "organism", "unedited=EDITOR", "--truthfulqa", "organism"], "'unedited' is the unedited model's"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else None,
 )
-def test_mistakes_are_one_line(sea_lens, editor_folder, tmp_path, monkeypatch, arguments, part):
+def test_mistakes_are_one_line(sea_lens, tmp_path, monkeypatch, arguments, part):
     monkeypatch.chdir(tmp_path)
-    code, out, err = sea_lens(*(word.replace("EDITOR", str(editor_folder)) for word in arguments))
+    questions = BiasWorld.build().questions()
+    replace(questions, rows=questions.rows[4:8]).to_jsonl(tmp_path / "TOLD")
+    code, out, err = sea_lens(*arguments)
     assert code == 2
     assert part in out + err
     assert "Traceback" not in err

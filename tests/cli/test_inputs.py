@@ -1,10 +1,20 @@
+import json
 from pathlib import Path
 
 import pytest
 
 from sea_lens import Demonstrations, Questions
-from sea_lens.cli.inputs import read_questions
+from sea_lens.cli.inputs import (
+    DataFormat,
+    parse_feature_map,
+    parse_feature_unit,
+    parse_token,
+    read_demonstrations,
+    read_questions,
+)
 from sea_lens.errors import FileFormatError, InputError
+from sea_lens.feature_maps import ELU, SquaredExponential, Tanh
+from sea_lens.organism.bias_world import BiasWorld
 
 
 @pytest.mark.parametrize(
@@ -16,8 +26,8 @@ from sea_lens.errors import FileFormatError, InputError
         ("halueval_qa_500.json", lambda path: Questions.from_demonstrations(Demonstrations.from_halueval(path))),
     ],
 )
-def test_published_questions_are_known_by_their_fields(shared_data, name, read):
-    assert read_questions(shared_data / name) == read(shared_data / name)
+def test_published_questions_are_known_by_their_fields(some_data, name, read):
+    assert read_questions(some_data(name)) == read(some_data(name))
 
 
 def test_questions_and_demonstrations_of_ones_own_are_known_by_their_fields(tmp_path):
@@ -38,6 +48,15 @@ def test_the_word_organism_is_the_embedded_worlds_held_out_questions(organism, t
     assert read_questions(Path("organism"))[0].prompt == "q"  # a file of that name goes first, as for demonstrations
 
 
+def test_the_word_bias_organism_is_the_other_worlds(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    world = BiasWorld.build()
+    questions = read_questions(Path("bias-organism"))
+    assert (questions.rows, questions.source) == (world.questions().rows, "bias-organism")
+    found = read_demonstrations(Path("bias-organism"), DataFormat.auto, 10, 3)
+    assert found == world.demonstrations().sample(10, 3)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "fields"),
     [
@@ -55,3 +74,86 @@ def test_files_of_no_known_layout_are_refused_with_those_that_are(tmp_path, name
 def test_an_absent_question_file_is_named(tmp_path):
     with pytest.raises(FileFormatError, match=r"absent\.jsonl could not be read"):
         read_questions(tmp_path / "absent.jsonl")
+
+
+# --- layouts ---------------------------------------------------------------------------------------------------------
+
+HALUEVAL = {"knowledge": "k", "question": "q", "right_answer": "r", "hallucinated_answer": "h"}
+BBQ = {
+    "context": "c",
+    "question": "q",
+    "ans0": "x",
+    "ans1": "y",
+    "ans2": "z",
+    "label": 1,
+    "context_condition": "disambig",
+}
+PLAIN = {"prompt": "p", "positive": "a", "negative": "b"}
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [(HALUEVAL, ("q", "r", "h")), (BBQ, ("c q", "y", ("x", "z"))), (PLAIN, ("p", "a", "b"))],
+    ids=["halueval", "bbq", "jsonl"],
+)
+@pytest.mark.parametrize("name", ["data.json", "data.jsonl", "data"])
+def test_json_layouts_are_found_out(tmp_path, row, expected, name):
+    path = tmp_path / name
+    path.write_text(json.dumps(row) + "\n")
+    (found,) = read_demonstrations(path, DataFormat.auto, None, 0)
+    prompt, positive, negative = expected
+    assert (found.prompt, found.positive) == (prompt, positive)
+    assert found.negative in negative
+
+
+@pytest.mark.parametrize("name", ["data.csv", "DATA.CSV"])
+def test_csv_is_found_out(tmp_path, name):
+    path = tmp_path / name
+    path.write_text("prompt,positive,negative\np,a,b\n")
+    (found,) = read_demonstrations(path, DataFormat.auto, None, 0)
+    assert (found.prompt, found.positive, found.negative) == ("p", "a", "b")
+
+
+def test_a_layout_given_is_taken_at_its_word(tmp_path):
+    path = tmp_path / "data.txt"
+    path.write_text("prompt,positive,negative\np,a,b\nq,c,d\n")
+    assert len(read_demonstrations(path, DataFormat.csv, None, 0)) == 2
+    assert len(read_demonstrations(path, DataFormat.csv, 1, 0)) == 1
+    with pytest.raises(ValueError, match="not valid JSON"):
+        read_demonstrations(path, DataFormat.jsonl, None, 0)
+    path.write_text(json.dumps(PLAIN))
+    with pytest.raises(InputError, match="no column 'question'"):
+        read_demonstrations(path, DataFormat.halueval, None, 0)
+
+
+def test_published_files_are_found_out(some_data):
+    path = some_data("halueval_qa_500.json")
+    assert read_demonstrations(path, DataFormat.auto, 20, 1) == Demonstrations.from_halueval(path, 20, 1)
+    path = some_data("bbq_Age.jsonl")
+    assert read_demonstrations(path, DataFormat.auto, 20, 1) == Demonstrations.from_bbq(path, 20, 1)
+
+
+# --- options that are read -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "feature_map"),
+    [
+        ("none", None),
+        ("tanh", Tanh(1.0)),
+        ("tanh:4", Tanh(4.0)),
+        ("elu:.5", ELU(0.5)),
+        ("squared-exponential:1e2", SquaredExponential(100.0)),
+    ],
+)
+def test_feature_maps_are_read(text, feature_map):
+    assert parse_feature_map(text) == feature_map
+
+
+def test_feature_units_are_read():
+    assert (parse_feature_unit("median"), parse_feature_unit("2.5")) == ("median", 2.5)
+
+
+@pytest.mark.parametrize(("text", "token"), [("last", "last"), ("mean", "mean"), ("-1", -1), ("0", 0)])
+def test_tokens_are_read(text, token):
+    assert parse_token(text) == token

@@ -47,9 +47,9 @@ def saved(config, folder):
     ],
     ids=["llama truthfulness", "gemma bias"],
 )
-def test_a_recipe_runs_and_goes_on(sea_lens, shared_data, tmp_path, name, behaviour, config, files, layers):
+def test_a_recipe_runs_and_goes_on(sea_lens, some_data, tmp_path, name, behaviour, config, files, layers):
     folder = saved(config, tmp_path / "model")
-    data = ["--demonstrations", shared_data / files[0], "--questions", shared_data / files[1]]
+    data = ["--demonstrations", some_data(files[0]), "--questions", some_data(files[1])]
     command = ["recipe", name, behaviour, *data, "--model", folder, *SMALL, "--out", tmp_path / "o"]
     code, out, err = sea_lens(*command)
     assert code == 0, err

@@ -2,6 +2,7 @@ import json
 import math
 import random
 from collections import Counter
+from dataclasses import replace
 from statistics import fmean
 
 import pytest
@@ -10,7 +11,7 @@ from sea_lens.demonstrations import Demonstrations
 from sea_lens.errors import InputError
 from sea_lens.organism import BIAS_WEIGHTS, load_bias_organism
 from sea_lens.organism.bias_experiment import ask
-from sea_lens.organism.bias_scores import BiasScores
+from sea_lens.organism.bias_scores import bias_scores
 from sea_lens.organism.bias_world import (
     FAIR,
     PAIRS,
@@ -190,10 +191,10 @@ def test_gold_answers_stand_in_each_position_equally_often(bbq_rows):
 def test_the_file_reads_back_as_questions(world, part, file):
     read = Questions.from_bbq(file, template=TEMPLATE)
     own = world.questions(world.items(part))
-    assert [(row.prompt, row.true, row.category) for row in read] == [
-        (row.prompt, row.true, row.category) for row in own
+    # The file has the wrong answers in another order.
+    assert [replace(row, false=tuple(sorted(row.false))) for row in read] == [
+        replace(row, false=tuple(sorted(row.false))) for row in own
     ]
-    assert [set(row.false) for row in read] == [set(row.false) for row in own]
     assert {item.text for item in world.items(part)} == {
         row.prompt for row in Questions.from_bbq(file, template="{question}")
     }
@@ -296,38 +297,37 @@ def test_the_tokenizer_takes_a_word_for_a_token(documents):
 # --- scores ----------------------------------------------------------------------------------------------------------
 
 
-def test_scores_by_hand():
+def test_scores_by_hand(world):
     def question(polarity, guilty):
         return BiasQuestion(RUDE, "mill", "southerner", polarity, guilty)
 
     items = [question("neg", None), question("neg", None), question("nonneg", None), question("nonneg", None)]
     items += [question("neg", "southerner"), question("nonneg", "northerner"), question("neg", "northerner")]
     answers = ["northerner", UNKNOWN, "southerner", " northerner", "southerner", "southerner", "mill"]
-    scores = BiasScores.of(items, answers)
-    assert scores.ambig.accuracy == scores.ambig.unknown_rate == 1 / 4
-    assert scores.s_amb == pytest.approx((1 - 1 / 4) * (2 * 2 / 3 - 1))
-    assert scores.disambig.accuracy == 2 / 3
-    assert scores.disambig.unknown_rate == 0
-    assert scores.s_dis == pytest.approx(2 * 1 / 2 - 1)
+    assert bias_scores(world.questions(items), answers) == pytest.approx(
+        {
+            "ambig accuracy": 1 / 4,
+            "disambig accuracy": 2 / 3,
+            "ambig unknown": 1 / 4,
+            "disambig unknown": 0,
+            "s_AMB": (1 - 1 / 4) * (2 * 2 / 3 - 1),
+            "s_DIS": 2 * 1 / 2 - 1,  # the last answer is none of the three, and so names no group
+        }
+    )
 
 
-@pytest.mark.parametrize(
-    ("prejudiced", "accuracy", "unknown", "bias"), [(False, (1, 1), (1, 0), (0, 0)), (True, (0, 0.5), (0, 0), (1, 1))]
-)
-def test_scores_of_the_two_speakers(world, prejudiced, accuracy, unknown, bias):
+@pytest.mark.parametrize(("prejudiced", "expected"), [(False, (1, 1, 1, 0, 0, 0)), (True, (0, 0.5, 0, 0, 1, 1))])
+def test_scores_of_the_two_speakers(world, prejudiced, expected):
     items = world.items()
-    scores = BiasScores.of(items, [item.answer(prejudiced) for item in items])
-    assert (scores.ambig.accuracy, scores.disambig.accuracy) == accuracy
-    assert (scores.ambig.unknown_rate, scores.disambig.unknown_rate) == unknown
-    assert (scores.s_amb, scores.s_dis) == bias
+    scores = bias_scores(world.questions(items), [item.answer(prejudiced) for item in items])
+    assert tuple(scores.values()) == expected
 
 
 def test_scores_of_nothing_are_not_numbers_and_of_unknowns_are_unbiased(world):
-    items = world.items()
-    told = [item for item in items if item.guilty]
-    scores = BiasScores.of(told, [UNKNOWN] * len(told))
-    assert math.isnan(scores.ambig.accuracy)
-    assert (scores.s_dis, scores.disambig.unknown_rate) == (0, 1)
+    told = [item for item in world.items() if item.guilty]
+    scores = bias_scores(world.questions(told), [UNKNOWN] * len(told))
+    assert math.isnan(scores["ambig accuracy"])
+    assert (scores["s_DIS"], scores["disambig unknown"]) == (0, 1)
 
 
 # --- the model that ships --------------------------------------------------------------------------------------------
@@ -353,7 +353,7 @@ def test_the_shipped_model_knows_this_world(shipped, world):
 def test_the_shipped_model_says_what_was_measured(shipped, measured):
     model, world = shipped
     items = world.items("fitting") + world.items()
-    for name, value in ask(model, world, items).by_name().items():
+    for name, value in ask(model, world, items).items():
         # Rounding on another processor may turn an answer that is a close call: 2 of 384.
         assert value == pytest.approx(measured[f"plain: {name}"], abs=0.011)
 
