@@ -61,7 +61,8 @@ def estimate(recipe: Recipe, size: ModelSize, n_demonstrations: int | None = Non
     - logits: `B T d_vocab b`, the most that one pass can give;
     - one layer's pass: `B (2 . 4 n_heads T^2 + 3 b T d_mlp)`: attention is computed in full (eagerly), twice in float32, and
       an MLP holds three tensors of its width;
-    - activations: `3 . 4 n L d` in float32 on the host, and twice that on disk: the batches, and the whole they become;
+    - activations: `3 . 4 n L d` in float32 on the host, and until the editor is saved twice that on disk: the batches, and
+      the whole they become. What stays on disk is the model, the answers, the editor and the scores;
     - fit, one layer at a time in float64: `8 (9 n d + 5 n^2)` if n < d, else `8 (3 n d + 10 d^2)`: the sides and their QR
       factors and singular vectors, or the cross-covariance and its.
 
@@ -107,6 +108,6 @@ def estimate(recipe: Recipe, size: ModelSize, n_demonstrations: int | None = Non
             ),
             Cost("activations", "host", activations, f"3 x {n:,} x {layers} layers x {d:,} x 4"),
             Cost("fit in float64", "host", fit, "8 x (9 n d + 5 n^2)" if n < d else "8 x (3 n d + 10 d^2)"),
-            Cost("activations kept", "disk", 2 * activations, "twice the activations"),
+            Cost("until the fit", "disk", 2 * activations, "twice the activations; then deleted"),
         )
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from sea_lens.collection import collect_activations
 from sea_lens.demonstrations import Demonstrations
 from sea_lens.editor import Editor
+from sea_lens.editor_card import JSON
 from sea_lens.evaluation.bbq import evaluate_bbq
 from sea_lens.evaluation.prompts import BBQ_EXAMPLES, TRUTHFULQA_EXAMPLES, with_prompt
 from sea_lens.evaluation.results import Evaluation
@@ -55,8 +57,9 @@ def run_recipe(
         model: A TransformerBridge with a tokenizer, unedited.
         demonstrations: Of `recipe.read_demonstrations`.
         questions: Of `recipe.read_questions`.
-        folder: Where everything is kept: `recipe.json`, `answers.jsonl`, `activations/`, `editor/`, and what the evaluation
-            has finished, in `evaluation/unfinished/`. A run that was killed goes on there.
+        folder: Where everything is kept: `recipe.json`, the answers, `editor/` with what it was fitted on in `fit.json`, and
+            what the evaluation has finished, in `evaluation/unfinished/`. A run that was killed goes on there. Activations
+            are in `activations/` until the editor is saved: they take gigabytes, and another fit collects them anew.
         seed: Of the evaluation's resamples.
         progress: Whether to show progress bars.
 
@@ -73,25 +76,7 @@ def run_recipe(
     data = answer_and_keep(data, model, recipe.max_new_tokens, kept, batch_size=recipe.batch_size, progress=progress)
     if recipe.answer_ending is not None:
         data = data.with_answer_ending(recipe.answer_ending)
-    activations = collect_activations(
-        model,
-        data,
-        recipe.layers_of(model.cfg.n_layers),
-        recipe.token,
-        site=recipe.site,
-        batch_size=recipe.batch_size,
-        folder=folder / "activations",
-        progress=progress,
-    )
-    editor = fit_sea(
-        activations,
-        recipe.explained_variance,
-        centre=recipe.centre,
-        merge=recipe.merge,
-        feature_map=None if recipe.feature_map is None else KNOWN[recipe.feature_map](),
-        progress=progress,
-    )
-    editor.save_pretrained(folder / "editor")
+    editor = _fitted(recipe, model, data, folder, progress)
     evaluate = evaluate_truthfulqa if recipe.behaviour == "truthfulness" else evaluate_bbq
     evaluation = evaluate(
         model,
@@ -104,3 +89,45 @@ def run_recipe(
         progress=progress,
     )
     return RecipeResult(editor, evaluation)
+
+
+def _fitted(recipe: Recipe, model: Model, data: Demonstrations, folder: Path, progress: bool) -> Editor:
+    """The editor, read back where the same fit was finished before."""
+    made_by: dict[str, JSON] = {
+        "weights": weights_fingerprint(model),
+        "demonstrations": data.fingerprint,
+        "layers": list(recipe.layers_of(model.cfg.n_layers)),
+        "token": recipe.token,
+        "site": recipe.site,
+        "explained_variance": recipe.explained_variance,
+        "centre": recipe.centre,
+        "merge": recipe.merge,
+        "feature_map": recipe.feature_map,
+    }
+    finished, kept = folder / "fit.json", folder / "activations"
+    facts = json.dumps(made_by, indent=1) + "\n"
+    if finished.exists() and finished.read_text(encoding="utf-8") == facts:
+        return Editor.from_pretrained(folder / "editor")
+    finished.unlink(missing_ok=True)  # until the editor there is this one
+    activations = collect_activations(
+        model,
+        data,
+        recipe.layers_of(model.cfg.n_layers),
+        recipe.token,
+        site=recipe.site,
+        batch_size=recipe.batch_size,
+        folder=kept,
+        progress=progress,
+    )
+    editor = fit_sea(
+        activations,
+        recipe.explained_variance,
+        centre=recipe.centre,
+        merge=recipe.merge,
+        feature_map=None if recipe.feature_map is None else KNOWN[recipe.feature_map](),
+        progress=progress,
+    )
+    editor.save_pretrained(folder / "editor")
+    write_text(finished, facts)
+    shutil.rmtree(kept, ignore_errors=True)
+    return editor

@@ -67,13 +67,14 @@ def test_a_recipe_runs_and_goes_on(sea_lens, some_data, tmp_path, name, behaviou
     recipe = json.loads((tmp_path / "o" / "recipe.json").read_text())
     assert (recipe["n_demonstrations"], recipe["prompt"], recipe["dtype"]) == (8, "plain", "float32")
 
-    # Again: answers and activations are there, and the same comes out.
+    assert not (tmp_path / "o" / "activations").exists()
+
+    # Again: answers and editor are there, and the same comes out.
     (kept,) = (tmp_path / "o").glob("answers-of-*-2-tokens.jsonl")
-    stamps = [path.stat().st_mtime_ns for path in (kept, tmp_path / "o" / "activations" / "activations.safetensors")]
+    there = [kept, *(tmp_path / "o" / "editor").iterdir()]
+    stamps = [path.stat().st_mtime_ns for path in there]
     assert sea_lens(*command)[0] == 0
-    assert stamps == [
-        path.stat().st_mtime_ns for path in (kept, tmp_path / "o" / "activations" / "activations.safetensors")
-    ]
+    assert stamps == [path.stat().st_mtime_ns for path in there]
     again = pd.read_csv(tmp_path / "o" / "evaluation" / "metrics.csv").set_index("metric")
     pd.testing.assert_frame_equal(again, metrics)
 

@@ -5,8 +5,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, MistralConfig
 
+from sea_lens import Demonstrations, Editor, Questions, collect_activations
 from sea_lens.errors import FileFormatError, InputError, SeaLensWarning
 from sea_lens.feature_maps import KNOWN
+from sea_lens.recipes import run
 from sea_lens.recipes.costs import estimate
 from sea_lens.recipes.published_data import BBQ, HALUEVAL, TRUTHFULQA, PublishedData, git_hash
 from sea_lens.recipes.recipe import BEHAVIOURS, ModelSize, Recipe, shipped_models
@@ -159,3 +161,31 @@ def test_published_hashes_are_those_of_the_files_here(shared_data):
         assert git_hash((shared_data / file).read_bytes()) == expected
     assert len(BBQ.files) == 11
     assert len(HALUEVAL.files) == 1
+
+
+def test_a_fit_is_read_back_and_another_one_made_anew(llama, tmp_path, monkeypatch):
+    recipe = Recipe.load("llama-2-7b-chat", "truthfulness").changed(prompt="plain", max_new_tokens=1)
+    words = ["one", "two", "three", "four", "five", "six"]
+    demonstrations = Demonstrations.from_lists(
+        words, [f"{word} yes" for word in words], [f"{word} nay" for word in words]
+    )
+    questions = Questions.from_lists(["Q: sea?", "Q: sky?"], [["blue"], ["grey"]], [["red"], ["green"]])
+    collected = []
+
+    def collect(*given, **options):
+        collected.append(1)
+        return collect_activations(*given, **options)
+
+    monkeypatch.setattr(run, "collect_activations", collect)
+
+    def fitted(share):
+        changed = recipe.changed(centre=True, explained_variance=share)
+        editor = run.run_recipe(changed, llama, demonstrations, questions, tmp_path, progress=False).editor
+        assert not (tmp_path / "activations").exists()
+        assert Editor.from_pretrained(tmp_path / "editor").fingerprint == editor.fingerprint
+        return editor.fingerprint
+
+    first = fitted(0.5)
+    assert (fitted(0.5), len(collected)) == (first, 1)
+    assert fitted(0.9) != first
+    assert (fitted(0.5), len(collected)) == (first, 3)
