@@ -229,7 +229,7 @@ def disk_rows() -> Iterator[Row]:
 
 def memory_rows() -> Iterator[Row]:
     """Peak memory of collecting and fitting beyond the model and the texts, for n and 10 n demonstrations."""
-    n = 150
+    n = 300  # more than the activations that a fitter keeps
     few, many, few_kept, many_kept = memory.of_collect_and_fit(
         [("checked", n), ("streaming", 10 * n), ("in memory", n), ("in memory", 10 * n)]
     )

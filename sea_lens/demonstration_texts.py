@@ -13,7 +13,7 @@ from sea_lens.demonstrations import Demonstrations
 from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.models import Model, TokenizedAnswer, check_context_length, tokenizer_of
 
-KEPT_TOKENS = 250_000
+KEPT_TOKENS = 100_000
 """Tokens kept from the first reading, 4 bytes each; demonstrations beyond are tokenised again when their turn comes, which
 takes little beside running a model on them."""
 
