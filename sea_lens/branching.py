@@ -45,8 +45,12 @@ class BranchingRuns:
         sites = sorted({editor.card.site for editor in given})
         if not self.editors or len(sites) > 1:
             raise InputError(f"At least one run is needed, and all editors must act at one site; theirs are {sites}.")
+        checked: dict[int, set[int]] = {}  # by card: views of a checked editor need not be, and a check lists all hooks
         for editor in given:
-            editor.check(self.model)
+            layers = checked.setdefault(id(editor.card), set())
+            if not layers.issuperset(editor.layers):
+                editor.check(self.model)
+                layers.update(editor.layers)
 
     def logits(self, tokens: PaddedTokens) -> Iterator[tuple[int, Logits]]:
         """Logits of one batch under every editor, as (index of the editor, logits); the first editor comes first.
