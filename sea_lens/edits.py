@@ -123,9 +123,10 @@ class LowRankEdit:
             return h
         dtype = torch.promote_types(h.dtype, torch.float32)
         x = h.to(dtype).reshape(-1, self.d_model)
-        weighted, transposed, shift = self._on(h.device, dtype)
-        # One tall and one wide product, the sum with what stays of x in the same pass as the latter.
-        edited = torch.addmm(x, x @ weighted, transposed, beta=1 + self.strength * (self.kept - 1))
+        directions, factors, shift = self._on(h.device, dtype)
+        # One tall and one wide product, the sum with what stays of x in the same pass as the latter. Both read the same
+        # memory, which is most of what an edit of one token costs.
+        edited = torch.addmm(x, (x @ directions.T) * factors, directions, beta=1 + self.strength * (self.kept - 1))
         in_place = not edited.requires_grad  # of a tensor of our own, unless it is part of a graph
         if shift is not None:
             edited = edited.add_(shift) if in_place else edited + shift
@@ -134,14 +135,13 @@ class LowRankEdit:
         return edited.reshape(h.shape).to(h.dtype)
 
     def _on(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
-        """`strength * W diag(lam)`, `W^T` (rows in memory) and `strength * shift`, where and as the activation is; kept."""
+        """`W^T` (rows in memory), `strength * lam` and `strength * shift`, where and as the activation is; kept."""
         placed = self._placed.get((device, dtype))
         if placed is None:
             with torch.inference_mode(False):  # what is kept must also serve a later pass that builds a graph
-                directions = self.directions.to(device, dtype)
                 placed = (
-                    directions * (self.strength * self.eigenvalues.to(device, dtype)),
-                    directions.T.contiguous(),
+                    self.directions.to(device, dtype).T.contiguous(),
+                    self.strength * self.eigenvalues.to(device, dtype),
                     None if self.shift is None else self.strength * self.shift.to(device, dtype),
                 )
             self._placed[device, dtype] = placed
