@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import os
 import resource
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 if TYPE_CHECKING:
     from sea_lens import Demonstrations, Editor
     from sea_lens.edits import LowRankEdit
     from sea_lens.models import Model
 
+Result = TypeVar("Result")
 Mode = Literal["streaming", "in memory", "checked"]
 """Sums instead of activations; activations; and sums, with an in-memory fit after the measurement to compare with."""
 
@@ -56,11 +59,20 @@ def _in_a_process(measured: tuple[Mode, int]) -> Peak:
     return Peak(**json.loads(ran.stdout.splitlines()[-1]))
 
 
-def _reset_peak() -> None:
-    """From here on (on Linux; elsewhere the peak is that of the whole process)."""
-    counters = Path("/proc/self/clear_refs")
-    if counters.exists():
-        counters.write_text("5")
+def peak_of(run: Callable[[], Result]) -> tuple[float, Result]:
+    """Megabytes by which resident memory rises above what it was before, and what was run returns.
+
+    On Linux; elsewhere by which the peak of the whole process rises, which an earlier and higher one hides.
+    """
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+        if trim is not None:
+            trim(0)  # what is free, and would otherwise be used without being counted
+        Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
+    before = _peak()
+    result = run()
+    return _peak() - before, result
 
 
 def _peak() -> float:
@@ -90,11 +102,7 @@ def measure(mode: Mode, n: int) -> Peak:
     # Once on a few, so that what the libraries allocate once and for all is not counted.
     _fit(model, worlds.demonstrations(20, prefix=""), mode == "in memory")
     demonstrations = worlds.demonstrations(n, prefix="")
-    gc.collect()
-    _reset_peak()
-    before = _peak()
-    editor = _fit(model, demonstrations, mode == "in memory")
-    megabytes = _peak() - before
+    megabytes, editor = peak_of(partial(_fit, model, demonstrations, mode == "in memory"))
     facts = editor.card.layers.values()
     ranks = " ".join(f"{found['rank_positive']}+{found['rank_negative']}" for found in facts)
     if mode != "checked":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +13,7 @@ import pandas as pd
 import torch
 
 from benchmarks import worlds
+from benchmarks.memory import peak_of
 from benchmarks.timing import seconds
 from sea_lens import Activations, collect_activations, fit_sea
 
@@ -31,7 +31,7 @@ class Point:
         over: Which size grows: `n`, `d`, `layers`, `rank` or `tokens`.
         size: Its value.
         seconds: Median time.
-        megabytes: Of what the step leaves behind: activations, or the editor; none for `apply`.
+        megabytes: By which the step's peak rises above what was there before it, what it leaves behind included.
     """
 
     step: str
@@ -68,29 +68,26 @@ def _fit(over: str, size: int, n: int, d: int, layers: int = 1) -> Point:
     by_role = [dict.fromkeys(range(layers), side) for side in sides]
     activations = Activations.from_tensors(neutral=by_role[0], positive=by_role[1], negative=by_role[2])
     fit = partial(fit_sea, activations, SHARE, progress=False)
-    editor = fit()
-    kept = sum(edit.directions.nbytes + edit.eigenvalues.nbytes for edit in editor.edits.values())  # type: ignore[attr-defined]
-    return Point("fit", over, size, _median(fit, 3), kept / 1e6)
+    return Point("fit", over, size, *_measured(fit, 3))
 
 
 def _apply(over: str, size: int, d: int, rank: int, tokens: int) -> Point:
     edit = worlds.random_editor(d, 1, rank // 2)[0]
     h = torch.randn(1, tokens, d, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        return Point("apply", over, size, _median(partial(edit, h), 15), math.nan)
+        return Point("apply", over, size, *_measured(partial(edit, h), 15))
 
 
 def _collect(over: str, size: int, n: int, d: int, layers: int) -> Point:
     model, demonstrations = worlds.llama(d, layers), worlds.demonstrations(n, prefix="")
     collect = partial(collect_activations, model, demonstrations, progress=False)
-    activations = collect()
-    kept = sum(tensor.nbytes for role in ("neutral", "positive", "negative") for tensor in activations[role].values())
-    return Point("collect", over, size, _median(collect, 2), kept / 1e6)
+    return Point("collect", over, size, *_measured(collect, 2))
 
 
-def _median(run: Callable[[], object], repeats: int) -> float:
+def _measured(run: Callable[[], object], repeats: int) -> tuple[float, float]:
+    """Median seconds, and peak megabytes of the last run."""
     run()
-    return median(seconds(run) for _ in range(repeats))
+    return median(seconds(run) for _ in range(repeats)), peak_of(run)[0]
 
 
 def exponent(sizes: list[float], values: list[float]) -> float:
@@ -114,7 +111,8 @@ def run(folder: Path, machine: str) -> None:
     table.to_csv(folder / "scaling.csv", index=False)
     _draw(table, folder / "scaling.png", machine)
     for (step, over), group in table.groupby(["step", "over"], sort=False):
-        print(f"{step}: time grows as {over}^{exponent(group['size'].tolist(), group['seconds'].tolist()):.2f}")
+        time, memory = (exponent(group["size"].tolist(), group[name].tolist()) for name in ("seconds", "megabytes"))
+        print(f"{step}: time grows as {over}^{time:.2f}, memory as {over}^{memory:.2f}")
     print(_estimate(table))
 
 
@@ -122,37 +120,36 @@ def _draw(table: pd.DataFrame, path: Path, machine: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 3, figsize=(12, 4), layout="constrained")
-    for axis, (step, steps) in zip(axes, table.groupby("step", sort=False), strict=True):
-        for over, group in steps.groupby("over", sort=False):
-            slope = exponent(group["size"].tolist(), group["seconds"].tolist())
-            axis.loglog(group["size"], group["seconds"], "o-", label=f"{over}: exponent {slope:.2f}")
-        axis.set(title=str(step), xlabel="size", ylabel="seconds")
-        axis.legend()
-    figure.suptitle(machine, fontsize=9)
+    figure, axes = pyplot.subplots(2, 3, figsize=(12, 7), layout="constrained")
+    for column, (step, steps) in zip(axes.T, table.groupby("step", sort=False), strict=True):
+        column[0].set_title(str(step), pad=24)
+        for axis, what in zip(column, ("seconds", "megabytes"), strict=True):
+            for over, group in steps.groupby("over", sort=False):
+                slope = exponent(group["size"].tolist(), group[what].tolist())
+                axis.loglog(group["size"], group[what], "o-", label=f"{over}: {slope:.2f}")
+            axis.set(xlabel="size", ylabel=what if what == "seconds" else "peak megabytes beyond the start")
+            axis.legend(loc="lower center", bbox_to_anchor=(0.5, 0.99), ncols=3, frameon=False, fontsize=9)
+    figure.suptitle(f"Above each panel: what grows, and the exponent. {machine}", fontsize=9)
     figure.savefig(path, dpi=120)
 
 
 def _estimate(table: pd.DataFrame) -> str:
     """Fit and apply at the size of a 70B model, from the largest measurement by the measured exponents."""
+    start = table[(table["step"] == "fit") & (table["over"] == "d") & (table["size"] == LARGE["d"])].iloc[0]  # n = 600
+    over_n = table[(table["step"] == "fit") & (table["over"] == "n")]
 
-    def law(step: str, over: str) -> float:
-        group = table[(table["step"] == step) & (table["over"] == over)]
-        return exponent(group["size"].tolist(), group["seconds"].tolist())
+    def grown(what: str) -> float:
+        # Two, as in theory, where what is measured at smaller sizes grows more slowly: it will not there.
+        law = max(2.0, exponent(over_n["size"].tolist(), over_n[what].tolist()))
+        return float(start[what]) * (LARGE["n"] / 600) ** law
 
-    start = table[(table["step"] == "fit") & (table["over"] == "d")].iloc[-1]  # n = 600 at d = 8192
-    one = (
-        start["seconds"]
-        * (LARGE["n"] / 600) ** max(2.0, law("fit", "n"))
-        * (LARGE["d"] / start["size"]) ** law("fit", "d")
-    )
+    one, memory = grown("seconds"), grown("megabytes")
     layers = LARGE["layers"]
     activations = 3 * LARGE["n"] * LARGE["layers"] * LARGE["d"] * 4
     editor = LARGE["layers"] * LARGE["rank"] * (LARGE["d"] + 1) * 4
     dense = 2 * LARGE["layers"] * LARGE["d"] ** 2 * 4
-    working = (3 * LARGE["n"] ** 2 + 2 * LARGE["n"] * 1024) * 8
     return (
         f"A 70B model ({LARGE}), extrapolated: a fit takes about {one:.2g} s a layer on this machine, {layers} layers "
-        f"{one * layers / 60:.2g} min. By arithmetic: activations {activations / 1e9:.3g} GB in float32, working memory of a "
-        f"fit {working / 1e9:.2g} GB, editor {editor / 1e9:.2g} GB (dense projections: {dense / 1e9:.3g} GB)."
+        f"{one * layers / 60:.2g} min, at a peak of {memory / 1e3:.2g} GB beyond the activations. By arithmetic: activations "
+        f"{activations / 1e9:.3g} GB in float32, editor {editor / 1e9:.2g} GB (dense projections: {dense / 1e9:.3g} GB)."
     )
