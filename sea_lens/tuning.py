@@ -16,7 +16,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from sea_lens.activations import Activations
-from sea_lens.analysis.effects import Proportion, answer_greedily, kl_to_unedited, prefer_truth
+from sea_lens.analysis.effects import Proportion, UneditedPredictions, answer_greedily, prefer_truth
 from sea_lens.editor import Editor
 from sea_lens.errors import FileFormatError, InputError, SeaLensWarning
 from sea_lens.feature_maps import FeatureMap
@@ -149,9 +149,11 @@ def tune_sea(
     base, score = rule or SEARule(), _score(measure, max_new_tokens, batch_size)
     kept = _KeptScores.at(folder, _manifest(model, activations, questions, base, measure, max_new_tokens, texts))
 
+    unedited_predictions = UneditedPredictions.of(model, texts, batch_size=batch_size)
+
     def measured(editor: Editor, key: str) -> tuple[Proportion, float]:
         if key not in kept.scores:
-            kl = kl_to_unedited(model, editor, texts, batch_size=batch_size)
+            kl = unedited_predictions.kl_to(editor)
             with editor.attached(model):
                 kept.add(key, score(model, questions), kl)
         return kept.scores[key]

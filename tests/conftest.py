@@ -95,6 +95,12 @@ def build_bridge(architecture: str, dtype: torch.dtype = torch.float32, **change
     )
 
 
+def pytest_collection_modifyitems(items):
+    """Files of few, long tests go first: a worker that got one last would leave the other idle for minutes."""
+    long = ("test_tutorials.py", "test_experiment.py", "test_processes.py", "test_readme.py")
+    items.sort(key=lambda item: item.path.name not in long)
+
+
 @pytest.fixture(scope="session", params=ARCHITECTURES)
 def bridge(request) -> TransformerBridge:
     """A tiny random model of each architecture in turn."""

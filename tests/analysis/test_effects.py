@@ -6,7 +6,8 @@ import torch
 from scipy.stats import binomtest
 
 from sea_lens import Activations, Questions, answer_greedily, fit_sea, kl_to_unedited, prefer_truth
-from sea_lens.analysis.effects import Proportion
+from sea_lens.analysis import effects
+from sea_lens.analysis.effects import Proportion, UneditedPredictions
 from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.greedy import greedy_answers
 from sea_lens.organism.world import MYTHICAL, TRUTHFUL, prompt
@@ -309,3 +310,16 @@ def test_neutral_texts_are_counted_as_they_were_given(llama, editor):
 def test_kl_in_empty_batches_is_refused(llama, editor, batch_size):
     with pytest.raises(InputError, match="batch_size"):
         kl_to_unedited(llama, editor, PROMPTS, batch_size=batch_size)
+
+
+@pytest.mark.parametrize("kept", [0, 2**25])
+def test_the_unedited_model_is_run_once_for_all_editors_where_its_predictions_fit(llama, editor, monkeypatch, kept):
+    monkeypatch.setattr(effects, "KEPT_PREDICTIONS", kept)
+    editors = [editor.scaled(strength) for strength in (0.1, 0.5, 1.0)]
+    ran = []
+    counter = llama.blocks[0].register_forward_hook(lambda *_: ran.append(1))
+    predictions = UneditedPredictions.of(llama, PROMPTS, batch_size=64)
+    found = [predictions.kl_to(one) for one in editors]
+    counter.remove()
+    assert len(ran) == (4 if kept else 6)
+    assert found == [kl_to_unedited(llama, one, PROMPTS, batch_size=64) for one in editors]
