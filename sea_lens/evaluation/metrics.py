@@ -100,6 +100,9 @@ def metric_table(
 ) -> pd.DataFrame:
     """Metrics with percentile bootstrap intervals over rows; of two models, with those of the change.
 
+    Where all rows are alike, as at an accuracy of 1, resamples are too, and the interval is a point: it does not say that
+    another row could not have come out otherwise. `Proportion.interval` (Wilson) of shares does.
+
     Args:
         metrics: The metrics.
         unedited: The columns of one model.
