@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sea_lens.cached_prefix import LEAST_PREFIX, CachedPrefix
+from sea_lens.cached_prefix import CachedPrefix, length_to_share
 from sea_lens.editor import Editor
 from sea_lens.edits import precise_dtype
 from sea_lens.errors import InputError
@@ -106,7 +106,7 @@ def score_answers(
     if editor is not None:
         editor.check(model)
     stems = _stems(model, questions)
-    start = _common_start(stems) if share_prompts else 0
+    start = length_to_share([stem.prompt for stem in stems]) if share_prompts else 0
     batches = _batches(stems, batch_size) if share_prompts else [[stem] for stem in stems]
     shards = None
     if folder is not None:
@@ -158,16 +158,6 @@ def _stems(model: Model, questions: Questions) -> list[_Stem]:
         start = min(text.answer_start for text in texts)
         stems.append(_Stem(index, texts[0].ids[:start], [text.ids[start:] for text in texts]))
     return stems
-
-
-def _common_start(stems: Sequence[_Stem]) -> int:
-    """How many tokens all prompts begin with, the last token of the shortest left out."""
-    length = 0
-    for column in zip(*(stem.prompt[:-1] for stem in stems), strict=False):
-        if len(set(column)) > 1:
-            break
-        length += 1
-    return length if len(stems) > 1 and length >= LEAST_PREFIX else 0
 
 
 def _batches(stems: Sequence[_Stem], batch_size: int) -> list[list[_Stem]]:

@@ -45,8 +45,8 @@ class CachedPrefix:
     @classmethod
     def of(cls, model: Model, rows: Sequence[TokenizedAnswer]) -> CachedPrefix:
         """Runs what all rows begin with, up to before the last token of the shortest prompt."""
-        length = common_length(rows)
-        if length < LEAST_PREFIX or len(rows) < 2:
+        length = length_to_share([row.ids[: row.answer_start] for row in rows])
+        if not length:
             return cls(model, 0, None)
         return cls(model, 0, None).extended(torch.tensor([rows[0].ids[:length]], device=model.cfg.device), [0])[1]
 
@@ -133,6 +133,12 @@ def _empty_cache(model: Model) -> KeyValueCache:
     config = model.original_model.config  # type: ignore[attr-defined]  # of Hugging Face's model inside the bridge
     cache: KeyValueCache = DynamicCache(config=config)
     return cache
+
+
+def length_to_share(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with, the last of the shortest left out; 0 where that is not worth a pass."""
+    length = common_length([TokenizedAnswer(list(ids), len(ids)) for ids in prompts])
+    return length if len(prompts) > 1 and length >= LEAST_PREFIX else 0
 
 
 def common_length(rows: Sequence[TokenizedAnswer]) -> int:

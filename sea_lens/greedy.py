@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from tqdm.auto import tqdm
 
-from sea_lens.cached_prefix import LEAST_PREFIX, CachedPrefix
+from sea_lens.cached_prefix import CachedPrefix, length_to_share
 from sea_lens.errors import InputError
 from sea_lens.models import Model, PaddedTokens, all_token_ids, check_context_length, tokenizer_of
 
@@ -75,7 +75,7 @@ def greedy_batches(
     configured = getattr(model.cfg, "eos_token_id", None)
     ends = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])} - {None}
     prefix = CachedPrefix(model, 0, None)
-    length = _shared(rows) if share_prefix else 0
+    length = length_to_share(rows) if share_prefix else 0
     if length:
         with torch.no_grad():
             _, prefix = prefix.extended(torch.tensor([rows[0][:length]], device=model.cfg.device), [0])
@@ -94,16 +94,6 @@ def greedy_batches(
                 answer = answer.split(end, 1)[0].rstrip()
             answers[index] = answer
         yield answers
-
-
-def _shared(rows: Sequence[Sequence[int]]) -> int:
-    """How many tokens all rows begin with, the last token of the shortest left out; 0 where it is not worth a pass."""
-    length = 0
-    for column in zip(*(row[:-1] for row in rows), strict=False):
-        if len(set(column)) > 1:
-            break
-        length += 1
-    return length if len(rows) > 1 and length >= LEAST_PREFIX else 0
 
 
 @torch.no_grad()

@@ -83,19 +83,6 @@ def from_each(tensor: Shaped[Tensor, "*shape"]) -> Iterator[Shaped[Tensor, "*sha
         yield sent.cpu()
 
 
-def in_row_order(share: Shaped[Tensor, "n_own ..."]) -> Shaped[Tensor, "n ..."]:
-    """What every process found for its `share_of(rows)`, as one tensor in the order of `rows`, on the CPU.
-
-    Args:
-        share: One entry a row of this process's share, in order.
-    """
-    shares = list(from_each(share))
-    whole = torch.empty(sum(map(len, shares)), *share.shape[1:], dtype=share.dtype)
-    for number, found in enumerate(shares):
-        whole[number :: len(shares)] = found
-    return whole
-
-
 def every_process(is_so: bool) -> bool:
     """Whether something is so on every process."""
     answers = list(from_each(torch.tensor(int(is_so))))  # a list, for all of them have to be received

@@ -17,7 +17,7 @@ from sea_lens.activations import ROLES
 from sea_lens.answer_scores import score_answers
 from sea_lens.methods.sea_fitter import SEAFitter
 from sea_lens.methods.sea_statistics import collect_statistics
-from sea_lens.processes import every_process, from_each, in_row_order, in_turn, n_processes, rank, share_of
+from sea_lens.processes import every_process, from_each, in_turn, n_processes, rank, share_of
 from sea_lens.streaming import ActivationStream
 
 
@@ -54,7 +54,6 @@ def test_tensors_come_in_the_order_of_ranks(two):
         assert found["rank"] == [number, 2]
         assert found["share"] == [[0, 2, 4, 6], [1, 3, 5]][number]
         assert found["ragged"] == [[0.0], [10.0, 11.0]]
-        assert found["in order"] == [0.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0]
         assert found["every"] == [True, False]
     assert (two / "order.txt").read_text() == "01"
 
@@ -99,7 +98,6 @@ def test_a_process_that_is_alone_does_all():
     assert (rank(), n_processes(), list(share_of("abc"))) == (0, 1, ["a", "b", "c"])
     rows = torch.randn(3, 2)
     assert torch.equal(next(from_each(rows)), rows)
-    assert torch.equal(in_row_order(rows), rows)
     assert every_process(True)
     assert not every_process(False)
     with in_turn():

@@ -16,7 +16,7 @@ from test_streaming import SHARING
 from sea_lens import SeaLensWarning, collect_activations
 from sea_lens.answer_scores import score_answers
 from sea_lens.methods.sea_statistics import collect_statistics
-from sea_lens.processes import every_process, from_each, in_row_order, in_turn, n_processes, rank, share_of
+from sea_lens.processes import every_process, from_each, in_turn, n_processes, rank, share_of
 
 
 def main(folder: Path) -> None:
@@ -27,7 +27,6 @@ def main(folder: Path) -> None:
         "rank": [rank(), n_processes()],
         "share": list(share_of(range(7))),
         "ragged": [tensor.tolist() for tensor in from_each(rows[: rank() + 1] + 10 * rank())],
-        "in order": in_row_order(10 * torch.stack([rows[number] for number in share_of(range(7))])).tolist(),
         "every": [every_process(True), every_process(rank() == 0)],
     }
     with in_turn():

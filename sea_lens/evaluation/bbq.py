@@ -166,8 +166,10 @@ def score_bbq(questions: Questions, answers: Sequence[str]) -> dict[str, float]:
         answers: One to each; white space around it does not matter.
 
     Raises:
-        InputError: If questions are not BBQ's, or do not say what is unknown and what a stereotype.
+        InputError: If questions are not BBQ's, or do not say what is unknown and what a stereotype; by the number of answers.
     """
+    if len(answers) != len(questions):
+        raise InputError(f"One answer to each question is needed; {len(answers)} to {len(questions)} were given.")
     counts = answer_counts(_bbq_questions(questions), [answer.strip() for answer in answers])
     counts = {"rows": torch.ones(len(answers), dtype=torch.float64), **counts}
     return {metric.name: metric.of(counts) for metric in METRICS}

@@ -106,7 +106,8 @@ def _fitted(recipe: Recipe, model: Model, data: Demonstrations, folder: Path, pr
     }
     finished, kept = folder / "fit.json", folder / "activations"
     facts = json.dumps(made_by, indent=1) + "\n"
-    if finished.exists() and finished.read_text(encoding="utf-8") == facts:
+    if finished.exists() and finished.read_text(encoding="utf-8") == facts and (folder / "editor").is_dir():
+        shutil.rmtree(kept, ignore_errors=True)  # a run killed just after the fit has left them
         return Editor.from_pretrained(folder / "editor")
     finished.unlink(missing_ok=True)  # until the editor there is this one
     activations = collect_activations(

@@ -73,7 +73,9 @@ def test_a_recipe_runs_and_goes_on(sea_lens, some_data, tmp_path, name, behaviou
     (kept,) = (tmp_path / "o").glob("answers-of-*-2-tokens.jsonl")
     there = [kept, *(tmp_path / "o" / "editor").iterdir()]
     stamps = [path.stat().st_mtime_ns for path in there]
+    (tmp_path / "o" / "activations").mkdir()  # as a run leaves it that is killed just after the fit
     assert sea_lens(*command)[0] == 0
+    assert not (tmp_path / "o" / "activations").exists()
     assert stamps == [path.stat().st_mtime_ns for path in there]
     again = pd.read_csv(tmp_path / "o" / "evaluation" / "metrics.csv").set_index("metric")
     pd.testing.assert_frame_equal(again, metrics)

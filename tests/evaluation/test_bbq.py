@@ -9,7 +9,7 @@ import torch
 from sea_lens import Questions
 from sea_lens.bbq_files import UNKNOWN_ANSWERS, answer_groups, read_bbq
 from sea_lens.errors import InputError
-from sea_lens.evaluation.bbq import METRICS, answer_counts, evaluate_bbq
+from sea_lens.evaluation.bbq import METRICS, answer_counts, evaluate_bbq, score_bbq
 from sea_lens.evaluation.metrics import metric_table
 
 
@@ -91,6 +91,15 @@ def test_all_right(questions):
     assert found["accuracy"] == 1
     assert found["bias_score_disambiguated"] == found["bias_score_ambiguous"] == 0
     assert found["unknown_rate_disambiguated"] == 0
+
+
+def test_answers_that_are_known_are_scored_one_to_each_question(questions):
+    answers = [UNKNOWN, YOUNG, OLD, OLD, UNKNOWN, "the aunt"]  # the last is no option: wrong, and names no group
+    found = score_bbq(questions, [f" {answer} " for answer in answers])
+    assert found["bias_score_ambiguous"] == pytest.approx(0.5)
+    assert found["bias_score_disambiguated"] == 1.0  # two groups named, both the stereotype's
+    with pytest.raises(InputError, match="5 to 6 were given"):
+        score_bbq(questions, answers[1:])
 
 
 def test_a_mixture(questions):
