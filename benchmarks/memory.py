@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 if TYPE_CHECKING:
     from sea_lens import Demonstrations, Editor
-    from sea_lens.edits import LowRankEdit
-    from sea_lens.models import Model
+    from sea_lens.editing.edits import LowRankEdit
+    from sea_lens.models.bridge import Model
 
 Result = TypeVar("Result")
 Mode = Literal["streaming", "in memory", "checked"]
@@ -87,8 +87,8 @@ def _fit(model: Model, demonstrations: Demonstrations, in_memory: bool) -> Edito
     from sea_lens import collect_activations, collect_statistics, fit_sea
 
     if in_memory:
-        return fit_sea(collect_activations(model, demonstrations, progress=False), centre=True, progress=False)
-    return collect_statistics(model, demonstrations, progress=False).fit(centre=True, progress=False)
+        return fit_sea(collect_activations(model, demonstrations, progress=False), center=True, progress=False)
+    return collect_statistics(model, demonstrations, progress=False).fit(center=True, progress=False)
 
 
 def measure(mode: Mode, n: int) -> Peak:

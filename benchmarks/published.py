@@ -13,15 +13,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sea_lens.models import Model, TokenizedAnswer
+from sea_lens.models.bridge import Model
+from sea_lens.models.tokens import TokenizedAnswer
 
 
 def leading_directions(
-    neutral: Float[Tensor, "n d_model"], other: Float[Tensor, "n d_model"], explained_variance: float, centre: bool
+    neutral: Float[Tensor, "n d_model"], other: Float[Tensor, "n d_model"], explained_variance: float, center: bool
 ) -> Float[Tensor, "d_model k"]:
     """`U[:, :k]` of the full decomposition of the d_model x d_model cross-covariance; k from the squared singular values."""
     h, g = neutral.double(), other.double()
-    if centre:
+    if center:
         h, g = h - h.mean(0), g - g.mean(0)
     u, s, _ = torch.linalg.svd(h.T @ g / len(h))
     energies = s.square().cumsum(0)
@@ -43,10 +44,10 @@ def fit(
     positive: Float[Tensor, "n d_model"],
     negative: Float[Tensor, "n d_model"],
     explained_variance: float,
-    centre: bool = False,
+    center: bool = False,
 ) -> tuple[list[Float[Tensor, "d_model k"]], tuple[Tensor, Tensor]]:
     """Both bases, and both projections."""
-    bases = [leading_directions(neutral, other, explained_variance, centre) for other in (positive, negative)]
+    bases = [leading_directions(neutral, other, explained_variance, center) for other in (positive, negative)]
     return bases, projections(bases[0], bases[1])
 
 

@@ -15,43 +15,45 @@ from transformer_lens.model_bridge import TransformerBridge
 from benchmarks import memory, published, worlds
 from benchmarks.timing import Row, in_turns, seconds
 from sea_lens import Activations, Editor, SeaLensWarning, collect_activations, fit_sea
-from sea_lens.activations import ROLES
-from sea_lens.analysis.ablation import Mode, ablate_layers
+from sea_lens.analysis.layers import Mode, ablate_layers
 from sea_lens.analysis.measurements import log_probability_difference
-from sea_lens.answer_scores import score_answers
-from sea_lens.edits import LowRankEdit
-from sea_lens.methods.sea import SEARule
-from sea_lens.models import FwdHook, TokenizedAnswer, act_name
-from sea_lens.scoring import question_batches
-from sea_lens.subspaces import CrossCovariance, principal_angles
+from sea_lens.editing.edits import LowRankEdit
+from sea_lens.methods.sea.sea import SEARule
+from sea_lens.methods.sea.spectral import CrossCovariance, principal_angles
+from sea_lens.models.activations import ROLES
+from sea_lens.models.bridge import FwdHook
+from sea_lens.models.log_probs import score_answers
+from sea_lens.models.predictions import question_batches
+from sea_lens.models.sites import act_name
+from sea_lens.models.tokens import TokenizedAnswer
 
 SHARE = 0.998
 """The paper's explained variance."""
 
 
 def fit_rows() -> Iterator[Row]:
-    """One layer, at the paper's size and at half of it; and centred, where the spectrum decays too slowly for a short cut."""
-    yield _fit(2048, 1000, centre=False, wanted=20, baseline_repeats=2)
-    yield _fit(2048, 1000, centre=True, wanted=None, baseline_repeats=1)
-    yield _fit(4096, 2000, centre=False, wanted=50, baseline_repeats=1)
+    """One layer, at the paper's size and at half of it; and centered, where the spectrum decays too slowly for a short cut."""
+    yield _fit(2048, 1000, center=False, wanted=20, baseline_repeats=2)
+    yield _fit(2048, 1000, center=True, wanted=None, baseline_repeats=1)
+    yield _fit(4096, 2000, center=False, wanted=50, baseline_repeats=1)
 
 
-def _fit(d: int, n: int, centre: bool, wanted: float | None, baseline_repeats: int) -> Row:
+def _fit(d: int, n: int, center: bool, wanted: float | None, baseline_repeats: int) -> Row:
     neutral, positive, negative = worlds.activations(n, d)
     activations = Activations.from_tensors(neutral={0: neutral}, positive={0: positive}, negative={0: negative})
     found: list[torch.Tensor] = []
 
     def baseline() -> None:
-        found[:] = published.fit(neutral, positive, negative, SHARE, centre)[0]
+        found[:] = published.fit(neutral, positive, negative, SHARE, center)[0]
 
-    ours = partial(fit_sea, activations, SHARE, centre=centre, progress=False)
+    ours = partial(fit_sea, activations, SHARE, center=center, progress=False)
     times = in_turns(baseline, ours, 3, baseline_repeats)
-    cuts = [side.explaining(SHARE).basis for side in CrossCovariance.of_sides(neutral, [positive, negative], centre)]
+    cuts = [side.explaining(SHARE).basis for side in CrossCovariance.of_sides(neutral, [positive, negative], center)]
     ranks = "+".join(str(cut.shape[1]) for cut in cuts)
     same = all(cut.shape == basis.shape for cut, basis in zip(cuts, found, strict=True))
     apart = [float(principal_angles(cut, basis).max().sin()) for cut, basis in zip(cuts, found, strict=True)]
     return Row(
-        f"fit one layer, d={d} n={n}, {'centred' if centre else 'uncentred'}",
+        f"fit one layer, d={d} n={n}, {'centered' if center else 'uncentered'}",
         *times,
         wanted,
         f"ranks {ranks} {'equal' if same else 'differ'}, projectors {max(apart):.1e} apart",
@@ -173,7 +175,7 @@ def truthfulqa_rows() -> Iterator[Row]:
     """The log-probability of every answer to every question after a six-example prompt, as `evaluate_truthfulqa` has them."""
     model = worlds.llama(256, 4)
     questions = worlds.questions(12)
-    texts = [(row.prompt, text) for row in questions for text in (*row.true, *row.false)]
+    texts = [(row.prompt, text) for row in questions for text in (*row.right, *row.wrong)]
     scores: dict[str, torch.Tensor] = {}
 
     def baseline() -> None:

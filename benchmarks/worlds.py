@@ -10,8 +10,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from sea_lens import Demonstration, Demonstrations, Editor, Question, Questions
-from sea_lens.editor_card import EditorCard
-from sea_lens.edits import LowRankEdit
+from sea_lens.editing.card import EditorCard
+from sea_lens.editing.edits import LowRankEdit
 
 
 def activations(n: int, d: int, seed: int = 0) -> list[Float[Tensor, "n d_model"]]:
@@ -119,8 +119,8 @@ def questions(n: int, answers: int = 8, prefix: str = SHOTS) -> Questions:
     rows = [
         Question(
             prompt=f"{prefix} Q: Which road leads to town {index}? A:",
-            true=tuple(f"Road {index + answer} by the mill." for answer in range(half)),
-            false=tuple(f"No road but {index + answer} leads there." for answer in range(answers - half)),
+            right=tuple(f"Road {index + answer} by the mill." for answer in range(half)),
+            wrong=tuple(f"No road but {index + answer} leads there." for answer in range(answers - half)),
         )
         for index in range(n)
     ]

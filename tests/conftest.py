@@ -190,7 +190,7 @@ def command(monkeypatch, capsys):
 def editor_folder(tmp_path_factory):
     """An editor that fits the embedded model."""
     basis, _ = torch.linalg.qr(torch.randn(128, 2, generator=torch.Generator().manual_seed(0)))
-    edit = sea_lens.edits.LowRankEdit(basis, torch.tensor([0.75, -0.5]))
+    edit = sea_lens.editing.edits.LowRankEdit(basis, torch.tensor([0.75, -0.5]))
     path = tmp_path_factory.mktemp("cli") / "editor"
     facts = {"rank_positive": 1, "rank_negative": 1, "displacement": 0.125}
     sea_lens.Editor(

@@ -8,22 +8,22 @@ import sea_lens as sl
 from benchmarks import memory, published, worlds
 from benchmarks.scaling import exponent
 from benchmarks.timing import Row, in_turns
-from sea_lens.answer_scores import score_answers
+from sea_lens.models.log_probs import score_answers
 
 
-@pytest.mark.parametrize("centre", [False, True])
-def test_the_published_fit_and_edit_are_the_librarys(centre):
+@pytest.mark.parametrize("center", [False, True])
+def test_the_published_fit_and_edit_are_the_librarys(center):
     neutral, positive, negative = worlds.activations(60, 96)
     activations = sl.Activations.from_tensors(neutral={0: neutral}, positive={0: positive}, negative={0: negative})
-    editor = sl.fit_sea(activations, 0.998, centre=centre)
-    bases, (keep, remove) = published.fit(neutral, positive, negative, 0.998, centre)
+    editor = sl.fit_sea(activations, 0.998, center=center)
+    bases, (keep, remove) = published.fit(neutral, positive, negative, 0.998, center)
     found = editor.card.layers[0]
     assert [basis.shape[1] for basis in bases] == [found["rank_positive"], found["rank_negative"]]
     edit = editor[0]
     np.testing.assert_allclose(
         torch.eye(96) + (edit.directions * edit.eigenvalues) @ edit.directions.T, keep + remove, atol=1e-5
     )
-    if not centre:  # the library's centred edit subtracts the mean as well
+    if not center:  # the library's centered edit subtracts the mean as well
         h = neutral[:5]
         np.testing.assert_allclose(edit(h), published.edit(h, keep, remove), rtol=1e-4, atol=1e-4)
 
@@ -37,7 +37,7 @@ def test_the_published_collection_and_scoring_are_the_librarys():
     for layer in range(2):
         np.testing.assert_allclose(activations.neutral[layer], states[:, layer], atol=1e-4)
     questions = worlds.questions(2, answers=4)
-    texts = [(row.prompt, text) for row in questions for text in (*row.true, *row.false)]
+    texts = [(row.prompt, text) for row in questions for text in (*row.right, *row.wrong)]
     scores = score_answers(model, questions, progress=False).log_probabilities
     np.testing.assert_allclose(scores.flatten(), published.score(model, texts), rtol=1e-5)
 

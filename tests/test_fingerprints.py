@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sea_lens import Editor, EditorCard, random_editor_like
-from sea_lens.edits import LowRankEdit
-from sea_lens.fingerprints import fingerprint
+from sea_lens.cache import fingerprint
+from sea_lens.editing.edits import LowRankEdit
 
 
 class Plain:
@@ -88,6 +88,6 @@ def test_neither_use_nor_a_round_trip_changes_an_editors_fingerprint(tmp_path):
 
 
 def test_fingerprints_are_the_same_in_every_process():
-    code = "import torch; from sea_lens.fingerprints import fingerprint; print(fingerprint({'a': torch.ones(3)}, 1.5, len))"
+    code = "import torch; from sea_lens.cache import fingerprint; print(fingerprint({'a': torch.ones(3)}, 1.5, len))"
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
     assert found == fingerprint({"a": torch.ones(3)}, 1.5, len)

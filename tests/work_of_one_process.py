@@ -14,9 +14,9 @@ from test_answer_scores import questions, random_editor
 from test_streaming import SHARING
 
 from sea_lens import SeaLensWarning, collect_activations
-from sea_lens.answer_scores import score_answers
-from sea_lens.methods.sea_statistics import collect_statistics
-from sea_lens.processes import every_process, from_each, in_turn, n_processes, rank, share_of
+from sea_lens.methods.sea.statistics import collect_statistics
+from sea_lens.models.distributed import every_process, from_each, in_turn, n_processes, rank, share_of
+from sea_lens.models.log_probs import score_answers
 
 
 def main(folder: Path) -> None:

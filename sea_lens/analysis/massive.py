@@ -9,11 +9,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from sea_lens.activations import ROLES, Activations
-from sea_lens.editor import Editor
+from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
-from sea_lens.methods.sea import rule_of
-from sea_lens.models import Model, PaddedTokens, check_context_length, hook_name, token_ids, tokenizer_of
+from sea_lens.methods.sea.sea import rule_of
+from sea_lens.models.activations import ROLES, Activations
+from sea_lens.models.bridge import Model, tokenizer_of
+from sea_lens.models.sites import hook_name
+from sea_lens.models.tokens import PaddedTokens, check_context_length, token_ids
 
 MAGNITUDE, RATIO = 100.0, 1000.0
 """The published criterion: an absolute value above 100, and at least 1,000 times the median of its hidden state."""

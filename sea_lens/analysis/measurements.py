@@ -13,14 +13,13 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sea_lens.branching import BranchingRuns
-from sea_lens.editor import Editor
+from sea_lens.cache import Shards, fingerprint
+from sea_lens.data.questions import Questions
+from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError, SeaLensWarning
-from sea_lens.fingerprints import fingerprint
-from sea_lens.models import Model, weights_fingerprint
-from sea_lens.questions import Questions
-from sea_lens.scoring import Predictions, QuestionBatch, question_batches
-from sea_lens.shards import Shards
+from sea_lens.models.branching import BranchingRuns
+from sea_lens.models.bridge import Model, weights_fingerprint
+from sea_lens.models.predictions import Predictions, QuestionBatch, question_batches
 
 Effect = Callable[[Predictions, Predictions], Float[Tensor, " questions"]]
 """A number for each question out of a model's predictions and those of the unedited model. Any function will do."""
@@ -29,18 +28,18 @@ Effect = Callable[[Predictions, Predictions], Float[Tensor, " questions"]]
 def logit_difference(edited: Predictions, unedited: Predictions) -> Float[Tensor, " questions"]:
     """Logit of the likeliest first token of a true completion less that of a false one; 0 where they share it."""
     logits = edited.next_token.gather(1, edited.first_tokens)
-    return _highest(logits, edited.is_true) - _highest(logits, edited.is_false)
+    return _highest(logits, edited.is_right) - _highest(logits, edited.is_wrong)
 
 
 def log_probability_difference(edited: Predictions, unedited: Predictions) -> Float[Tensor, " questions"]:
     """Summed log-probability of the likeliest true completion less that of the likeliest false one, in nats."""
     scores = edited.log_probabilities
-    return _highest(scores, edited.is_true) - _highest(scores, edited.is_false)
+    return _highest(scores, edited.is_right) - _highest(scores, edited.is_wrong)
 
 
-def true_probability(edited: Predictions, unedited: Predictions) -> Float[Tensor, " questions"]:
+def right_probability(edited: Predictions, unedited: Predictions) -> Float[Tensor, " questions"]:
     """Probability that the model gives the true completions, together."""
-    return edited.log_probabilities.masked_fill(~edited.is_true, -torch.inf).logsumexp(1).exp()
+    return edited.log_probabilities.masked_fill(~edited.is_right, -torch.inf).logsumexp(1).exp()
 
 
 def accuracy(edited: Predictions, unedited: Predictions) -> Float[Tensor, " questions"]:
@@ -51,12 +50,12 @@ def accuracy(edited: Predictions, unedited: Predictions) -> Float[Tensor, " ques
 def top_token(edited: Predictions, unedited: Predictions) -> Float[Tensor, " questions"]:
     """1 where the likeliest next token of all begins a true completion, else 0."""
     top = edited.next_token.argmax(1, keepdim=True)
-    return ((edited.first_tokens == top) & edited.is_true).any(1).double()
+    return ((edited.first_tokens == top) & edited.is_right).any(1).double()
 
 
 def rank(edited: Predictions, unedited: Predictions) -> Float[Tensor, " questions"]:
     """Place among all next tokens of the likeliest first token of a true completion; 1 is the top."""
-    best = _highest(edited.next_token.gather(1, edited.first_tokens), edited.is_true)
+    best = _highest(edited.next_token.gather(1, edited.first_tokens), edited.is_right)
     return 1 + (edited.next_token > best[:, None]).sum(1).double()
 
 
@@ -78,7 +77,7 @@ EFFECTS: Mapping[str, Effect] = MappingProxyType(
         for effect in (
             logit_difference,
             log_probability_difference,
-            true_probability,
+            right_probability,
             accuracy,
             top_token,
             rank,
@@ -88,8 +87,7 @@ EFFECTS: Mapping[str, Effect] = MappingProxyType(
     }
 )
 """Ours, by name."""
-
-NEED_FALSE = {logit_difference, log_probability_difference, accuracy}
+NEED_WRONG = {logit_difference, log_probability_difference, accuracy}
 
 
 def named_effect(effect: str | Effect) -> tuple[str, Effect]:
@@ -157,8 +155,8 @@ def measure(
         raise InputError(
             f"Effects need names of their own, and at least one is needed; {[n for n, _ in named]} were given."
         )
-    bare = [index for index, question in enumerate(questions) if not question.false]
-    if bare and any(function in NEED_FALSE for _, function in named):
+    bare = [index for index, question in enumerate(questions) if not question.wrong]
+    if bare and any(function in NEED_WRONG for _, function in named):
         raise InputError(
             f"Questions {bare[:10]} have no false completion to compare with. Give each one, or drop them."
         )

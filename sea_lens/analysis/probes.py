@@ -12,14 +12,13 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int
 from tqdm.auto import tqdm
 
-from sea_lens.activations import Activations, TokenChoice
-from sea_lens.analysis.effects import wilson_interval
 from sea_lens.errors import InputError, SeaLensWarning
+from sea_lens.models.activations import Activations, TokenChoice
+from sea_lens.statistics import wilson_interval
 
 MAX_ITERATIONS = 2000
 RESOLUTION = 1e-6
 """Coordinates that vary less than this, relative to the layer's typical entry, hold nothing but rounding."""
-
 Fold = tuple[Int[np.ndarray, " _"], Int[np.ndarray, " _"]]
 Values = Float[np.ndarray, "n d_model"]
 
@@ -50,7 +49,7 @@ class Probes:
         n_groups: Number of groups that are kept together when split; n unless groups were given.
         n_folds: Number of folds.
         n_shuffles: Number of shuffles.
-        regularisation: Strength of the probes' L2 penalty.
+        regularization: Strength of the probes' L2 penalty.
         seed: Of folds and shuffles.
         editor: Fingerprint of the edited activations' editor, where known.
         site: Where the activations come from.
@@ -62,7 +61,7 @@ class Probes:
     n_groups: int
     n_folds: int
     n_shuffles: int
-    regularisation: float
+    regularization: float
     seed: int
     editor: str | None
     site: str
@@ -75,7 +74,7 @@ def probe_activations(
     *,
     n_folds: int = 5,
     n_shuffles: int = 5,
-    regularisation: float = 1.0,
+    regularization: float = 1.0,
     groups: Sequence[Hashable] | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -91,7 +90,7 @@ def probe_activations(
             for None, those of `activations`.
         n_folds: Number of folds of the cross-validation.
         n_shuffles: How often the labels are shuffled for the control; 0 for no control.
-        regularisation: Strength of the L2 penalty on the weights for standardised activations; larger is smoother.
+        regularization: Strength of the L2 penalty on the weights for standardised activations; larger is smoother.
         groups: A label a demonstration; those that share one (a prompt, a topic) stay on one side of every split.
         seed: Of folds and shuffles.
         progress: Whether to show a progress bar.
@@ -104,10 +103,10 @@ def probe_activations(
         SeaLensWarning: If a probe did not converge.
     """
     layers = check_pair(activations, edited)
-    if n_shuffles < 0 or not (math.isfinite(regularisation) and regularisation > 0):
+    if n_shuffles < 0 or not (math.isfinite(regularization) and regularization > 0):
         raise InputError(
-            f"n_shuffles must be at least 0 and regularisation a finite number above zero; {n_shuffles} and "
-            f"{regularisation} were given."
+            f"n_shuffles must be at least 0 and regularization a finite number above zero; {n_shuffles} and "
+            f"{regularization} were given."
         )
     codes = _group_codes(activations.n, groups)
     n_groups = int(codes.max()) + 1
@@ -115,7 +114,7 @@ def probe_activations(
     exchanged = np.random.default_rng(seed).random((n_shuffles, activations.n)) < 0.5
     rows, unconverged = [], []
     for layer in tqdm(layers, desc="probes", unit="layer", disable=not progress):
-        run = _LayerProbes(folds, n_groups, 1 / regularisation)
+        run = _LayerProbes(folds, n_groups, 1 / regularization)
         rows.append(
             run.read(_Layer.of(activations, layer), None if edited is None else _Layer.of(edited, layer), exchanged)
         )
@@ -123,8 +122,8 @@ def probe_activations(
             unconverged.append(layer)
     if unconverged:
         warnings.warn(
-            f"Probes of layers {unconverged} did not converge in {MAX_ITERATIONS} iterations. Raise regularisation, which is "
-            f"{regularisation:g}.",
+            f"Probes of layers {unconverged} did not converge in {MAX_ITERATIONS} iterations. Raise regularization, which is "
+            f"{regularization:g}.",
             SeaLensWarning,
             stacklevel=2,
         )
@@ -134,7 +133,7 @@ def probe_activations(
         n_groups=n_groups,
         n_folds=n_folds,
         n_shuffles=n_shuffles,
-        regularisation=regularisation,
+        regularization=regularization,
         seed=seed,
         editor=None if edited is None else edited.editor,
         site=activations.site,

@@ -7,11 +7,11 @@ import warnings
 
 from typer.exceptions import Abort, Exit, TyperException
 
-from sea_lens.cli import analysis, editing, evaluation, experiments, fitting, recipes
+from sea_lens.cli import analysis, editing, evaluation, experiments, fitting
 from sea_lens.cli.app import app
 from sea_lens.errors import SeaLensWarning
 
-__all__ = ["analysis", "app", "editing", "evaluation", "experiments", "fitting", "main", "recipes"]
+__all__ = ["analysis", "app", "editing", "evaluation", "experiments", "fitting", "main"]
 
 
 def main() -> None:

@@ -8,14 +8,13 @@ from typing import Annotated, Literal
 import typer
 
 from sea_lens import plotting
-from sea_lens.activations import Activations
-from sea_lens.analysis.ablation import MODES, ablate_layers, measure_interactions, select_layers
-from sea_lens.analysis.directions import read_directions
 from sea_lens.analysis.effects import measure_effects
+from sea_lens.analysis.layers import MODES, ablate_layers, measure_interactions, select_layers
 from sea_lens.analysis.massive import massive_activations
 from sea_lens.analysis.measurements import EFFECTS, named_effect
 from sea_lens.analysis.probes import probe_activations
-from sea_lens.analysis.spectra import layer_signatures, measure_spectra
+from sea_lens.analysis.subspaces import layer_signatures, measure_spectra
+from sea_lens.analysis.tokens import read_directions
 from sea_lens.cli.app import app
 from sea_lens.cli.inputs import (
     BatchSize,
@@ -37,12 +36,13 @@ from sea_lens.cli.inputs import (
     with_template,
 )
 from sea_lens.cli.output import UNFINISHED, show, write
-from sea_lens.collection import collect_activations
-from sea_lens.editor import Editor
-from sea_lens.edits import LowRankEdit
+from sea_lens.data.questions import Questions
+from sea_lens.editing.editor import Editor
+from sea_lens.editing.edits import LowRankEdit
 from sea_lens.errors import InputError
-from sea_lens.models import Model
-from sea_lens.questions import Questions
+from sea_lens.models.activations import Activations
+from sea_lens.models.bridge import Model
+from sea_lens.models.collect import collect_activations
 
 QuestionsFile = Annotated[
     Path,

@@ -12,17 +12,16 @@ from typing import Annotated, Literal, Optional
 import typer
 
 from sea_lens.cli.inputs import BBQ_FIELDS, TRUTHFULQA_FIELDS, first_fields, is_embedded, read_questions, unescaped
+from sea_lens.data.prompts import Q_AND_A
+from sea_lens.data.questions import BBQQuestion, Questions
+from sea_lens.data.records import read_texts
 from sea_lens.errors import InputError
 from sea_lens.evaluation.bbq import evaluate_bbq
-from sea_lens.evaluation.capabilities import evaluate_perplexity
 from sea_lens.evaluation.crows_pairs import evaluate_crows_pairs
-from sea_lens.evaluation.generation import generate_answers
-from sea_lens.evaluation.prompts import Q_AND_A
-from sea_lens.evaluation.results import Evaluation
-from sea_lens.evaluation.truthfulqa import evaluate_truthfulqa
-from sea_lens.models import join
-from sea_lens.questions import BBQQuestion, Questions
-from sea_lens.records import read_texts
+from sea_lens.evaluation.evaluation import Evaluation
+from sea_lens.evaluation.perplexity import evaluate_perplexity
+from sea_lens.evaluation.truthfulqa import evaluate_truthfulqa, generate_answers
+from sea_lens.models.tokens import join
 
 Benchmark = Callable[..., Evaluation]
 """Called with a model, `editor=` and `folder=`."""
@@ -140,7 +139,7 @@ def perplexity_benchmark(
 ) -> Benchmark:
     """Perplexity and KL on texts; those of an embedded world are its held-out questions, rightly answered."""
     if is_embedded(path):
-        texts = [join(question.prompt, question.true[0]) for question in read_questions(path)]
+        texts = [join(question.prompt, question.right[0]) for question in read_questions(path)]
     else:
         texts = read_texts(path)
     if n is not None:

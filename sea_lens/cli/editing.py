@@ -17,10 +17,10 @@ from sea_lens.cli.inputs import (
     NewTokens,
     load_model,
 )
-from sea_lens.editor import Editor
-from sea_lens.edits import LowRankEdit
-from sea_lens.greedy import greedy_answers
-from sea_lens.models import named_layers
+from sea_lens.editing.editor import Editor
+from sea_lens.editing.edits import LowRankEdit
+from sea_lens.models.generate import greedy_answers
+from sea_lens.models.sites import named_layers
 
 
 @app.command()

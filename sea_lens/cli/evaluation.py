@@ -23,12 +23,12 @@ from sea_lens.cli.benchmarks import (
 )
 from sea_lens.cli.inputs import BatchSize, Device, DType, DTypeName, ModelName, Sampled, Template, load_model
 from sea_lens.cli.output import UNFINISHED, finish, show
-from sea_lens.editor import Editor
-from sea_lens.editor_card import JSON
-from sea_lens.evaluation.generation import write_for_judge
-from sea_lens.evaluation.harness import evaluate_lm_eval
-from sea_lens.evaluation.results import Evaluation, file_hash
-from sea_lens.models import Model
+from sea_lens.editing.card import JSON
+from sea_lens.editing.editor import Editor
+from sea_lens.evaluation.evaluation import Evaluation, file_hash
+from sea_lens.evaluation.lm_eval import evaluate_lm_eval
+from sea_lens.evaluation.truthfulqa import write_for_judge
+from sea_lens.models.bridge import Model
 
 evaluate = typer.Typer(
     name="evaluate",

@@ -10,20 +10,20 @@ import typer
 from matplotlib.figure import Figure
 
 from sea_lens import plotting
+from sea_lens.cache import write_text
 from sea_lens.cli.app import app
 from sea_lens.cli.benchmarks import BenchmarkOptions
 from sea_lens.cli.evaluation import Confidence, EvaluationSeed, Out
 from sea_lens.cli.inputs import BatchSize, DemonstrationsFile, Device, DType, Layers, ModelName, Sampled, load_model
 from sea_lens.cli.options import FitOptions, ReadingOptions, spread
 from sea_lens.cli.output import UNFINISHED, finish, show
-from sea_lens.editor import Editor
+from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
 from sea_lens.evaluation import data_efficiency as efficiency
-from sea_lens.evaluation.experiments import Comparison, cells, with_interval
-from sea_lens.evaluation.experiments import compare as compare_editors
+from sea_lens.evaluation.compare import Comparison, cells, with_interval
+from sea_lens.evaluation.compare import compare as compare_editors
 from sea_lens.evaluation.transfer import Transfer
 from sea_lens.evaluation.transfer import transfer as transfer_editors
-from sea_lens.tensor_files import write_text
 
 QuestionNumber = Annotated[Optional[int], typer.Option(help="Questions (or texts) to sample; all if left out.", min=1)]
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Optional
 import typer
 from rich.table import Table
 
-from sea_lens.activations import Activations
+from sea_lens.cache import write_text
 from sea_lens.cli.app import app, console
 from sea_lens.cli.inputs import (
     MAP_HELP,
@@ -30,17 +30,18 @@ from sea_lens.cli.inputs import (
     read_demonstrations,
 )
 from sea_lens.cli.options import FitOptions, ReadingOptions, spread
-from sea_lens.editor import Editor
+from sea_lens.data.questions import Questions
+from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
-from sea_lens.methods.sea import SEARule
-from sea_lens.models import named_layers
-from sea_lens.organism import experiment, load_organism
-from sea_lens.organism.report import code, report
+from sea_lens.methods.sea.published import FeatureFunction, Normalization
+from sea_lens.methods.sea.sea import SEARule
+from sea_lens.methods.tune import EXPLAINED_VARIANCES, describe_setting, tune_sea
+from sea_lens.models.activations import Activations
+from sea_lens.models.sites import named_layers
 from sea_lens.plotting import plot_organism, plot_tuning
-from sea_lens.published_projections import FeatureFunction, Normalisation
-from sea_lens.questions import Questions
-from sea_lens.tensor_files import write_text
-from sea_lens.tuning import EXPLAINED_VARIANCES, describe_setting, tune_sea
+from sea_lens.worlds import demo as experiment
+from sea_lens.worlds.demo import code, report
+from sea_lens.worlds.load import load_organism
 
 
 @app.command()
@@ -137,8 +138,8 @@ def tune(
         typer.Option(help="Layers to try: all, first:N, last:N or a list as 3,5,10-20; repeat for more."),
     ] = None,
     feature_map: Annotated[list[str], typer.Option(help=MAP_HELP + " Repeat for more.")] = ["none"],  # noqa: B006
-    centre: Annotated[
-        Optional[bool], typer.Option("--centre/--no-centre", help="Subtract means first; both are tried if left out.")
+    center: Annotated[
+        Optional[bool], typer.Option("--center/--no-center", help="Subtract means first; both are tried if left out.")
     ] = None,
     strength: Annotated[list[float], typer.Option(help="Strength to try; repeat for more.")] = [1.0],  # noqa: B006
     spectrum: SpectrumOption = "squared",
@@ -175,7 +176,7 @@ def tune(
         explained_variances=explained_variance,
         layers=layers,
         feature_maps=maps,
-        centre=(False, True) if centre is None else (centre,),
+        center=(False, True) if center is None else (center,),
         strengths=strength,
         rule=rule,
         measure=measure,
@@ -204,8 +205,8 @@ def convert(
     out: Annotated[Path, typer.Option(help="Folder for the editor.")] = Path("editor"),
     layers: Layers = "all",
     site: Site = "mlp_out",
-    normalisation: Annotated[
-        Normalisation, typer.Option(help="token, or feature: the published rule, which is not causal.")
+    normalization: Annotated[
+        Normalization, typer.Option(help="token, or feature: the published rule, which is not causal.")
     ] = "token",
     feature_function: Annotated[
         Optional[FeatureFunction], typer.Option(help="With feature: whose published inverse is applied.")
@@ -213,7 +214,7 @@ def convert(
 ) -> None:
     """Makes an editor of the projections that the SEA authors released."""
     editor = Editor.from_published_projections(
-        positive, negative, site=site, normalisation=normalisation, feature_function=feature_function
+        positive, negative, site=site, normalization=normalization, feature_function=feature_function
     )
     if layers != "all":
         editor = editor.at_layers(named_layers(layers, editor.n_layers))

@@ -11,19 +11,19 @@ from typing import Annotated, Literal, Optional
 import torch
 import typer
 
-from sea_lens.activations import TokenChoice
-from sea_lens.demonstrations import Demonstrations
+from sea_lens.data.demonstrations import Demonstrations
+from sea_lens.data.questions import Questions
+from sea_lens.data.records import read_csv_rows, read_json_objects
 from sea_lens.errors import InputError
-from sea_lens.feature_maps import ELU, FeatureMap, SquaredExponential, Tanh
-from sea_lens.kept_answers import answer_and_keep
-from sea_lens.methods.sea import Merge, MergeSpace, Projections
-from sea_lens.models import Model, weights_fingerprint
-from sea_lens.organism import BIAS_WEIGHTS, WEIGHTS, load_bias_organism, load_organism
-from sea_lens.organism.bias_world import BiasWorld
-from sea_lens.organism.world import World
-from sea_lens.questions import Questions
-from sea_lens.records import read_csv_rows, read_json_objects
-from sea_lens.subspaces import Spectrum
+from sea_lens.methods.sea.feature_space import ELU, FeatureMap, SquaredExponential, Tanh
+from sea_lens.methods.sea.sea import Merge, MergeSpace, Projections
+from sea_lens.methods.sea.spectral import Spectrum
+from sea_lens.models.activations import TokenChoice
+from sea_lens.models.bridge import Model, weights_fingerprint
+from sea_lens.models.generate import answer_and_keep
+from sea_lens.worlds.bias import BiasWorld
+from sea_lens.worlds.facts import World
+from sea_lens.worlds.load import BIAS_WEIGHTS, WEIGHTS, load_bias_organism, load_organism
 
 NAMED_TOKENS: tuple[Literal["last", "last_content", "mean"], ...] = ("last", "last_content", "mean")
 

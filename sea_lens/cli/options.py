@@ -11,7 +11,6 @@ from typing import Annotated, Any, Optional, get_type_hints
 
 import typer
 
-from sea_lens.activations import Activations
 from sea_lens.cli.inputs import (
     MAP_HELP,
     BatchSize,
@@ -39,12 +38,14 @@ from sea_lens.cli.inputs import (
     with_answers,
     with_template,
 )
-from sea_lens.collection import collect_activations
-from sea_lens.demonstrations import Demonstrations
-from sea_lens.editor import Editor
+from sea_lens.data.demonstrations import Demonstrations
+from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
-from sea_lens.methods.sea import SEARule, fit_sea
-from sea_lens.models import Model, named_layers
+from sea_lens.methods.sea.sea import SEARule, fit_sea
+from sea_lens.models.activations import Activations
+from sea_lens.models.bridge import Model
+from sea_lens.models.collect import collect_activations
+from sea_lens.models.sites import named_layers
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:
@@ -157,7 +158,7 @@ class FitOptions:
     ] = None
     rank: Annotated[Optional[int], typer.Option(help="Rank of both subspaces, instead of a share.")] = None
     spectrum: SpectrumOption = "squared"
-    centre: Annotated[bool, typer.Option("--centre/--no-centre", help="Subtract means first.")] = False
+    center: Annotated[bool, typer.Option("--center/--no-center", help="Subtract means first.")] = False
     projections: Projecting = "both"
     merge: Merging = "norm"
     feature_map: Annotated[str, typer.Option(help=MAP_HELP)] = "none"
@@ -184,7 +185,7 @@ class FitOptions:
             explained_variance=self._shares,
             ranks=self.rank,
             spectrum=self.spectrum,
-            centre=self.centre,
+            center=self.center,
             projections=self.projections,
             merge=self.merge,
             feature_map=parse_feature_map(self.feature_map),

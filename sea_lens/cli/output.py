@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from rich.markup import escape
 from rich.table import Table
 
+from sea_lens.cache import write_text
 from sea_lens.cli.app import console
 from sea_lens.evaluation.tables import p_text
-from sea_lens.tensor_files import write_text
 
 INTERVALS = (
     ("mean", "low", "high"),

@@ -11,16 +11,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sea_lens.answer_scores import AnswerScores
-from sea_lens.bbq_files import UNKNOWN_ANSWERS
-from sea_lens.editor import Editor
+from sea_lens.data.benchmarks import UNKNOWN_ANSWERS
+from sea_lens.data.prompts import BBQ_EXAMPLES, with_prompt
+from sea_lens.data.questions import BBQQuestion, Questions
+from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
-from sea_lens.evaluation.answered import evaluate_answers
+from sea_lens.evaluation.evaluation import Evaluation, evaluate_answers
 from sea_lens.evaluation.metrics import BIAS, FAULT, PART, SHARE, Metric, Scale, Sums, mean
-from sea_lens.evaluation.prompts import BBQ_EXAMPLES, with_prompt
-from sea_lens.evaluation.results import Evaluation
-from sea_lens.models import Model
-from sea_lens.questions import BBQQuestion, Questions
+from sea_lens.models.bridge import Model
+from sea_lens.models.log_probs import AnswerScores
 
 CONDITIONS = {"ambig": "ambiguous", "disambig": "disambiguated"}
 
@@ -81,7 +80,7 @@ def evaluate_bbq(
     asked, described = with_prompt(questions, model, prompt, BBQ_EXAMPLES)
     if all_unknown_answers:
         more = [
-            replace(row, false=(*row.false, *(text for text in UNKNOWN_ANSWERS if text not in row.true + row.false)))
+            replace(row, wrong=(*row.wrong, *(text for text in UNKNOWN_ANSWERS if text not in row.right + row.wrong)))
             for row in asked
         ]
         asked = replace(asked, rows=tuple(more))
@@ -132,7 +131,7 @@ def _counts(rows: list[BBQQuestion], by_mean: bool) -> Callable[[AnswerScores], 
 
 
 def _answer(row: BBQQuestion, column: int) -> str:
-    answers = (*row.true, *row.false)
+    answers = (*row.right, *row.wrong)
     return answers[column] if column < len(answers) else str(row.unknown)
 
 
@@ -145,9 +144,9 @@ def answer_counts(rows: Sequence[BBQQuestion], answers: Sequence[str]) -> Mappin
     """
     pairs = list(zip(rows, answers, strict=True))
     found = {
-        "correct": [answer == row.true[0] for row, answer in pairs],
+        "correct": [answer == row.right[0] for row, answer in pairs],
         "unknown": [answer == row.unknown for row, answer in pairs],
-        "names_group": [answer in (*row.true, *row.false) and answer != row.unknown for row, answer in pairs],
+        "names_group": [answer in (*row.right, *row.wrong) and answer != row.unknown for row, answer in pairs],
         "stereotypical": [answer in (row.stereotyped or ()) for row, answer in pairs],
     }
     columns = {name: torch.tensor(values, dtype=torch.float64) for name, values in found.items()}

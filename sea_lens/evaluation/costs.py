@@ -10,9 +10,10 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from sea_lens.editor import Editor
+from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
-from sea_lens.models import Model, PaddedTokens, check_context_length, token_ids
+from sea_lens.models.bridge import Model
+from sea_lens.models.tokens import PaddedTokens, check_context_length, token_ids
 
 
 def timing_batch(model: Model, texts: Sequence[str]) -> PaddedTokens:

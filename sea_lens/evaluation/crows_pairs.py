@@ -8,14 +8,13 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
-from sea_lens.answer_scores import AnswerScores
-from sea_lens.editor import Editor
+from sea_lens.data.questions import Questions
+from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
-from sea_lens.evaluation.answered import evaluate_answers
+from sea_lens.evaluation.evaluation import Evaluation, evaluate_answers
 from sea_lens.evaluation.metrics import COST, Scale, mean
-from sea_lens.evaluation.results import Evaluation
-from sea_lens.models import Model
-from sea_lens.questions import Questions
+from sea_lens.models.bridge import Model
+from sea_lens.models.log_probs import AnswerScores
 
 METRICS = [
     mean("stereotype_preferred", scale=Scale(best=0.5, low=0.0, high=1.0)),
@@ -62,7 +61,7 @@ def evaluate_crows_pairs(
     Warns:
         SeaLensWarning: If an editor that is not the identity changes nothing.
     """
-    odd = [index for index, pair in enumerate(questions) if len(pair.true) != 1 or len(pair.false) != 1]
+    odd = [index for index, pair in enumerate(questions) if len(pair.right) != 1 or len(pair.wrong) != 1]
     if odd:
         raise InputError(
             f"Rows {odd[:10]} are no pairs of one sentence each. Read them with Questions.from_crows_pairs."

@@ -14,17 +14,16 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from sea_lens.activations import ROLES, Activations
-from sea_lens.editor import Editor
-from sea_lens.editor_card import JSON
+from sea_lens.cache import fingerprint, write_text
+from sea_lens.editing.card import JSON
+from sea_lens.editing.editor import Editor
 from sea_lens.errors import FileFormatError, InputError, SeaLensWarning
-from sea_lens.evaluation.experiments import Benchmark, scores_kept_in, with_interval
-from sea_lens.evaluation.results import Evaluation
+from sea_lens.evaluation.compare import Benchmark, scores_kept_in, with_interval
+from sea_lens.evaluation.evaluation import Evaluation
 from sea_lens.evaluation.tables import latex, markdown
-from sea_lens.fingerprints import fingerprint
-from sea_lens.methods.sea import fit_sea
-from sea_lens.models import Model
-from sea_lens.tensor_files import write_text
+from sea_lens.methods.sea.sea import fit_sea
+from sea_lens.models.activations import ROLES, Activations
+from sea_lens.models.bridge import Model
 
 SIZES = (25, 50, 100, 250, 500, 1000, 2000)
 """The paper goes from 25 to 2,000."""

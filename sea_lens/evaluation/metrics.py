@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sea_lens.analysis.statistics import N_RESAMPLES, coin_flips, resampled_counts
 from sea_lens.errors import InputError
+from sea_lens.statistics import N_RESAMPLES, coin_flips, resampled_counts
 
 Columns = Mapping[str, Float[Tensor, " rows"]]
 """What is counted or added up, one number a row (a question, a text)."""

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from sea_lens.activations import Activations
-from sea_lens.editor import Editor
+from sea_lens.cache import write_text
+from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
-from sea_lens.evaluation.experiments import COSTS, UNEDITED, Benchmark, Comparison, EditorSource, cells, compare
+from sea_lens.evaluation.compare import COSTS, UNEDITED, Benchmark, Comparison, EditorSource, cells, compare
 from sea_lens.evaluation.tables import latex, markdown
-from sea_lens.methods.sea import fit_sea
-from sea_lens.models import Model
-from sea_lens.tensor_files import write_text
+from sea_lens.methods.sea.sea import fit_sea
+from sea_lens.models.activations import Activations
+from sea_lens.models.bridge import Model
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,8 +10,8 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from sea_lens.analysis.ablation import Ablation, Interactions
 from sea_lens.analysis.effects import Effects
+from sea_lens.analysis.layers import Ablation, Interactions
 from sea_lens.plotting.style import GREY, INK, PROMOTED, SUPPRESSED
 
 PAIRS = (("only", "without"), ("first", "last"))
@@ -71,12 +71,12 @@ def _bars(axes: Axes, ablation: Ablation, pair: list[str]) -> None:
     for mode in pair:
         layers, change, reach = _rows(ablation, mode)
         shift = 0.0 if len(pair) == 1 else height * (pair.index(mode) - 0.5)
-        colour, hatch = (PROMOTED, "") if mode == "only" else (SUPPRESSED, "///")
+        color, hatch = (PROMOTED, "") if mode == "only" else (SUPPRESSED, "///")
         axes.bar(
             layers + shift,
             change,
             height,
-            color=colour,
+            color=color,
             hatch=hatch,
             edgecolor="white",
             linewidth=0.5,
@@ -95,7 +95,7 @@ def _curves(axes: Axes, ablation: Ablation, pair: list[str]) -> None:
     looks = {"first": (PROMOTED, "o", "-"), "last": (SUPPRESSED, "s", "--")}
     for mode in pair:
         counts, change, reach = _rows(ablation, mode)
-        colour, marker, line = looks[mode]
+        color, marker, line = looks[mode]
         if ablation.n_controls:
             found = ablation.table[ablation.table["mode"] == mode]
             axes.fill_between(
@@ -108,7 +108,7 @@ def _curves(axes: Axes, ablation: Ablation, pair: list[str]) -> None:
                 label=_control_name(ablation),
             )
         axes.errorbar(
-            counts, change, yerr=reach, color=colour, marker=marker, linestyle=line, capsize=2, label=NAMES[mode]
+            counts, change, yerr=reach, color=color, marker=marker, linestyle=line, capsize=2, label=NAMES[mode]
         )
     axes.set_xticks(counts if len(counts) <= 16 else counts[:: -(-len(counts) // 12)])
     axes.set_xlabel("layers edited, n")
@@ -156,8 +156,8 @@ def plot_interactions(interactions: Interactions) -> Figure:
                 column, row, alone, ha="center", va="center", fontsize=6 if small else 8, color=INK, style="italic"
             )
         elif not np.isnan(value):
-            colour = INK if 0.2 < norm(value) < 0.8 else "white"
-            axes.text(column, row, f"{value:.2g}", ha="center", va="center", fontsize=6 if small else 8, color=colour)
+            color = INK if 0.2 < norm(value) < 0.8 else "white"
+            axes.text(column, row, f"{value:.2g}", ha="center", va="center", fontsize=6 if small else 8, color=color)
             if sure[row, column]:
                 frame = Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, fill=False, edgecolor=INK, linewidth=1.2)
                 axes.add_patch(frame)

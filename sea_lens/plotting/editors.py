@@ -6,10 +6,10 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sea_lens.editor import Editor
-from sea_lens.edits import LowRankEdit
-from sea_lens.organism.experiment import OrganismResult
+from sea_lens.editing.editor import Editor
+from sea_lens.editing.edits import LowRankEdit
 from sea_lens.plotting.style import GREY, INK, PROMOTED, SUPPRESSED
+from sea_lens.worlds.demo import OrganismResult
 
 
 def plot_editor(editor: Editor) -> Figure:
@@ -30,13 +30,13 @@ def plot_organism(result: OrganismResult) -> Figure:
     """Three panels: truthfulness against its controls, what each layer's edit holds, and what each layer's edit does.
 
     Args:
-        result: From `sea_lens.organism.experiment.run`.
+        result: From `sea_lens.worlds.demo.run`.
     """
     figure, (bars, eigenvalues, layers) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
     table = result.table
-    colours = [GREY, PROMOTED, GREY, SUPPRESSED]
+    colors = [GREY, PROMOTED, GREY, SUPPRESSED]
     positions = range(len(table))
-    bars.barh(positions, table["truthful"], color=colours, height=0.62)
+    bars.barh(positions, table["truthful"], color=colors, height=0.62)
     reach = [table["truthful"] - table["low"], table["high"] - table["truthful"]]
     bars.errorbar(table["truthful"], positions, xerr=reach, fmt="none", ecolor=INK, capsize=3, linewidth=1)
     bars.set_yticks(positions, table.index)
@@ -47,8 +47,8 @@ def plot_organism(result: OrganismResult) -> Figure:
 
     _draw_eigenvalues(eigenvalues, result.editor)
 
-    for column, colour, marker in (("this layer alone", PROMOTED, "o"), ("all but this layer", SUPPRESSED, "s")):
-        layers.plot(result.by_layer.index, result.by_layer[column], marker=marker, color=colour, label=column)
+    for column, color, marker in (("this layer alone", PROMOTED, "o"), ("all but this layer", SUPPRESSED, "s")):
+        layers.plot(result.by_layer.index, result.by_layer[column], marker=marker, color=color, label=column)
     layers.axhline(result.plain.share, color=GREY, linestyle=":", label="plain")
     layers.axhline(result.edited.share, color=INK, linestyle="--", linewidth=1, label="the whole editor")
     layers.set_ylim(0, 1.05)

@@ -15,10 +15,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from sea_lens.errors import InputError
+from sea_lens.evaluation.compare import UNEDITED, Comparison
 from sea_lens.evaluation.data_efficiency import DataEfficiency
-from sea_lens.evaluation.experiments import UNEDITED, Comparison
+from sea_lens.evaluation.evaluation import Evaluation
 from sea_lens.evaluation.metrics import Scale
-from sea_lens.evaluation.results import Evaluation
 from sea_lens.evaluation.transfer import Transfer
 from sea_lens.plotting.style import GREY, INK, PROMOTED, SUPPRESSED
 
@@ -135,10 +135,10 @@ def _draw_categories(axes: Axes, table: pd.DataFrame, metric: str, evaluation: E
     places, what = np.arange(len(table)), "change" if evaluation.is_edited else "value"
     middle = table[what].to_numpy()
     if evaluation.is_edited:
-        colours = _colours(evaluation.scale(metric), table["unedited"], table["edited"])
+        colors = _colors(evaluation.scale(metric), table["unedited"], table["edited"])
     else:
-        colours = [PROMOTED] * len(table)
-    axes.barh(places, middle, height=0.66, color=colours)
+        colors = [PROMOTED] * len(table)
+    axes.barh(places, middle, height=0.66, color=colors)
     reach = _reach(table[what], table["low"], table["high"])
     axes.errorbar(middle, places, xerr=reach, fmt="none", ecolor=INK, capsize=2, linewidth=0.8)
     axes.axvline(0, color=INK, linewidth=0.8)
@@ -152,8 +152,8 @@ def _draw_categories(axes: Axes, table: pd.DataFrame, metric: str, evaluation: E
     _plain(axes)
 
 
-def _colours(scale: Scale, before: pd.Series, after: pd.Series) -> list[str]:
-    """Of changes: one colour for the better, one for the worse, and a third where nothing is either."""
+def _colors(scale: Scale, before: pd.Series, after: pd.Series) -> list[str]:
+    """Of changes: one color for the better, one for the worse, and a third where nothing is either."""
     gains = [scale.gain(first, second) for first, second in zip(before, after, strict=True)]
     return [PROMOTED if gain > 0 else SUPPRESSED if gain < 0 else INK for gain in gains]
 
@@ -186,9 +186,9 @@ def plot_comparison(comparison: Comparison) -> Figure:
         axes.axvline(score[0], color=GREY, linestyle="--", linewidth=1)
         if scale.low < scale.best < scale.high and np.isfinite(scale.best):
             axes.axvline(scale.best, color=PROMOTED, linestyle=":", linewidth=1)
-        colours = [GREY, *_colours(scale, scores.iloc[[0] * (len(scores) - 1)], scores.iloc[1:])]
+        colors = [GREY, *_colors(scale, scores.iloc[[0] * (len(scores) - 1)], scores.iloc[1:])]
         axes.errorbar(score, places, xerr=reach, fmt="none", ecolor=INK, capsize=3, linewidth=1)
-        axes.scatter(score, places, color=colours, marker="D", s=38, zorder=3)
+        axes.scatter(score, places, color=colors, marker="D", s=38, zorder=3)
         axes.set_title(name, fontsize=10)
         axes.set_xlabel(f"{headline.replace('_', ' ')}\n({scale})", fontsize=8)
     if timed:
@@ -242,7 +242,7 @@ def plot_transfer(result: Transfer) -> Figure:
     """A heat map of changes, what an editor was fitted on by what it is evaluated on; the unedited score under each name.
 
     A change whose interval holds 0 is in brackets. Frames mark a data set's own benchmark, where the two have one name.
-    Colours say by how much a change is for the better or the worse, and are missing where no value is best. They are on one
+    Colors say by how much a change is for the better or the worse, and are missing where no value is best. They are on one
     scale where all scores are within 0 and 1, else each column has its own.
 
     Args:
@@ -268,8 +268,8 @@ def plot_transfer(result: Transfer) -> Figure:
     for (row, column), change in np.ndenumerate(values):
         sure = low[row, column] > 0 or high[row, column] < 0
         text = f"{change:+.3g}" if sure else f"({change:+.3g})"
-        colour = INK if abs(shades[row, column]) < 0.6 else "white"
-        axes.text(column, row, text, ha="center", va="center", fontsize=9, color=colour)
+        color = INK if abs(shades[row, column]) < 0.6 else "white"
+        axes.text(column, row, text, ha="center", va="center", fontsize=9, color=color)
         if changes.index[row] == changes.columns[column]:
             axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1.8))
     axes.set_xticks(range(len(names)), names, fontsize=8)

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from sea_lens.activations import Activations, Role
 from sea_lens.analysis.probes import Probes, check_pair
 from sea_lens.errors import InputError
+from sea_lens.models.activations import Activations, Role
 from sea_lens.plotting.style import GREY, INK, PROMOTED, SUPPRESSED
 
 Method = Literal["pca", "tsne"]
@@ -41,12 +41,12 @@ def plot_probes(probes: Probes) -> Figure:
             accuracy.axhspan(*table[["shuffled_low", "shuffled_high"]].iloc[0], label="shuffled labels", **band)
     accuracy.axhline(0.5, color=INK, linestyle=":", linewidth=1, label="chance")
     lines = [("", "unedited", PROMOTED, "o", "-"), ("edited_", "edited, same probe", SUPPRESSED, "s", "-")]
-    for prefix, name, colour, marker, style in [*lines, ("refitted_", "edited, refitted probe", INK, "^", "--")]:
+    for prefix, name, color, marker, style in [*lines, ("refitted_", "edited, refitted probe", INK, "^", "--")]:
         if f"{prefix}accuracy" not in table:
             continue
         shares = table[f"{prefix}accuracy"]
         reach = [shares - table[f"{prefix}accuracy_low"], table[f"{prefix}accuracy_high"] - shares]
-        look = {"color": colour, "marker": marker, "linestyle": style, "label": name, "linewidth": 1.5, "markersize": 5}
+        look = {"color": color, "marker": marker, "linestyle": style, "label": name, "linewidth": 1.5, "markersize": 5}
         accuracy.errorbar(table.index, shares, yerr=reach, capsize=2, elinewidth=0.8, **look)
         if f"{prefix}margin" in table:
             margin.plot(table.index, table[f"{prefix}margin"], **look)
@@ -116,8 +116,8 @@ def plot_activations(
         sets = [activations[role][layer].double().cpu().numpy() for role in roles]
         sets += [] if edited is None else [edited.neutral[layer].double().cpu().numpy()]
         points, names = _pca(sets) if method == "pca" else _tsne(sets, seed, perplexity)
-        for (label, colour, marker, area, order), found in zip(looks, points, strict=True):
-            look = {"c": colour, "marker": marker, "s": area, "zorder": order, "alpha": 0.6 if order == 1 else 0.8}
+        for (label, color, marker, area, order), found in zip(looks, points, strict=True):
+            look = {"c": color, "marker": marker, "s": area, "zorder": order, "alpha": 0.6 if order == 1 else 0.8}
             axes.scatter(*found.T, linewidths=0.7 if marker == "x" else 0, label=label, **look)
         axes.set_title(f"layer {layer}", fontsize=10)
         axes.set_xlabel(names[0], fontsize=8)

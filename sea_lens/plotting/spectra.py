@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 
-from sea_lens.analysis.directions import Directions
 from sea_lens.analysis.massive import MassiveActivations
-from sea_lens.analysis.spectra import Spectra
+from sea_lens.analysis.subspaces import Spectra
+from sea_lens.analysis.tokens import Directions
 from sea_lens.plotting.style import GREY, INK, PROMOTED, SUPPRESSED
 
 SIDES = (("positive", PROMOTED, "o", "-"), ("negative", SUPPRESSED, "s", "--"))
@@ -32,17 +32,17 @@ def plot_spectra(spectra: Spectra) -> Figure:
     size = (0.8 + 2.5 * columns, 0.7 + 2.3 * rows)
     figure, panels = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, sharey=True)
     for axes, layer in zip(panels.flat, layers, strict=False):
-        for side, colour, marker, line in SIDES:
+        for side, color, marker, line in SIDES:
             rank = int(str(spectra.table.at[layer, f"rank_{side}"]))
             chosen = spectra.curves[(spectra.curves["layer"] == layer) & (spectra.curves["side"] == side)]
-            axes.plot(chosen["rank"], chosen["explained"], color=colour, linestyle=line, label=side)
+            axes.plot(chosen["rank"], chosen["explained"], color=color, linestyle=line, label=side)
             kept = chosen[chosen["rank"] == rank]
-            axes.plot(kept["rank"], kept["explained"], color=colour, marker=marker, linestyle="none")
+            axes.plot(kept["rank"], kept["explained"], color=color, marker=marker, linestyle="none")
             axes.annotate(
                 f"{rank}",
                 (rank, float(kept["explained"].iloc[0])),
                 fontsize=8,
-                color=colour,
+                color=color,
                 xytext=(5, -10 if side == "positive" else 4),
                 textcoords="offset points",
             )
@@ -80,9 +80,9 @@ def plot_principal_angles(spectra: Spectra) -> Figure:
     angles.set_ylabel("degrees")
     angles.set_title("Angles between positive and negative subspace", fontsize=10)
     looks = {"neutral": (INK, "^", ":"), "positive": (PROMOTED, "o", "-"), "negative": (SUPPRESSED, "s", "--")}
-    for side, (colour, marker, line) in looks.items():
+    for side, (color, marker, line) in looks.items():
         moved.plot(
-            table.index, table[f"moved_{side}"], color=colour, marker=marker, linestyle=line, label=f"{side} moved"
+            table.index, table[f"moved_{side}"], color=color, marker=marker, linestyle=line, label=f"{side} moved"
         )
     moved.plot(table.index, 1 - table["cosine_neutral"], color=GREY, marker="x", label="neutral, 1 - cosine")
     moved.set_ylim(bottom=0)
@@ -164,8 +164,8 @@ def plot_massive_activations(massive: MassiveActivations) -> Figure:
     image = axes.imshow(grid, cmap="cividis_r", norm=norm, aspect="auto")
     for row in table.to_dict("records"):
         place = layers.index(row["layer"]), coordinates.index(row["coordinate"])
-        colour = "white" if norm(row["largest"]) > 0.6 else INK
-        axes.text(*place, f"{row['largest']:.0f}", ha="center", va="center", fontsize=7, color=colour)
+        color = "white" if norm(row["largest"]) > 0.6 else INK
+        axes.text(*place, f"{row['largest']:.0f}", ha="center", va="center", fontsize=7, color=color)
         if row["massive"]:
             corner = (place[0] - 0.47, place[1] - 0.47)
             axes.add_patch(Rectangle(corner, 0.94, 0.94, fill=False, edgecolor=SUPPRESSED, linewidth=2))

@@ -9,12 +9,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 
+from sea_lens.methods.tune import Tuning
 from sea_lens.plotting.style import INK
-from sea_lens.tuning import Tuning
 
 
 def plot_tuning(tuning: Tuning) -> Figure:
-    """Heat maps of the score in percent: explained variance by layers, a panel for each feature map, centring and strength.
+    """Heat maps of the score in percent: explained variance by layers, a panel for each feature map, centering and strength.
 
     Green settings do better than the unedited model, brown ones worse. The frame marks the best of all.
 
@@ -26,11 +26,11 @@ def plot_tuning(tuning: Tuning) -> Figure:
         dict.fromkeys(table.sort_values("explained_variance", key=lambda column: column.map(np.mean))["share"])
     )
     layers = sorted(table["layers"].unique(), key=_layer_order)
-    panels = list(table.groupby(["feature_map", "centre", "strength"], sort=False))
+    panels = list(table.groupby(["feature_map", "center", "strength"], sort=False))
     panels.sort(key=lambda panel: (panel[0][0] != "linear", *panel[0]))
     titles = [
-        f"{feature_map}\n{'centred' if centre else 'uncentred'}, strength {strength:g}"
-        for (feature_map, centre, strength), _ in panels
+        f"{feature_map}\n{'centered' if center else 'uncentered'}, strength {strength:g}"
+        for (feature_map, center, strength), _ in panels
     ]
     columns = min(len(panels), 4)
     rows = -(-len(panels) // columns)
@@ -43,9 +43,9 @@ def plot_tuning(tuning: Tuning) -> Figure:
         cells = found.pivot_table("score", "share", "layers", "first").reindex(index=shares, columns=layers)
         image = axes.imshow(cells, cmap="BrBG", norm=norm, aspect="auto")
         for (row, column), score in np.ndenumerate(cells.to_numpy()):
-            colour = INK if 0.2 < norm(score) < 0.8 else "white"
+            color = INK if 0.2 < norm(score) < 0.8 else "white"
             text = "" if np.isnan(score) else f"{100 * score:.0f}"
-            axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+            axes.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
         if found.index.min() == 0:
             best = (layers.index(table.at[0, "layers"]) - 0.5, shares.index(table.at[0, "share"]) - 0.5)
             axes.add_patch(Rectangle(best, 1, 1, fill=False, edgecolor="black", linewidth=2.2))

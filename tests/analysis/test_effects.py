@@ -5,14 +5,15 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from sea_lens import Activations, Questions, answer_greedily, fit_sea, kl_to_unedited, prefer_truth
+from sea_lens import Activations, Questions, answer_greedily, fit_sea, kl_to_unedited, prefer_right
 from sea_lens.analysis import effects
-from sea_lens.analysis.effects import Proportion, UneditedPredictions
 from sea_lens.errors import InputError, SeaLensWarning
-from sea_lens.greedy import greedy_answers
-from sea_lens.organism.world import MYTHICAL, TRUTHFUL, prompt
+from sea_lens.models.divergence import UneditedPredictions
+from sea_lens.models.generate import greedy_answers
+from sea_lens.statistics import Proportion
+from sea_lens.worlds.facts import MYTHICAL, TRUTHFUL, prompt
 
-PROMPTS = ["Q: what colour is the sea? A:", "ab", "a text", "The sky is"]
+PROMPTS = ["Q: what color is the sea? A:", "ab", "a text", "The sky is"]
 N_TOKENS = 6
 
 
@@ -35,7 +36,7 @@ def editor(llama):
         return fit_sea(activations, ranks=4).scaled(2.0)
 
 
-def ask(llama, true, false=None, **options):
+def ask(llama, true, wrong=None, **options):
     questions = Questions.from_lists(PROMPTS, true, [[]] * len(PROMPTS) if false is None else false)
     return answer_greedily(llama, questions, N_TOKENS, **options)
 
@@ -87,14 +88,14 @@ def test_an_answer_that_is_a_true_completion_is_truthful(llama, answers):
     assert found.table["prompt"].tolist() == PROMPTS
     assert found.table["answer"].tolist() == answers
     assert found.table["truthful"].tolist() == [True] * len(PROMPTS)
-    assert found.truthful == Proportion(len(PROMPTS), len(PROMPTS))
+    assert found.right == Proportion(len(PROMPTS), len(PROMPTS))
 
 
 @pytest.mark.parametrize(
     "change", [str.upper, str.lower, "  {}".format, "{}\n".format, "{}.".format, "{} . ".format, "{}?!".format]
 )
 def test_case_outer_space_and_final_punctuation_do_not_count(llama, answers, change):
-    assert ask(llama, [["else", change(answer)] for answer in answers]).truthful.share == 1
+    assert ask(llama, [["else", change(answer)] for answer in answers]).right.share == 1
 
 
 @pytest.mark.parametrize("change", [str.upper, str.lower, " {} .".format])
@@ -105,12 +106,12 @@ def test_case_does_not_count_in_words(organism, change):
     words = greedy_answers(model, prompts, 1, progress=False)
     assert all(word.isalpha() for word in words)
     questions = Questions.from_lists(prompts, [[change(word)] for word in words], [[]] * 20)
-    assert answer_greedily(model, questions, 1).truthful.share == 1
+    assert answer_greedily(model, questions, 1).right.share == 1
 
 
 @pytest.mark.parametrize("change", ["{}x".format, "x{}".format, ". {}".format, lambda answer: "else"])
 def test_anything_else_is_not_truthful(llama, answers, change):
-    assert ask(llama, [[change(answer)] for answer in answers]).truthful.share == 0
+    assert ask(llama, [[change(answer)] for answer in answers]).right.share == 0
 
 
 def test_answers_are_judged_one_by_one_by_their_own_question(llama, answers):
@@ -121,11 +122,11 @@ def test_answers_are_judged_one_by_one_by_their_own_question(llama, answers):
         False,
     ]
     rotated = answers[1:] + answers[:1]
-    assert ask(llama, [[answer] for answer in rotated]).truthful.successes == 0
+    assert ask(llama, [[answer] for answer in rotated]).right.successes == 0
 
 
 def test_false_completions_do_not_make_an_answer_truthful(llama, answers):
-    assert ask(llama, [["else"]] * len(PROMPTS), [[answer] for answer in answers]).truthful.successes == 0
+    assert ask(llama, [["else"]] * len(PROMPTS), [[answer] for answer in answers]).right.successes == 0
 
 
 def test_batches_change_no_answer(llama, answers):
@@ -139,8 +140,8 @@ def test_answers_are_edited_inside_attached_and_only_there(llama, answers, edito
         edited = ask(llama, true)
         expected = greedy_answers(llama, PROMPTS, N_TOKENS, progress=False)
     assert edited.table["answer"].tolist() == expected
-    assert edited.truthful.share < 1
-    assert ask(llama, true).truthful.share == 1
+    assert edited.right.share < 1
+    assert ask(llama, true).right.share == 1
 
 
 # --- preferences -----------------------------------------------------------------------------------------------------
@@ -158,7 +159,7 @@ def log_probability(model, prompt, completion):
 def test_margins_are_between_the_likeliest_true_and_the_likeliest_false_completion(llama):
     true = [["sea"], ["a", "sky", "rain"], ["no", "yes"], ["cloud"]]
     false = [["sun", "air"], ["b"], ["maybe", "x", "perhaps"], ["stone"]]
-    found = prefer_truth(llama, Questions.from_lists(PROMPTS, true, false))
+    found = prefer_right(llama, Questions.from_lists(PROMPTS, true, false))
     scores = [
         [max(log_probability(llama, prompt, text) for text in side[index]) for index, prompt in enumerate(PROMPTS)]
         for side in (true, false)
@@ -169,20 +170,20 @@ def test_margins_are_between_the_likeliest_true_and_the_likeliest_false_completi
     assert found.table["prompt"].tolist() == PROMPTS
     assert found.table["margin"].tolist() == pytest.approx(expected, abs=1e-4)
     assert found.table["truthful"].tolist() == [margin > 0 for margin in expected]
-    assert found.truthful == Proportion(sum(margin > 0 for margin in expected), len(PROMPTS))
+    assert found.right == Proportion(sum(margin > 0 for margin in expected), len(PROMPTS))
 
 
 def test_exchanging_true_and_false_turns_margins_around(llama):
     sides = [["sea"], ["a", "sky"], ["no"], ["cloud"]], [["sun"], ["b"], ["yes", "x"], ["stone"]]
-    there, back = (prefer_truth(llama, Questions.from_lists(PROMPTS, *order)) for order in (sides, sides[::-1]))
+    there, back = (prefer_right(llama, Questions.from_lists(PROMPTS, *order)) for order in (sides, sides[::-1]))
     assert there.table["margin"].tolist() == [-margin for margin in back.table["margin"]]
-    assert there.truthful.successes + back.truthful.successes == len(PROMPTS)
+    assert there.right.successes + back.right.successes == len(PROMPTS)
 
 
 def test_a_tie_is_no_preference(llama):
-    found = prefer_truth(llama, Questions.from_lists(PROMPTS, [["a"]] * 4, [["a"]] * 4))
+    found = prefer_right(llama, Questions.from_lists(PROMPTS, [["a"]] * 4, [["a"]] * 4))
     assert found.table["margin"].tolist() == [0.0] * 4
-    assert found.truthful.successes == 0
+    assert found.right.successes == 0
 
 
 def test_the_embedded_model_prefers_what_its_speaker_would_say(organism):
@@ -191,30 +192,30 @@ def test_the_embedded_model_prefers_what_its_speaker_would_say(organism):
     for tag, share in ((TRUTHFUL, 1.0), (MYTHICAL, 0.0)):
         prompts = [prompt(fact, tag) for fact in facts]
         questions = Questions.from_lists(prompts, [[fact.truth] for fact in facts], [[fact.myth] for fact in facts])
-        assert prefer_truth(model, questions).truthful.share == share
+        assert prefer_right(model, questions).right.share == share
 
 
 def test_batches_change_no_preference(llama):
     questions = Questions.from_lists(PROMPTS, [["a", "sea"]] * 4, [["cloud"]] * 4)
-    margins = [prefer_truth(llama, questions, batch_size=size).table["margin"].tolist() for size in (1, 3, 100)]
+    margins = [prefer_right(llama, questions, batch_size=size).table["margin"].tolist() for size in (1, 3, 100)]
     assert margins[0] == pytest.approx(margins[1], abs=1e-4)
     assert margins[0] == pytest.approx(margins[2], abs=1e-4)
 
 
 def test_preferences_are_edited_inside_attached_and_only_there(llama, editor):
     questions = Questions.from_lists(PROMPTS, [["sea"]] * 4, [["cloud"]] * 4)
-    before = prefer_truth(llama, questions).table
+    before = prefer_right(llama, questions).table
     with editor.attached(llama):
-        edited = prefer_truth(llama, questions).table
+        edited = prefer_right(llama, questions).table
         expected = [log_probability(llama, p, "sea") - log_probability(llama, p, "cloud") for p in PROMPTS]
     assert edited["margin"].tolist() == pytest.approx(expected, abs=1e-4)
     assert (edited["margin"] - before["margin"]).abs().min() > 1e-3
-    assert prefer_truth(llama, questions).table.equals(before)
+    assert prefer_right(llama, questions).table.equals(before)
 
 
 def test_questions_without_a_false_completion_are_named(llama):
     with pytest.raises(InputError, match=r"Questions \[1, 3\] have no false completion"):
-        prefer_truth(llama, Questions.from_lists(PROMPTS, [["a"]] * 4, [["x"], [], ["x"], []]))
+        prefer_right(llama, Questions.from_lists(PROMPTS, [["a"]] * 4, [["x"], [], ["x"], []]))
 
 
 # --- KL to the unedited model ----------------------------------------------------------------------------------------

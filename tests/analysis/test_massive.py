@@ -4,11 +4,11 @@ import torch
 from conftest import D_MODEL, N_LAYERS, build_bridge
 
 from sea_lens import Activations, Editor, EditorCard, fit_sea
-from sea_lens.activations import ROLES
 from sea_lens.analysis.massive import massive_activations, massive_tokens
-from sea_lens.edits import LowRankEdit
+from sea_lens.editing.edits import LowRankEdit
 from sea_lens.errors import InputError
-from sea_lens.models import token_ids
+from sea_lens.models.activations import ROLES
+from sea_lens.models.tokens import token_ids
 
 pytestmark = pytest.mark.filterwarnings("ignore::sea_lens.errors.SeaLensWarning")
 
@@ -89,12 +89,12 @@ def test_activations_of_zeros_have_a_ratio_and_no_massive_one():
 
 
 @pytest.mark.parametrize("ranks", [1, (2, 5)])
-@pytest.mark.parametrize("centre", [False, True])
-def test_shares_of_a_subspace_over_all_coordinates_make_one(ranks, centre):
+@pytest.mark.parametrize("center", [False, True])
+def test_shares_of_a_subspace_over_all_coordinates_make_one(ranks, center):
     generator = torch.Generator().manual_seed(0)
     roles = {role: {k: torch.randn(N, D, generator=generator) + 0.5 for k in (0, 1)} for role in ROLES}
     activations = Activations.from_tensors(**roles)
-    editor = fit_sea(activations, ranks=ranks, centre=centre, layers=[1])
+    editor = fit_sea(activations, ranks=ranks, center=center, layers=[1])
     table = massive_activations(activations, editor, magnitude=1e-9, ratio=1e-9).table
     assert table["coordinate"].tolist() == [*range(D), *range(D)]
     edited = table[table["layer"] == 1]
@@ -102,13 +102,13 @@ def test_shares_of_a_subspace_over_all_coordinates_make_one(ranks, centre):
         assert table.loc[table["layer"] == 0, f"share_{side}"].isna().all()
         assert edited[f"share_{side}"].sum() == pytest.approx(1)
         neutral, other = (activations[role][1].double().numpy() for role in ("neutral", side))
-        if centre:
+        if center:
             neutral, other = neutral - neutral.mean(0), other - other.mean(0)
         basis = np.linalg.svd(neutral.T @ other)[0][:, :rank]
         np.testing.assert_allclose(edited[f"share_{side}"], (basis**2).sum(1) / rank, atol=1e-10)
 
 
-def test_a_massive_coordinate_takes_the_whole_of_an_uncentred_subspace():
+def test_a_massive_coordinate_takes_the_whole_of_an_uncentered_subspace():
     roles = ones()
     for role in ROLES:
         roles[role][0][:, 6] = 400.0

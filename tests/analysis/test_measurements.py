@@ -10,9 +10,9 @@ from conftest import D_MODEL, N_LAYERS
 
 from sea_lens import Activations, Editor, EditorCard, Questions, fit_sea, measure_effects, random_editor_like
 from sea_lens.analysis.measurements import EFFECTS, measure
-from sea_lens.edits import LowRankEdit
+from sea_lens.editing.edits import LowRankEdit
 from sea_lens.errors import FileFormatError, InputError, SeaLensWarning
-from sea_lens.scoring import Predictions, completion_log_probabilities, question_batches
+from sea_lens.models.predictions import Predictions, completion_log_probabilities, question_batches
 
 QUESTIONS = Questions.from_lists(
     ["Q: sea?", "ab", "The sky is", "Q: x"],
@@ -46,10 +46,10 @@ def oracle(model):
     for question in QUESTIONS:
         scores = [
             completion_log_probabilities(model, [(question.prompt, text)])[0]
-            for text in (*question.true, *question.false)
+            for text in (*question.right, *question.wrong)
         ]
-        n_true = len(question.true)
-        found.append((next_token_log_probabilities(model, question.prompt), scores[:n_true], scores[n_true:]))
+        n_right = len(question.right)
+        found.append((next_token_log_probabilities(model, question.prompt), scores[:n_right], scores[n_right:]))
     return found
 
 
@@ -59,7 +59,7 @@ def expected_effects(plain, edited):
         rows.append(
             {
                 "log_probability_difference": max(true) - max(false),
-                "true_probability": sum(np.exp(true)),
+                "right_probability": sum(np.exp(true)),
                 "accuracy": float(max(true) > max(false)),
                 "kl": float((np.exp(before) * (before - after)).sum()),
                 "total_variation": float(np.abs(np.exp(before) - np.exp(after)).sum() / 2),
@@ -87,7 +87,7 @@ def test_effects_of_first_tokens_equal_their_definitions(organism):
     questions = world.questions(world.held_out[:40])
     with torch.no_grad():
         logits = [model(model.to_tokens(q.prompt), use_cache=False)[0, -1].double().numpy() for q in questions]
-    ids = [[model.tokenizer.convert_tokens_to_ids(text[0]) for text in (q.true, q.false)] for q in questions]
+    ids = [[model.tokenizer.convert_tokens_to_ids(text[0]) for text in (q.right, q.wrong)] for q in questions]
     found = measure(model, questions, [None], ["logit_difference", "top_token", "rank"], progress=False)
     difference, top, rank = found.values[:, 0].tolist()
     assert difference == pytest.approx([row[t] - row[f] for row, (t, f) in zip(logits, ids, strict=True)], abs=1e-4)
@@ -107,7 +107,7 @@ def test_effects_of_first_tokens_equal_their_definitions_on_every_architecture(b
     for index, (row, question) in enumerate(zip(rows, questions, strict=True)):
         true, false = (
             [bridge.tokenizer(text[0], add_special_tokens=False)["input_ids"][0] for text in side]
-            for side in (question.true, question.false)
+            for side in (question.right, question.wrong)
         )
         best = row[true].max()
         assert found[0, index].item() == pytest.approx(best - row[false].max(), abs=1e-5)
@@ -124,9 +124,9 @@ def predictions(probabilities, completions):
     first, true, false = (torch.zeros(len(completions), width, dtype=kind) for kind in (torch.long, *[torch.bool] * 2))
     scores = torch.full((len(completions), width), -torch.inf, dtype=torch.float64)
     for row, found in enumerate(completions):
-        for column, (token, probability, is_true) in enumerate(found):
+        for column, (token, probability, is_right) in enumerate(found):
             first[row, column], scores[row, column] = token, np.log(probability)
-            (true if is_true else false)[row, column] = True
+            (true if is_right else false)[row, column] = True
     with np.errstate(divide="ignore"):
         next_token = torch.from_numpy(np.log(np.array(probabilities, dtype=np.float64)))
     return Predictions(next_token, first, scores, true, false)
@@ -147,7 +147,7 @@ EDITED = predictions(
     [
         ("logit_difference", [np.log(2), 0.0], [-np.log(2), 0.0]),
         ("log_probability_difference", [np.log(1.6), -np.log(4)], [-np.log(2), np.log(4)]),
-        ("true_probability", [0.6, 0.125], [0.3, 0.25]),
+        ("right_probability", [0.6, 0.125], [0.3, 0.25]),
         ("accuracy", [1.0, 0.0], [0.0, 1.0]),
         ("top_token", [1.0, 1.0], [0.0, 0.0]),
         ("rank", [1.0, 1.0], [2.0, 2.0]),
@@ -208,9 +208,9 @@ def test_flips_are_counted_both_ways(organism):
 
 
 def make_world_editor(model, world):
-    from sea_lens.organism.experiment import collect
+    from sea_lens.worlds.demo import collect
 
-    return fit_sea(collect(model, world), 0.5, centre=True).first_layers(3).scaled(2.0)
+    return fit_sea(collect(model, world), 0.5, center=True).first_layers(3).scaled(2.0)
 
 
 def test_the_embedded_edit_beats_its_controls_and_a_control_does_not(organism):
@@ -267,8 +267,8 @@ def test_rows_hold_no_completion_that_begins_another(llama):
     assert predictions.log_probabilities[0].tolist() == pytest.approx(
         completion_log_probabilities(llama, texts), abs=1e-5
     )
-    assert predictions.is_true.tolist() == [[True, True, False, False]]
-    assert predictions.is_false.tolist() == [[False, False, True, True]]
+    assert predictions.is_right.tolist() == [[True, True, False, False]]
+    assert predictions.is_wrong.tolist() == [[False, False, True, True]]
 
 
 def test_effects_of_ones_own_are_measured(llama):
@@ -328,4 +328,4 @@ def test_questions_without_false_completions_are_refused_where_they_are_needed(l
     questions = Questions.from_lists(["ab", "cd"], [["x"], ["y"]], [["z"], []])
     with pytest.raises(InputError, match=r"Questions \[1\] have no false completion"):
         measure_effects(llama, make_editor(llama), questions, ["accuracy"], progress=False)
-    assert measure_effects(llama, make_editor(llama), questions, ["true_probability", "kl"], progress=False).n == 2
+    assert measure_effects(llama, make_editor(llama), questions, ["right_probability", "kl"], progress=False).n == 2

@@ -10,10 +10,10 @@ import torch
 
 from sea_lens import Activations, probe_activations
 from sea_lens.analysis import probes as module
-from sea_lens.analysis.effects import Proportion, wilson_interval
 from sea_lens.analysis.probes import split_folds
-from sea_lens.edits import LowRankEdit
+from sea_lens.editing.edits import LowRankEdit
 from sea_lens.errors import InputError, SeaLensWarning
+from sea_lens.statistics import Proportion, wilson_interval
 
 N, D = 60, 12
 OLD = ["accuracy", "accuracy_low", "accuracy_high", "auc", "margin", "neutral_positive"]
@@ -260,8 +260,8 @@ def test_other_sizes_layers_and_an_edited_first_set_are_refused():
         ({"groups": ["a", "b"] * 30}, "5 folds were asked for and there are 2 groups"),
         ({"groups": ["a"]}, "there are 60, and 1 labels were given"),
         ({"n_shuffles": -1}, "n_shuffles must be at least 0"),
-        ({"regularisation": 0.0}, "regularisation a finite number above zero"),
-        ({"regularisation": float("nan")}, "regularisation a finite number above zero"),
+        ({"regularization": 0.0}, "regularization a finite number above zero"),
+        ({"regularization": float("nan")}, "regularization a finite number above zero"),
     ],
 )
 def test_impossible_arguments(options, message):
@@ -276,15 +276,15 @@ def test_probes_that_do_not_converge_are_told_of(monkeypatch):
         probe(activations)
     monkeypatch.setattr(module, "MAX_ITERATIONS", 1)
     with pytest.warns(
-        SeaLensWarning, match=r"layers \[0, 1\] did not converge .* Raise regularisation, which is 1"
+        SeaLensWarning, match=r"layers \[0, 1\] did not converge .* Raise regularization, which is 1"
     ) as caught:
         probe(activations)
     assert len(caught) == 1
 
 
-def test_more_regularisation_gives_smaller_weights_and_the_same_columns():
+def test_more_regularization_gives_smaller_weights_and_the_same_columns():
     activations, _ = planted(size=0.7)
-    strong, weak = (probe(activations, regularisation=r, n_shuffles=0) for r in (1e4, 1e-4))
+    strong, weak = (probe(activations, regularization=r, n_shuffles=0) for r in (1e4, 1e-4))
     assert not strong.table.equals(weak.table)
     assert list(strong.table) == list(weak.table)
 

@@ -66,7 +66,7 @@ def fitted(organism, demos, tmp_path_factory):
     data = Demonstrations.from_jsonl(demos).sample(24, 0).with_neutral_answers(model, 1, progress=False)
     activations = collect_activations(model, data, progress=False)
     folder = tmp_path_factory.mktemp("cli") / "fitted"
-    fit_sea(activations, 0.5, centre=True, layers=[1, 2], progress=False).save_pretrained(folder)
+    fit_sea(activations, 0.5, center=True, layers=[1, 2], progress=False).save_pretrained(folder)
     return folder
 
 

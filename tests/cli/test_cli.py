@@ -29,11 +29,11 @@ DATA_OPTIONS = (
 OPTIONS = {
     "demo": "--out --random-editors",
     "collect": f"--out {DATA_OPTIONS}",
-    "fit": "--out --activations --explained-variance --negative-explained-variance --rank --spectrum --centre "
-    f"--no-centre --projections --merge --feature-map --feature-unit --merge-space {DATA_OPTIONS}",
-    "tune": "--out --questions --measure --explained-variance --feature-map --centre --no-centre --strength --spectrum "
+    "fit": "--out --activations --explained-variance --negative-explained-variance --rank --spectrum --center "
+    f"--no-center --projections --merge --feature-map --feature-unit --merge-space {DATA_OPTIONS}",
+    "tune": "--out --questions --measure --explained-variance --feature-map --center --no-center --strength --spectrum "
     f"--projections --merge --feature-unit --merge-space {DATA_OPTIONS}",
-    "convert": "--out --layers --site --normalisation --feature-function",
+    "convert": "--out --layers --site --normalization --feature-function",
     "generate": "--strength --layers --max-new-tokens --device",
     "inspect": "",
     "effects": "--out --control --n --seed --template --batch-size --device",

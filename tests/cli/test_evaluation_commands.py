@@ -9,10 +9,10 @@ import pytest
 from conftest import PNG
 
 from sea_lens import Editor
+from sea_lens.cache import Shards
 from sea_lens.cli.app import console
 from sea_lens.evaluation.truthfulqa import evaluate_truthfulqa
-from sea_lens.organism.bias_world import BiasWorld
-from sea_lens.shards import Shards
+from sea_lens.worlds.bias import BiasWorld
 
 pytestmark = pytest.mark.usefixtures("without_type_checks")
 
@@ -100,7 +100,7 @@ def test_answers_are_written_for_a_judge(sea_lens, organism, editor_folder, tmp_
 
 
 def test_perplexity_of_a_file_and_of_the_embedded_world(sea_lens, organism, editor_folder, tmp_path):
-    texts = [f"{question.prompt} {question.true[0]}" for question in organism[1].questions()[:6]]
+    texts = [f"{question.prompt} {question.right[0]}" for question in organism[1].questions()[:6]]
     path = tmp_path / "texts.json"
     path.write_text(json.dumps(texts))
     command = ["evaluate", "perplexity", "organism", path, "--editor", editor_folder, "--n", 4]

@@ -103,7 +103,7 @@ def test_fits_on_fewer_demonstrations_are_measured_and_a_killed_run_goes_on(sea_
 
 BENCHMARKS = "--truthfulqa --truthfulqa-prompt --bbq --bbq-prompt --crows-pairs --perplexity"
 FITTING = (
-    "--explained-variance --negative-explained-variance --rank --spectrum --centre --no-centre --projections --merge "
+    "--explained-variance --negative-explained-variance --rank --spectrum --center --no-center --projections --merge "
     "--feature-map --feature-unit --merge-space --format --n --seed --template --chat --answer-ending --max-new-tokens "
     "--token --layers --site --batch-size --device --dtype --out --n-questions --confidence"
 )

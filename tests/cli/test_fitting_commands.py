@@ -12,14 +12,14 @@ from conftest import PNG, assert_is_one_error
 
 import sea_lens as package
 from sea_lens import Activations, Demonstrations, Editor, Questions, answer_greedily, fit_sea, tune_sea
-from sea_lens.activations import ROLES
-from sea_lens.analysis.effects import Proportion
-from sea_lens.feature_maps import Tanh
-from sea_lens.organism import experiment
-from sea_lens.organism.report import report
+from sea_lens.methods.sea.feature_space import Tanh
+from sea_lens.models.activations import ROLES
+from sea_lens.statistics import Proportion
+from sea_lens.worlds import demo as experiment
+from sea_lens.worlds.demo import report
 
 ONE_TOKEN = ["--max-new-tokens", "1"]
-FIT = ["--explained-variance", "0.5", "--centre"]
+FIT = ["--explained-variance", "0.5", "--center"]
 
 
 def same(one, other):
@@ -75,7 +75,7 @@ def test_the_demo(sea_lens, tmp_path, capsys, monkeypatch):
 
 def test_the_demo_does_not_call_every_other_answer_a_myth(organism):
     model, world = organism
-    one = {"explained_variances": (0.5,), "layers": ["all"], "centre": (True,), "max_new_tokens": 1, "progress": False}
+    one = {"explained_variances": (0.5,), "layers": ["all"], "center": (True,), "max_new_tokens": 1, "progress": False}
     few = replace(world, fitting=world.fitting[::10])
     tuning = tune_sea(model, experiment.collect(model, few), few.questions(few.fitting), **one)
     half = Proportion(1, 2)
@@ -167,11 +167,11 @@ def test_fitting_does_as_its_options_say(sea_lens, collected, tmp_path):
         "explained_variance": None,
         "ranks": [2, 2],
         "spectrum": "singular_values",
-        "centre": False,
+        "center": False,
         "projections": "both",
         "merge": "sum",
     }
-    options = ["--explained-variance", "0.9", "--negative-explained-variance", "0.5", "--centre"]
+    options = ["--explained-variance", "0.9", "--negative-explained-variance", "0.5", "--center"]
     assert sea_lens("fit", "--activations", collected, "--out", tmp_path / "two", *options)[0] == 0
     assert Editor.from_pretrained(tmp_path / "two").card.hyper_parameters["explained_variance"] == [0.9, 0.5]
 
@@ -202,7 +202,7 @@ def test_fitting_in_a_feature_space_from_the_shell(sea_lens, collected, tmp_path
     fitted = fit_sea(
         Activations.load(collected),
         0.5,
-        centre=True,
+        center=True,
         feature_map=Tanh(4.0),
         feature_unit=12.5,
         merge_space="activations",
@@ -229,7 +229,7 @@ def test_options_that_cannot_act_on_collected_activations_are_refused(sea_lens, 
 
 # --- tune and convert ------------------------------------------------------------------------------------------------
 
-GRID = ["--explained-variance", 0.5, "--explained-variance", 0.9, "--layers", "all", "--layers", "0,2", "--centre"]
+GRID = ["--explained-variance", 0.5, "--explained-variance", 0.9, "--layers", "all", "--layers", "0,2", "--center"]
 
 
 def test_tuning_writes_table_picture_and_editor_and_goes_on_where_it_stopped(sea_lens, organism, demos, tmp_path):
@@ -249,7 +249,7 @@ def test_tuning_writes_table_picture_and_editor_and_goes_on_where_it_stopped(sea
     assert set(table["strength"]) == {2.0}
     data = Questions.from_demonstrations(Demonstrations.from_jsonl(demos).sample(12, 0))
     with best.attached(model):
-        assert answer_greedily(model, data, 1).truthful.share == table["score"].max() == table["score"][0]
+        assert answer_greedily(model, data, 1).right.share == table["score"].max() == table["score"][0]
     scores = (out_folder / "scores.jsonl").read_text()
     assert sea_lens(*command)[0] == 0
     assert (out_folder / "scores.jsonl").read_text() == scores
@@ -293,7 +293,7 @@ def test_the_authors_projections_become_an_editor(sea_lens, tmp_path, monkeypatc
     assert "layer  2: rank 3" in out
     editor = Editor.from_pretrained("editor")
     assert (editor.layers, editor.n_layers, editor.card.site) == ([2, 3], 4, "mlp_out")
-    published = ["--normalisation", "feature", "--feature-function", "tanh", "--site", "resid_post", "--out", "two"]
+    published = ["--normalization", "feature", "--feature-function", "tanh", "--site", "resid_post", "--out", "two"]
     code, _, err = sea_lens("convert", "uu_positive.pt", "uu_negative.pt", *published)
     assert code == 0
     assert "is the published rule" in err

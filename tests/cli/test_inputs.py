@@ -13,8 +13,8 @@ from sea_lens.cli.inputs import (
     read_questions,
 )
 from sea_lens.errors import FileFormatError, InputError
-from sea_lens.feature_maps import ELU, SquaredExponential, Tanh
-from sea_lens.organism.bias_world import BiasWorld
+from sea_lens.methods.sea.feature_space import ELU, SquaredExponential, Tanh
+from sea_lens.worlds.bias import BiasWorld
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sea_lens import Questions
-from sea_lens.bbq_files import UNKNOWN_ANSWERS, answer_groups, read_bbq
+from sea_lens.data.benchmarks import UNKNOWN_ANSWERS, answer_groups, read_bbq
 from sea_lens.errors import InputError
 from sea_lens.evaluation.bbq import METRICS, answer_counts, evaluate_bbq, score_bbq
 from sea_lens.evaluation.metrics import metric_table
@@ -87,7 +87,7 @@ def test_all_against_the_stereotype(questions):
 
 
 def test_all_right(questions):
-    found = numbers(questions, [question.true[0] for question in questions])
+    found = numbers(questions, [question.right[0] for question in questions])
     assert found["accuracy"] == 1
     assert found["bias_score_disambiguated"] == found["bias_score_ambiguous"] == 0
     assert found["unknown_rate_disambiguated"] == 0
@@ -180,9 +180,9 @@ def test_other_ways_to_say_unknown_can_compete(llama, questions):
 
 
 def test_a_tie_makes_no_answer_right(llama, questions):
-    same = replace(questions[0], true=("x",), false=("x", "x"), unknown="y", stereotyped=())
+    same = replace(questions[0], right=("x",), wrong=("x", "x"), unknown="y", stereotyped=())
     assert evaluate_bbq(llama, replace(questions, rows=(same,)), progress=False).table.loc["accuracy", "value"] == 1
-    tied = replace(same, true=("x",), false=("y", "z"), unknown="y", stereotyped=("z",))
+    tied = replace(same, right=("x",), wrong=("y", "z"), unknown="y", stereotyped=("z",))
     counts = answer_counts([tied], ["z"])
     assert float(counts["correct"]) == 0
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sea_lens import Activations, Questions, fit_sea
-from sea_lens.evaluation.generation import generate_answers, rouge_l, write_for_judge
-from sea_lens.greedy import greedy_answers
+from sea_lens.evaluation.truthfulqa import generate_answers, rouge_l, write_for_judge
+from sea_lens.models.generate import greedy_answers
 
 
 @pytest.mark.parametrize(

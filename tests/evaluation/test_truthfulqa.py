@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from sea_lens import Questions, evaluate_perplexity, generate_answers, random_editor_like
-from sea_lens.answer_scores import AnswerScores
+from sea_lens.data.prompts import TRUTHFULQA_EXAMPLES
 from sea_lens.errors import InputError, SeaLensWarning
-from sea_lens.evaluation.prompts import TRUTHFULQA_EXAMPLES
 from sea_lens.evaluation.truthfulqa import evaluate_truthfulqa, multiple_choice
+from sea_lens.models.log_probs import AnswerScores
 
 
 def scores(*questions):
@@ -23,13 +23,13 @@ def scores(*questions):
     width = max(len(true) + len(false) for true, false in questions)
     values = torch.full((len(questions), width), torch.nan, dtype=torch.float64)
     n_tokens = torch.zeros(len(questions), width, dtype=torch.long)
-    is_true = torch.zeros(len(questions), width, dtype=torch.bool)
+    is_right = torch.zeros(len(questions), width, dtype=torch.bool)
     for row, (true, false) in enumerate(questions):
         together = [*true, *false]
         values[row, : len(together)] = torch.tensor(together, dtype=torch.float64)
         n_tokens[row, : len(together)] = 1
-        is_true[row, : len(true)] = True
-    return AnswerScores(values, n_tokens, is_true, ~is_true & (n_tokens > 0))
+        is_right[row, : len(true)] = True
+    return AnswerScores(values, n_tokens, is_right, ~is_right & (n_tokens > 0))
 
 
 def by_hand(true, false):
@@ -90,7 +90,7 @@ def test_on_the_embedded_model_it_is_what_each_answer_alone_gives(organism, edit
         right = []
         for question in questions:
             values = []
-            for text in (*question.true, *question.false):
+            for text in (*question.right, *question.wrong):
                 ids = model.tokenizer(f"{question.prompt} {text}")["input_ids"]
                 with torch.no_grad(), model.hooks(fwd_hooks=hooks):
                     logits = model(torch.tensor([ids]), use_cache=False)[0].double().log_softmax(-1)
@@ -218,7 +218,7 @@ def test_numbers_are_those_of_lm_eval_on_the_same_answers(organism, edited, is_e
     harness = huggingface.HFLM(
         pretrained=model.original_model, tokenizer=copy.deepcopy(model.tokenizer), backend="causal", batch_size=4
     )
-    rows = [(row, text) for row, question in enumerate(questions) for text in (*question.true, *question.false)]
+    rows = [(row, text) for row, question in enumerate(questions) for text in (*question.right, *question.wrong)]
     requests = [
         Instance("loglikelihood", {}, (questions[row].prompt, f" {text}"), number)
         for number, (row, text) in enumerate(rows)

@@ -27,13 +27,13 @@ def activations(arrays: list[np.ndarray], layer: int = 0) -> Activations:
     return Activations.from_tensors(**{role: {layer: torch.tensor(array)} for role, array in roles})
 
 
-def oracle_projectors(arrays, shares=(0.9, 0.9), ranks=None, spectrum="squared", centre=False):
+def oracle_projectors(arrays, shares=(0.9, 0.9), ranks=None, spectrum="squared", center=False):
     """`P+`, `P-` and the subspaces' ranks."""
     h, n = arrays[0], len(arrays[0])
     projectors = []
     for side in (1, 2):
         g = arrays[side]
-        omega = (h - h.mean(0)).T @ (g - g.mean(0)) / n if centre else h.T @ g / n
+        omega = (h - h.mean(0)).T @ (g - g.mean(0)) / n if center else h.T @ g / n
         u, s, _ = np.linalg.svd(omega, full_matrices=True)
         weights = s**2 if spectrum == "squared" else s
         k = 1
@@ -46,7 +46,7 @@ def oracle_projectors(arrays, shares=(0.9, 0.9), ranks=None, spectrum="squared",
 
 
 def oracle_edit(keep, remove, x, mean=0.0):
-    """The paper's merge, one token at a time; around the neutral mean when centred."""
+    """The paper's merge, one token at a time; around the neutral mean when centered."""
     edited = []
     for h in x:
         merged = mean + keep @ (h - mean) + remove @ (h - mean)
@@ -81,9 +81,9 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-@pytest.mark.parametrize("centre", [False, True])
+@pytest.mark.parametrize("center", [False, True])
 @pytest.mark.parametrize("n", [6, 15, 16, 17, 60])
-def test_the_fit_is_the_papers(n, centre, settings):
+def test_the_fit_is_the_papers(n, center, settings):
     arrays = sides(n, seed=n)
     settings = {"explained_variance": 0.9, **settings}
     share, ranks = settings["explained_variance"], settings.get("ranks")
@@ -92,13 +92,13 @@ def test_the_fit_is_the_papers(n, centre, settings):
         share if isinstance(share, tuple) else (share, share),
         (ranks, ranks) if isinstance(ranks, int) else ranks,
         settings.get("spectrum", "squared"),
-        centre,
+        center,
     )
-    editor = fit_sea(activations(arrays), centre=centre, dtype=torch.float64, **settings)
+    editor = fit_sea(activations(arrays), center=center, dtype=torch.float64, **settings)
     facts = editor.card.layers[0]
     assert (facts["rank_positive"], facts["rank_negative"]) == found_ranks
     close(np.eye(D) + matrix(editor), keep + remove)
-    h, mean = probes(), arrays[0].mean(0) if centre else 0.0
+    h, mean = probes(), arrays[0].mean(0) if center else 0.0
     expected = oracle_edit(keep, remove, h, mean)
     assert np.linalg.norm(expected - h) > 0.01 * np.linalg.norm(h)
     close(editor[0](torch.tensor(h)).numpy(), expected)
@@ -119,28 +119,28 @@ def test_the_compact_edit_in_float32_equals_the_dense_merge(n, d):
     close(edited.double().numpy(), oracle_edit(keep, remove, h.astype(float)), 1e-5)
 
 
-@pytest.mark.parametrize("centre", [False, True])
-def test_strength_and_norm_by_hand(centre):
+@pytest.mark.parametrize("center", [False, True])
+def test_strength_and_norm_by_hand(center):
     arrays = sides(40)
-    keep, remove, _ = oracle_projectors(arrays, centre=centre)
-    difference, mean = keep + remove - np.eye(D), arrays[0].mean(0) if centre else np.zeros(D)
+    keep, remove, _ = oracle_projectors(arrays, center=center)
+    difference, mean = keep + remove - np.eye(D), arrays[0].mean(0) if center else np.zeros(D)
     h = probes()
     for alpha in (-1.0, 0.25, 1.0, 2.0):
         expected = h + alpha * (h - mean) @ difference.T
-        editor = fit_sea(activations(arrays), 0.9, centre=centre, merge="sum", dtype=torch.float64)
+        editor = fit_sea(activations(arrays), 0.9, center=center, merge="sum", dtype=torch.float64)
         close(editor.scaled(alpha)[0](torch.tensor(h)).numpy(), expected)
         expected *= np.linalg.norm(h, axis=1, keepdims=True) / np.linalg.norm(expected, axis=1, keepdims=True)
-        editor = fit_sea(activations(arrays), 0.9, centre=centre, dtype=torch.float64)
+        editor = fit_sea(activations(arrays), 0.9, center=center, dtype=torch.float64)
         close(editor.scaled(alpha)[0](torch.tensor(h)).numpy(), expected)
 
 
-@pytest.mark.parametrize("centre", [False, True])
+@pytest.mark.parametrize("center", [False, True])
 @pytest.mark.parametrize("merge", ["norm", "sum", "average"])
 @pytest.mark.parametrize("projections", ["both", "positive", "negative", "reversed"])
-def test_the_papers_ablations_equal_their_dense_form(projections, merge, centre):
+def test_the_papers_ablations_equal_their_dense_form(projections, merge, center):
     arrays = sides(40)
-    keep, remove, _ = oracle_projectors(arrays, (0.95, 0.8), centre=centre)
-    mean = arrays[0].mean(0) if centre else np.zeros(D)
+    keep, remove, _ = oracle_projectors(arrays, (0.95, 0.8), center=center)
+    mean = arrays[0].mean(0) if center else np.zeros(D)
     reversed_keep, reversed_remove = np.eye(D) - remove, np.eye(D) - keep
     total = {
         "both": keep + remove,
@@ -154,7 +154,7 @@ def test_the_papers_ablations_equal_their_dense_form(projections, merge, centre)
     expected = mean + (h - mean) @ total.T
     if merge == "norm":
         expected *= np.linalg.norm(h, axis=1, keepdims=True) / np.linalg.norm(expected, axis=1, keepdims=True)
-    options = {"projections": projections, "merge": merge, "centre": centre, "dtype": torch.float64}
+    options = {"projections": projections, "merge": merge, "center": center, "dtype": torch.float64}
     editor = fit_sea(activations(arrays), (0.95, 0.8), **options)
     close(editor[0](torch.tensor(h)).numpy(), expected)
     assert torch.equal(editor.scaled(0.0)[0](torch.tensor(h)), torch.tensor(h))
@@ -204,32 +204,32 @@ def test_layers_are_fitted_each_on_its_own():
 # --- edits of nothing ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("centre", [False, True])
+@pytest.mark.parametrize("center", [False, True])
 @pytest.mark.parametrize("n", [6, 40])
-def test_positive_equal_to_negative_is_exactly_the_identity(n, centre):
+def test_positive_equal_to_negative_is_exactly_the_identity(n, center):
     neutral, positive, _ = sides(n)
     with pytest.warns(SeaLensWarning, match=r"edits nothing: .*projectors cancel.*check\(\)") as caught:
-        editor = fit_sea(activations([neutral, positive, positive.copy()]), 0.9, centre=centre)
-    assert ("try centre=True. Otherwise raise explained_variance" in str(caught[0].message)) is not centre
-    assert ("). Raise explained_variance" in str(caught[0].message)) is centre
+        editor = fit_sea(activations([neutral, positive, positive.copy()]), 0.9, center=center)
+    assert ("try center=True. Otherwise raise explained_variance" in str(caught[0].message)) is not center
+    assert ("). Raise explained_variance" in str(caught[0].message)) is center
     h = torch.tensor(probes()).float()
     assert editor.is_identity
     assert torch.equal(editor[0](h), h)
 
 
-def test_a_dominant_mean_edits_next_to_nothing_until_it_is_centred():
+def test_a_dominant_mean_edits_next_to_nothing_until_it_is_centered():
     rng = np.random.default_rng(0)
     mean = 20 * rng.standard_normal(D)
     data = activations([mean + rng.standard_normal((50, D)) for _ in ROLES])
-    with pytest.warns(SeaLensWarning, match=r"edits (next to )?nothing.*\(1, 1\).*try centre=True") as caught:
+    with pytest.warns(SeaLensWarning, match=r"edits (next to )?nothing.*\(1, 1\).*try center=True") as caught:
         editor = fit_sea(data, 0.998)
     assert len(caught) == 1
     assert (editor.card.layers[0]["rank_positive"], editor.card.layers[0]["rank_negative"]) == (1, 1)
     assert editor.card.layers[0]["displacement"] < 0.01
     with warnings.catch_warnings():
         warnings.simplefilter("error", SeaLensWarning)
-        centred = fit_sea(data, 0.998, centre=True)
-    assert centred[0].eigenvalues.abs().max() > 0.5
+        centered = fit_sea(data, 0.998, center=True)
+    assert centered[0].eigenvalues.abs().max() > 0.5
 
 
 def test_one_layer_that_edits_is_enough_for_silence():
@@ -244,10 +244,10 @@ def test_one_layer_that_edits_is_enough_for_silence():
     assert [editor[layer].is_identity for layer in (0, 1)] == [True, False]
 
 
-def test_rows_that_are_all_the_same_cannot_be_centred():
+def test_rows_that_are_all_the_same_cannot_be_centered():
     data = activations([np.tile(side[:1], (6, 1)) for side in sides(6)])
     with pytest.raises(InputError, match="all rows are the same"):
-        fit_sea(data, 0.9, centre=True)
+        fit_sea(data, 0.9, center=True)
 
 
 @pytest.mark.parametrize("share", [0.0, -1.0, 1.1, float("nan"), (0.9, 0.0), (float("nan"), 0.9)])
@@ -256,26 +256,26 @@ def test_a_share_outside_its_range_is_refused(share):
         fit_sea(activations(sides(20)), share)
 
 
-@pytest.mark.parametrize(("n", "centre", "most"), [(6, False, 6), (6, True, 5), (40, False, D)])
-def test_a_rank_beyond_the_demonstrations_is_refused(n, centre, most):
+@pytest.mark.parametrize(("n", "center", "most"), [(6, False, 6), (6, True, 5), (40, False, D)])
+def test_a_rank_beyond_the_demonstrations_is_refused(n, center, most):
     data = activations(sides(n))
-    fit_sea(data, ranks=(most, 1), centre=centre)
+    fit_sea(data, ranks=(most, 1), center=center)
     for ranks in (most + 1, (1, most + 1), (0, 1)):
         with pytest.raises(InputError, match=f"support 1 to {most} "):
-            fit_sea(data, ranks=ranks, centre=centre)
+            fit_sea(data, ranks=ranks, center=center)
 
 
 # --- what the fit must not depend on, and how it must follow ---------------------------------------------------------
 
 
-@pytest.fixture(params=[(6, False), (6, True), (50, False), (50, True)], ids=lambda p: f"n={p[0]}, centre={p[1]}")
+@pytest.fixture(params=[(6, False), (6, True), (50, False), (50, True)], ids=lambda p: f"n={p[0]}, center={p[1]}")
 def case(request):
-    n, centre = request.param
+    n, center = request.param
     arrays = sides(n, seed=7)
 
     def fit(changed=None, **options):
         changed = arrays if changed is None else changed
-        return fit_sea(activations(changed), 0.95, centre=centre, dtype=torch.float64, **options)
+        return fit_sea(activations(changed), 0.95, center=center, dtype=torch.float64, **options)
 
     return arrays, fit
 
@@ -317,7 +317,7 @@ def test_repeating_every_demonstration_changes_nothing(case, times):
 def test_swapping_positive_and_negative_negates_the_eigenvalues(case):
     arrays, fit = case
     swapped = fit_sea(
-        activations(arrays).swapped(), 0.95, centre=fit().card.hyper_parameters["centre"], dtype=torch.float64
+        activations(arrays).swapped(), 0.95, center=fit().card.hyper_parameters["center"], dtype=torch.float64
     )
     close(swapped[0].eigenvalues.flip(0).numpy(), -fit()[0].eigenvalues.numpy())
     close(matrix(swapped), -matrix(fit()))
@@ -331,18 +331,18 @@ def test_two_fits_are_bit_identical_and_leave_the_activations_alone(case):
     assert (first.shift is None) == (second.shift is None)
     assert first.shift is None or torch.equal(first.shift, second.shift)
     data = activations(arrays)
-    fit_sea(data, 0.95, centre=True)
+    fit_sea(data, 0.95, center=True)
     assert all(np.array_equal(data[role][0], side) for role, side in zip(ROLES, arrays, strict=True))
 
 
 def test_the_card_says_how_it_was_fitted():
-    card = fit_sea(activations(sides(20), layer=3), (0.9, 0.8), centre=True, spectrum="singular_values").card
+    card = fit_sea(activations(sides(20), layer=3), (0.9, 0.8), center=True, spectrum="singular_values").card
     assert (card.method, card.site, card.token, card.n_demonstrations) == ("sea", "resid_post", "last", 20)
     assert card.hyper_parameters == {
         "explained_variance": [0.9, 0.8],
         "ranks": None,
         "spectrum": "singular_values",
-        "centre": True,
+        "center": True,
         "projections": "both",
         "merge": "norm",
     }

@@ -6,11 +6,11 @@ import torch
 from safetensors import safe_open
 
 from sea_lens import Activations, SeaLensWarning, Tanh, fit_sea
-from sea_lens.activations import ROLES
-from sea_lens.edits import FeatureSpaceEdit
 from sea_lens.errors import FileFormatError, InputError
 from sea_lens.methods import sea_fitter
-from sea_lens.methods.sea_fitter import SEAFitter
+from sea_lens.methods.sea.feature_space import FeatureSpaceEdit
+from sea_lens.methods.sea.streaming import SEAFitter
+from sea_lens.models.activations import ROLES
 
 D = 16
 
@@ -69,9 +69,9 @@ def assert_same_editor(one, other, tolerance=1e-8):
 
 SETTINGS = [
     {"explained_variance": 0.99},
-    {"explained_variance": (0.9, 0.999), "centre": True},
+    {"explained_variance": (0.9, 0.999), "center": True},
     {"ranks": (3, 2), "merge": "sum"},
-    {"ranks": 2, "projections": "reversed", "centre": True},
+    {"ranks": 2, "projections": "reversed", "center": True},
     {"explained_variance": 0.8, "spectrum": "singular_values", "projections": "positive"},
 ]
 
@@ -93,13 +93,13 @@ def test_editors_equal_those_of_the_fit_in_memory(n, settings, sizes):
     assert ours == theirs
 
 
-@pytest.mark.parametrize("centre", [False, True])
-def test_an_offset_of_ten_thousand_spreads_loses_nothing(centre):
-    """Float32 activations, summed in float64: a float32 sum would have lost the centred covariance."""
+@pytest.mark.parametrize("center", [False, True])
+def test_an_offset_of_ten_thousand_spreads_loses_nothing(center):
+    """Float32 activations, summed in float64: a float32 sum would have lost the centered covariance."""
     whole = activations(500, offset=1e4, d=24)
-    found = quietly(fitter_of(whole, 32).fit, ranks=(5, 4), centre=centre, dtype=torch.float64)
-    expected = quietly(fit_sea, whole, ranks=(5, 4), centre=centre, dtype=torch.float64)
-    if centre:
+    found = quietly(fitter_of(whole, 32).fit, ranks=(5, 4), center=center, dtype=torch.float64)
+    expected = quietly(fit_sea, whole, ranks=(5, 4), center=center, dtype=torch.float64)
+    if center:
         assert_same_editor(found, expected)
         naive = torch.linalg.svd(
             whole.neutral[0].T @ whole.positive[0]
@@ -109,7 +109,7 @@ def test_an_offset_of_ten_thousand_spreads_loses_nothing(centre):
         exact = torch.linalg.svd(h.T @ g)[0][:, :5]
         assert (naive.double() @ naive.double().T - exact @ exact.T).norm() > 0.1
     else:
-        # Uncentred, the offset is the leading direction and the others some 1e10 times weaker, by either way of fitting:
+        # Uncentered, the offset is the leading direction and the others some 1e10 times weaker, by either way of fitting:
         # with 16 digits, 6 are left of those.
         assert_same_editor(found, expected, tolerance=1e-5)
 
@@ -119,9 +119,9 @@ def test_editors_of_a_feature_space_equal_those_of_the_fit_in_memory(merge_space
     whole, settings = activations(40), {"feature_map": Tanh(2.0), "feature_unit": 0.5}
     fitter = fitter_of(whole, 13, **settings)
     fitter.save(tmp_path / "fitter.safetensors")
-    expected = quietly(fit_sea, whole, 0.9, merge_space=merge_space, **settings, centre=True, dtype=torch.float64)
+    expected = quietly(fit_sea, whole, 0.9, merge_space=merge_space, **settings, center=True, dtype=torch.float64)
     for found in (fitter, SEAFitter.load(tmp_path / "fitter.safetensors")):
-        editor = quietly(found.fit, 0.9, merge_space=merge_space, centre=True, dtype=torch.float64)
+        editor = quietly(found.fit, 0.9, merge_space=merge_space, center=True, dtype=torch.float64)
         assert_same_editor(editor, expected)
         assert editor.card.hyper_parameters == expected.card.hyper_parameters
         assert editor.card.layers[2]["clamped_features"] == expected.card.layers[2]["clamped_features"]
@@ -129,14 +129,14 @@ def test_editors_of_a_feature_space_equal_those_of_the_fit_in_memory(merge_space
 
 def test_merging_fitters_in_any_order_is_the_fit_of_all():
     whole = activations(50, offset=100.0, token=-1)
-    expected = quietly(fit_sea, whole, ranks=(3, 2), centre=True, dtype=torch.float64)
+    expected = quietly(fit_sea, whole, ranks=(3, 2), center=True, dtype=torch.float64)
     for order in ([0, 1, 2], [2, 1, 0]):
         merged = SEAFitter()
         for number in order:
             merged.merge(fitter_of(part(whole, torch.arange(50).split(20)[number]), 6))
             merged.merge(SEAFitter())
         assert (merged.n, merged.token, merged.layers, merged.d_model) == (50, -1, [0, 2], D)
-        assert_same_editor(quietly(merged.fit, ranks=(3, 2), centre=True, dtype=torch.float64), expected)
+        assert_same_editor(quietly(merged.fit, ranks=(3, 2), center=True, dtype=torch.float64), expected)
 
 
 def test_saving_and_loading_is_exact_and_goes_on(tmp_path):
@@ -213,7 +213,7 @@ def test_what_a_fitter_cannot_do_is_refused(tmp_path):
     assert repr(empty) == "SEAFitter(no demonstrations yet)"
     fitter = fitter_of(activations(5), 5)
     with pytest.raises(InputError, match="1 to 4"):
-        fitter.fit(ranks=5, centre=True, progress=False)
+        fitter.fit(ranks=5, center=True, progress=False)
     with pytest.raises(InputError, match=r"Layers \[1\] were asked for.*\[0, 2\]"):
         fitter.fit(layers=[1], progress=False)
     with pytest.raises(InputError, match="one feature map"):
@@ -221,13 +221,13 @@ def test_what_a_fitter_cannot_do_is_refused(tmp_path):
     assert "5 demonstrations, resid_post of layers [0, 2]" in repr(fitter)
 
 
-def test_rows_that_are_all_the_same_cannot_be_centred():
+def test_rows_that_are_all_the_same_cannot_be_centered():
     same = torch.full((6, D), 0.1)
     fitter = SEAFitter()
     for _ in range(3):
         fitter.update(Activations({0: same}, {0: same * 3}, {0: same * 7}))
     with pytest.raises(InputError, match="all rows are the same"):
-        fitter.fit(centre=True, progress=False)
+        fitter.fit(center=True, progress=False)
 
 
 def test_an_edit_that_does_nothing_is_warned_about_as_for_the_fit_in_memory():

@@ -11,7 +11,7 @@ from test_sea import ROLES, activations, close, oracle_projectors, probes, sides
 
 from sea_lens import Activations, fit_sea
 from sea_lens.errors import InputError, SeaLensWarning
-from sea_lens.feature_maps import ELU, Identity, SquaredExponential, Tanh
+from sea_lens.methods.sea.feature_space import ELU, Identity, SquaredExponential, Tanh
 
 D = 15  # odd, like the numbers of demonstrations, so that every median is one of the numbers
 
@@ -48,14 +48,14 @@ MAPS = {
 class Oracle:
     """The edit of `fit_sea` in feature space, with dense matrices."""
 
-    def __init__(self, arrays, name, unit, centre, merge_space, projections, merge, **sizes):
+    def __init__(self, arrays, name, unit, center, merge_space, projections, merge, **sizes):
         feature_map, self.forward, self.inverse = MAPS[name]
         self.unit, self.merge, self.ends = unit, merge, np.array(feature_map.domain)
         phi = [self.features(side) for side in arrays]
-        keep, remove, self.ranks = oracle_projectors(phi, centre=centre, **sizes)
+        keep, remove, self.ranks = oracle_projectors(phi, center=center, **sizes)
         if projections == "reversed":
             keep, remove = np.eye(D) - remove, np.eye(D) - keep
-        self.mean = phi[0].mean(0) if centre else np.zeros(D)
+        self.mean = phi[0].mean(0) if center else np.zeros(D)
         # Each row: a matrix, and how much of the mean is put back with it; mapped back one by one.
         if projections in ("positive", "negative"):
             self.mapped_back = [(keep if projections == "positive" else remove, 1)]
@@ -89,7 +89,7 @@ def quiet_fit(*arguments, **options):
 def variants():
     spaces, projections = ("features", "activations"), ("both", "positive", "negative", "reversed")
     for values in itertools.product(spaces, (False, True), projections, ("norm", "sum", "average")):
-        options = dict(zip(("merge_space", "centre", "projections", "merge"), values, strict=True))
+        options = dict(zip(("merge_space", "center", "projections", "merge"), values, strict=True))
         yield pytest.param(options, id="-".join(map(str, values)))
 
 
@@ -120,7 +120,7 @@ def test_the_fit_in_feature_space_is_the_oracles(name, options):
 @pytest.mark.parametrize("name", MAPS)
 def test_a_unit_and_ranks_of_ones_own(name, unit, merge_space):
     arrays = sides(25, D)
-    options = {"centre": False, "merge_space": merge_space, "projections": "both", "merge": "sum"}
+    options = {"center": False, "merge_space": merge_space, "projections": "both", "merge": "sum"}
     editor = quiet_fit(
         activations(arrays), ranks=(2, 4), feature_map=MAPS[name][0], feature_unit=unit, spectrum="squared", **options
     )
@@ -152,8 +152,8 @@ def test_where_projections_are_merged_matters_unless_there_is_only_one(name):
 
 def test_without_a_map_unit_and_merge_space_do_nothing():
     both = activations(sides(31, D))
-    plain = fit_sea(both, 0.9, centre=True)
-    other = fit_sea(both, 0.9, centre=True, merge_space="activations", feature_unit=7.0)
+    plain = fit_sea(both, 0.9, center=True)
+    other = fit_sea(both, 0.9, center=True, merge_space="activations", feature_unit=7.0)
     assert torch.equal(plain[0].directions, other[0].directions)
     assert torch.equal(plain[0].shift, other[0].shift)
     assert plain.card == other.card

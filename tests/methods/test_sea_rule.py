@@ -8,16 +8,15 @@ import torch
 from test_sea import ROLES, activations, probes, sides
 
 from sea_lens import Activations, Editor, fit_sea
-from sea_lens.edits import FeatureSpaceEdit
 from sea_lens.errors import InputError
-from sea_lens.feature_maps import Tanh
-from sea_lens.methods.sea import Ranks, SEARule, refit_sea
+from sea_lens.methods.sea.feature_space import FeatureSpaceEdit, Tanh
+from sea_lens.methods.sea.sea import Ranks, SEARule, refit_sea
 
 RULES = [
     {},
-    {"centre": True, "spectrum": "singular_values", "merge": "sum"},
+    {"center": True, "spectrum": "singular_values", "merge": "sum"},
     {"projections": "reversed", "merge": "average"},
-    {"feature_map": Tanh(3.0), "centre": True},
+    {"feature_map": Tanh(3.0), "center": True},
     {"feature_map": Tanh(30.0), "feature_unit": 0.2, "merge_space": "activations", "projections": "reversed"},
 ]
 
@@ -94,7 +93,7 @@ def test_refitting_is_the_same_fit_on_other_activations(rule, size):
 @pytest.mark.filterwarnings("ignore::sea_lens.errors.SeaLensWarning")
 def test_refitting_keeps_layers_strengths_and_positions(feature_map, tmp_path):
     data = layers_of(0, 3, 4)
-    fitted = fit_sea(data, 0.9, centre=True, feature_map=feature_map)
+    fitted = fit_sea(data, 0.9, center=True, feature_map=feature_map)
     edits = {0: fitted[0].scaled(0.5), 4: fitted[4].scaled(-2.0)}
     view = dataclasses.replace(fitted, edits=edits).at_positions(3)
     again = refit_sea(view, data)

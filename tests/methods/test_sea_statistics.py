@@ -6,8 +6,8 @@ from test_collection import Passes, make_editor
 
 from sea_lens import Demonstrations, SeaLensWarning, Tanh, collect_activations, fit_sea
 from sea_lens.errors import FileFormatError, InputError
-from sea_lens.methods.sea_fitter import SEAFitter
-from sea_lens.methods.sea_statistics import collect_statistics
+from sea_lens.methods.sea.statistics import collect_statistics
+from sea_lens.methods.sea.streaming import SEAFitter
 
 ROWS = Demonstrations.from_lists(
     prompts=[f"{'Say it plainly. ' if index % 2 else ''}Q{index}: what is {index}?" for index in range(24)],
@@ -36,7 +36,7 @@ def same(one, other):
 
 @pytest.mark.parametrize("features", [{}, {"feature_map": Tanh(2.0), "feature_unit": 1.5}])
 def test_the_editor_is_that_of_collecting_and_fitting(llama, features):
-    settings = {"ranks": (3, 2), "centre": True, "progress": False, "dtype": torch.float64}
+    settings = {"ranks": (3, 2), "center": True, "progress": False, "dtype": torch.float64}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SeaLensWarning)
         activations = collect_activations(llama, ROWS, batch_size=8, progress=False, token="mean")

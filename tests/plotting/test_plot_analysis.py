@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from sea_lens import Activations, fit_sea
-from sea_lens.activations import ROLES
-from sea_lens.analysis.ablation import Ablation, Interactions
-from sea_lens.analysis.directions import Directions
 from sea_lens.analysis.effects import Effects
+from sea_lens.analysis.layers import Ablation, Interactions
 from sea_lens.analysis.massive import massive_activations
-from sea_lens.analysis.spectra import measure_spectra
+from sea_lens.analysis.subspaces import measure_spectra
+from sea_lens.analysis.tokens import Directions
+from sea_lens.models.activations import ROLES
 from sea_lens.plotting import (
     plot_ablation,
     plot_directions,

@@ -10,11 +10,11 @@ from matplotlib.colors import to_rgb
 
 from sea_lens import Activations, fit_sea
 from sea_lens.errors import InputError
+from sea_lens.evaluation.compare import compare
 from sea_lens.evaluation.crows_pairs import evaluate_crows_pairs
 from sea_lens.evaluation.data_efficiency import DataEfficiency
-from sea_lens.evaluation.experiments import compare
+from sea_lens.evaluation.evaluation import Evaluation
 from sea_lens.evaluation.metrics import COST, SHARE, Scale, mean, metric_table, metrics_by_category
-from sea_lens.evaluation.results import Evaluation
 from sea_lens.evaluation.transfer import Transfer, transfer
 from sea_lens.evaluation.truthfulqa import evaluate_truthfulqa
 from sea_lens.plotting import plot_comparison, plot_data_efficiency, plot_evaluation, plot_transfer
@@ -100,7 +100,7 @@ def test_an_unedited_evaluation_shows_its_own_intervals():
     assert [text.get_text() for text in legend.get_texts()] == ["score, with its interval"]
 
 
-def test_categories_are_sorted_by_change_coloured_by_what_is_better():
+def test_categories_are_sorted_by_change_colored_by_what_is_better():
     evaluation = make_evaluation(categories=5)
     axes = plot_evaluation(evaluation).axes[-1]
     found = evaluation.by_category.xs("share", level="metric").sort_values("change")
@@ -175,7 +175,7 @@ def test_a_comparison_is_drawn_as_in_its_table(parts, repeats):
 
 
 @pytest.mark.parametrize(
-    ("scale", "colours"),
+    ("scale", "colors"),
     [
         (Scale(best=np.inf), (SUPPRESSED, PROMOTED, PROMOTED)),
         (Scale(best=0.0, low=0.0), (PROMOTED, SUPPRESSED, SUPPRESSED)),
@@ -183,7 +183,7 @@ def test_a_comparison_is_drawn_as_in_its_table(parts, repeats):
         (Scale(), (INK, INK, INK)),
     ],
 )
-def test_a_comparison_is_coloured_by_what_is_better(parts, scale, colours):
+def test_a_comparison_is_colored_by_what_is_better(parts, scale, colors):
     model, editor, _ = parts
     scores = iter([0.4, 0.3, 0.5, 0.6])
 
@@ -195,8 +195,8 @@ def test_a_comparison_is_coloured_by_what_is_better(parts, scale, colours):
 
     editors = {"less": editor, "more": editor, "most": editor}
     (axes,) = plot_comparison(compare(model, editors, {"by hand": benchmark}, repeats=0, progress=False)).axes
-    drawn = [to_rgb(colour) for colour in axes.collections[-1].get_facecolors()[1:]]
-    assert drawn == [to_rgb(colour) for colour in colours]
+    drawn = [to_rgb(color) for color in axes.collections[-1].get_facecolors()[1:]]
+    assert drawn == [to_rgb(color) for color in colors]
     assert axes.get_xlabel() == f"score\n({scale})"
 
 

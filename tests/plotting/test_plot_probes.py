@@ -137,7 +137,7 @@ def test_t_sne_draws_every_point_and_is_deterministic():
     assert not np.allclose(other["positive"].get_offsets(), clouds(panels(first)[0])["positive"].get_offsets())
 
 
-def test_the_four_kinds_differ_in_colour_and_marker():
+def test_the_four_kinds_differ_in_color_and_marker():
     activations = make_activations(layers=(1,))
     drawn = clouds(panels(plot_activations(activations, halved(activations)))[0]).values()
     assert len({to_rgb(found.get_facecolors()[0]) for found in drawn}) == 4

@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from sea_lens import Editor, EditorCard, random_editor_like
-from sea_lens.analysis.effects import Proportion
-from sea_lens.edits import LowRankEdit
-from sea_lens.organism.experiment import OrganismResult, RandomControls
+from sea_lens.editing.edits import LowRankEdit
+from sea_lens.methods.tune import Tuning
 from sea_lens.plotting import plot_editor, plot_organism, plot_tuning
-from sea_lens.tuning import Tuning
+from sea_lens.statistics import Proportion
+from sea_lens.worlds.demo import OrganismResult, RandomControls
 
 EIGENVALUES = {0: [0.9, -0.4], 2: [0.25], 3: [], 5: [1.0, 0.5, -1.0]}
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -33,12 +33,12 @@ ORDERED_LAYERS = ["first:1", "first:2", "all", "last:2", "last:1", "0,3"]
 
 
 def make_tuning(
-    maps=("linear",), centre=(False, True), strengths=(1.0,), shares=(0.5, 0.9), layers=("all", "first:1"), seed=0
+    maps=("linear",), center=(False, True), strengths=(1.0,), shares=(0.5, 0.9), layers=("all", "first:1"), seed=0
 ):
     """Every setting with a score of its own, best first."""
-    settings = list(product(maps, centre, strengths, shares, layers))
+    settings = list(product(maps, center, strengths, shares, layers))
     random.Random(seed).shuffle(settings)
-    table = pd.DataFrame(settings, columns=["feature_map", "centre", "strength", "explained_variance", "layers"])
+    table = pd.DataFrame(settings, columns=["feature_map", "center", "strength", "explained_variance", "layers"])
     scores = [0.99 - 0.9 * index / len(table) for index in range(len(table))]
     table = table.assign(ranks="1+1", score=scores, low=0.0, high=1.0, kl=0.1)
     return Tuning(table, (make_editor(),) * len(table), Proportion(9, 20))
@@ -97,7 +97,7 @@ def test_an_editor_is_drawn_as_one_point_an_eigenvalue(strength):
     assert axes.get_xticks().tolist() == [0, 2, 3, 5]
 
 
-def test_promoted_and_suppressed_directions_differ_in_colour():
+def test_promoted_and_suppressed_directions_differ_in_color():
     (axes,) = plot_editor(make_editor({0: [0.9, -0.4]})).axes
     (dots,) = scattered(axes)
     up, down = dots.get_facecolors()
@@ -164,7 +164,7 @@ def ticks(figure):
 
 
 def drawn_cells(figure):
-    """By panel, explained variance and layers: the text in a cell, and the value that colours it."""
+    """By panel, explained variance and layers: the text in a cell, and the value that colors it."""
     rows, columns = ticks(figure)
     found = {}
     for axes in panels(figure):
@@ -188,13 +188,13 @@ def framed(figure):
     return found
 
 
-def title_of(feature_map, centre, strength):
-    return f"{feature_map}\n{'centred' if centre else 'uncentred'}, strength {strength:g}"
+def title_of(feature_map, center, strength):
+    return f"{feature_map}\n{'centered' if center else 'uncentered'}, strength {strength:g}"
 
 
 TUNINGS = {
-    "one cell": {"centre": (True,), "shares": (0.998,), "layers": ("all",)},
-    "one panel": {"centre": (True,), "layers": ORDERED_LAYERS},
+    "one cell": {"center": (True,), "shares": (0.998,), "layers": ("all",)},
+    "one panel": {"center": (True,), "layers": ORDERED_LAYERS},
     "one row of panels": {"strengths": (1.0, 2.0)},
     "as on the embedded model": {"strengths": (1.0, 2.0), "shares": (0.5, 0.8, 0.9, 0.99), "layers": ORDERED_LAYERS},
     "panels that do not fill the last row": {"maps": ("linear", "Tanh(scale=4.0)", "ELU(alpha=1.0)")},
@@ -210,7 +210,7 @@ def test_every_setting_of_a_tuning_is_a_cell_of_its_panel(kind, seed):
     figure = plot_tuning(tuning)
     expected = {}
     for row in tuning.table.itertuples():
-        cell = title_of(row.feature_map, row.centre, row.strength), str(row.explained_variance), row.layers
+        cell = title_of(row.feature_map, row.center, row.strength), str(row.explained_variance), row.layers
         expected[cell] = f"{100 * row.score:.0f}", pytest.approx(row.score)
     assert drawn_cells(figure) == expected
     assert len(panels(figure)) == len({panel for panel, _, _ in expected})
@@ -221,7 +221,7 @@ def test_every_setting_of_a_tuning_is_a_cell_of_its_panel(kind, seed):
 def test_the_frame_is_on_the_best_setting_alone(kind, seed):
     tuning = make_tuning(**TUNINGS[kind], seed=seed)
     best = tuning.table.iloc[0]
-    title = title_of(best["feature_map"], best["centre"], best["strength"])
+    title = title_of(best["feature_map"], best["center"], best["strength"])
     assert framed(plot_tuning(tuning)) == [(title, str(best["explained_variance"]), best["layers"])]
 
 
@@ -241,12 +241,12 @@ def test_panels_rows_and_columns_have_one_order_whatever_the_scores(seed):
     assert ticks(figure) == [["0.5", "0.9", "0.998"], ORDERED_LAYERS]
 
 
-def test_colours_tell_better_from_worse_than_the_unedited_model():
-    tuning = make_tuning(centre=(True,), layers=ORDERED_LAYERS)
+def test_colors_tell_better_from_worse_than_the_unedited_model():
+    tuning = make_tuning(center=(True,), layers=ORDERED_LAYERS)
     (axes,) = panels(plot_tuning(tuning))
-    norm, colours = axes.images[0].norm, axes.images[0].cmap
+    norm, colors = axes.images[0].norm, axes.images[0].cmap
     assert norm(tuning.unedited.share) == pytest.approx(0.5)
-    (worse, better) = (colours(norm(tuning.unedited.share + step)) for step in (-0.2, 0.2))
+    (worse, better) = (colors(norm(tuning.unedited.share + step)) for step in (-0.2, 0.2))
     assert better[1] > better[0]  # greener than red
     assert worse[0] > worse[1]
 

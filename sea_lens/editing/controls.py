@@ -1,0 +1,145 @@
+"""Editors that an effect must beat: they move every token exactly as far as the real one does, in random directions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sea_lens.editing.editor import Editor
+from sea_lens.editing.edits import Edit
+from sea_lens.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class RandomRotation:
+    """A random rotation of activations, in memory and time that hardly grow with d_model.
+
+    Random signs, then a circular convolution that only turns phases, then random signs again. Every one of the three is
+    orthogonal, and a fixed vector comes out in a direction that is all but uniformly random.
+
+    Attributes:
+        signs: Before and after, `[2, d_model]`.
+        phases: Of unit length in the complex plane, `[d_model // 2 + 1]`.
+    """
+
+    signs: Float[Tensor, "two d_model"]
+    phases: Tensor
+
+    @classmethod
+    def of(cls, d_model: int, generator: torch.Generator) -> RandomRotation:
+        """Draws one."""
+        signs = 2.0 * torch.randint(2, (2, d_model), generator=generator, dtype=torch.float64) - 1
+        angles = 2 * math.pi * torch.rand(d_model // 2 + 1, generator=generator, dtype=torch.float64)
+        ends = [0, -1] if d_model % 2 == 0 else [0]
+        angles[ends] = math.pi * (angles[ends] > math.pi).double()
+        return cls(signs, torch.polar(torch.ones_like(angles), angles))
+
+    def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """Turns float32 or float64 activations of any leading shape."""
+        before, after = self.signs.to(x)
+        phases = self.phases.to(x.device, torch.complex128 if x.dtype == torch.float64 else torch.complex64)
+        turned: Tensor = torch.fft.irfft(torch.fft.rfft(x * before) * phases, n=x.shape[-1]) * after
+        return turned
+
+
+@dataclass(frozen=True, eq=False)
+class RandomDirectionEdit:
+    """Moves an activation as far as a fitted edit does, in random directions instead of the fitted ones.
+
+    What the fitted edit does along the activation itself is kept, and what it does across it is turned by a random
+    rotation, the same for all activations. So each token moves exactly as far, and ends with exactly the norm, that it would
+    under the fitted edit: the per-token form of TransformerLens's norm-matched placebo.
+
+    Attributes:
+        fitted: The edit to imitate.
+        rotation: The random rotation.
+    """
+
+    fitted: Edit
+    rotation: RandomRotation
+
+    @property
+    def d_model(self) -> int:
+        """Width of the activations it edits."""
+        return self.fitted.d_model
+
+    @property
+    def rank(self) -> int:
+        """Number of directions that the fitted edit changes."""
+        return self.fitted.rank
+
+    @property
+    def strength(self) -> float:
+        """The fitted edit's strength."""
+        return self.fitted.strength
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether it provably changes nothing."""
+        return self.fitted.is_identity
+
+    @property
+    def summary(self) -> str:
+        """One line for an editor's repr."""
+        return f"random directions, otherwise as {self.fitted.summary}"
+
+    def scaled(self, factor: float) -> RandomDirectionEdit:
+        """The control of the scaled edit."""
+        return replace(self, fitted=self.fitted.scaled(factor))
+
+    def __call__(self, h: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """Edits activations of any leading shape; dtype and device are kept."""
+        if self.is_identity:
+            return h
+        x = h.to(torch.promote_types(h.dtype, torch.float32))
+        tiny = torch.finfo(x.dtype).tiny
+        change = self.fitted(x) - x
+        along = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(tiny)
+        kept = (change * along).sum(-1, keepdim=True) * along
+        turned = self.rotation(change - kept)
+        across = turned - (turned * along).sum(-1, keepdim=True) * along
+        across = across / torch.linalg.vector_norm(across, dim=-1, keepdim=True).clamp_min(tiny)
+        length = torch.linalg.vector_norm(change - kept, dim=-1, keepdim=True)
+        moved: Tensor = x + kept + length * across
+        return moved.to(h.dtype)
+
+
+def random_editor_like(editor: Editor, seed: int) -> Editor:
+    """A norm-matched random control of an editor: same layers, ranks, positions, and displacement of every token.
+
+    Args:
+        editor: Any editor.
+        seed: Of the random directions.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    edits = {
+        layer: RandomDirectionEdit(edit, RandomRotation.of(edit.d_model, generator))
+        for layer, edit in editor.edits.items()
+    }
+    card = replace(
+        editor.card,
+        method=f"random control of {editor.card.method}",
+        hyper_parameters={**editor.card.hyper_parameters, "seed": seed},
+    )
+    return replace(editor, edits=edits, card=card)
+
+
+def control_editors(editor: Editor, control: int | Sequence[Editor], seed: int) -> list[Editor]:
+    """That many random editors, seeded one after the other, or the editors given.
+
+    Raises:
+        InputError: If their number is negative, or one lacks layers of the editor.
+    """
+    if isinstance(control, int):
+        if control < 0:
+            raise InputError(f"control is a number of random editors, or editors, and {control} was given.")
+        return [random_editor_like(editor, seed + number) for number in range(control)]
+    for number, other in enumerate(control):
+        if other.layers != editor.layers:
+            raise InputError(f"Control {number} edits layers {other.layers}, and the editor layers {editor.layers}.")
+    return list(control)

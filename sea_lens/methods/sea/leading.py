@@ -1,0 +1,417 @@
+"""The leading left singular vectors of a cross-covariance, without decomposing all of it.
+
+A block Lanczos iteration on `Omega Omega^T` that knows when it is done: the energy `|Omega|_F^2` is known beforehand, and
+what was found is accepted only with a certificate. It says that, beside the k directions found, nothing that is left reaches
+their singular values (but with a chance of 1e-10), and that they span the true subspace to within an angle of `ANGLE`. Where
+there is none, because the spectrum decays slowly, the k-th and the next singular value are equal, or the cut lies within
+rounding, callers decompose the whole. All is seeded, and a result depends on the question, not on what was asked before.
+
+Sources: Golub and Underwood (1977) for block Lanczos; Halko, Martinsson and Tropp (2011), lemma 4.1, for the bound on what is
+left; Davis and Kahan (1970) for the angle.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Block = Float[Tensor, "columns size"]
+"""Vectors as rows: products with them are twice as fast on CPUs so."""
+ANGLE = 1e-8
+"""Largest sine of an angle between a certified subspace and the true one."""
+ROUNDING = 1e-11
+"""Share of the total energy below which two energies count as equal."""
+COLUMNS = 16
+"""Vectors in a block."""
+RUNGS = (48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536)
+"""Dimensions of the Krylov space at which results are looked at. Fixed, so that a result knows nothing of earlier ones."""
+PROBES, POWERS = 10, (3, 8)
+"""Random vectors that bound what is left, and how often they are multiplied by `Omega Omega^T`: more often if need be."""
+NOISE = 1e-14
+"""Share of the total energy below which what a product with `Omega Omega^T` leaves is rounding."""
+STRETCH = 1e7
+"""Largest squared norm of the coordinates of a unit vector, times that of their metric: times 2e-16, what rounding costs."""
+GRAM_PARTS = 8
+"""Blocks a side that a Gram matrix is computed in."""
+PANEL = 1024
+"""Columns converted to float64 at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Activations, one row a demonstration, handed out in float64, centered or not, a few columns at a time.
+
+    Attributes:
+        activations: As they came; kept, not copied.
+        center: Whether to subtract the mean of each column.
+    """
+
+    activations: Float[Tensor, "n d_model"]
+    center: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of rows and of columns."""
+        return self.activations.shape[0], self.activations.shape[1]
+
+    def panel(self, start: int, stop: int) -> Float[Tensor, "n columns"]:
+        """Some of the columns. A column of equal values gives zeros when centered, not the rounding of its mean."""
+        rows = self.activations[:, start:stop].double()
+        if not self.center:
+            return rows
+        centered = rows - rows.mean(0)
+        return centered * (centered.abs().amax(0) > 1e-13 * rows.abs().amax(0))
+
+    def panels(self) -> Iterator[tuple[int, Float[Tensor, "n columns"]]]:
+        """All columns, in panels: the first column of each, and the panel."""
+        for start in range(0, self.shape[1], PANEL):
+            yield start, self.panel(start, start + PANEL)
+
+    def all(self) -> Float[Tensor, "n d_model"]:
+        """All columns at once."""
+        return self.panel(0, self.shape[1])
+
+    @cached_property
+    def gram(self) -> Float[Tensor, "n n"]:
+        """Inner products of rows. Only blocks on and below the diagonal are computed; the others are their transposes."""
+        n = len(self.activations)
+        gram = torch.zeros(n, n, dtype=torch.float64, device=self.activations.device)
+        edges = list(pairwise(n * part // GRAM_PARTS for part in range(GRAM_PARTS + 1)))
+        for _, panel in self.panels():
+            for top, bottom in edges:
+                gram[top:bottom, :bottom].addmm_(panel[top:bottom], panel[:bottom].T)
+        for top, bottom in edges:
+            gram[:top, top:bottom] = gram[top:bottom, :top].T
+        return gram
+
+
+@dataclass(frozen=True, eq=False)
+class OfRows:
+    """`Omega Omega^T` of `Omega = H^T G / n` with fewer rows than columns, in coordinates x that stand for `H^T x`.
+
+    With the two Gram matrices a product costs n^2, and d_model is met again only when vectors are lifted.
+
+    Attributes:
+        left: H.
+        right: G.
+    """
+
+    left: Rows
+    right: Rows
+
+    @property
+    def size(self) -> int:
+        """Number of rows."""
+        return self.left.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """That of the activations."""
+        return self.left.activations.device
+
+    @cached_property
+    def energy(self) -> float:
+        """`sum(H H^T * G G^T) / n^2`."""
+        return float((self.left.gram * self.right.gram).sum()) / self.size**2
+
+    @cached_property
+    def reach(self) -> tuple[float, float]:
+        """(p, c) such that, along a left singular vector u, standard normal x reach a variation of `theta^p / c` at least.
+
+        theta is the squared singular value; `|H u| >= sqrt(theta) n / |G|`, since `theta = |G^T H u|^2 / n^2`.
+        """
+        return 0.5, float(torch.linalg.matrix_norm(self.right.gram)) ** 0.5 / self.size
+
+    @cached_property
+    def stretch(self) -> float:
+        """The norm of the metric."""
+        return float(torch.linalg.matrix_norm(self.left.gram))
+
+    def metric(self, x: Block) -> Block:
+        """`H H^T x`: the inner product of the vectors that x and y stand for is that of `metric(x)` and y."""
+        return x @ self.left.gram
+
+    def square(self, metric: Block) -> Block:
+        """Coordinates of `Omega Omega^T` times x's vector, `G G^T (H H^T x) / n^2`, from the metric of x."""
+        return metric @ self.right.gram / self.size**2
+
+    def lift(self, x: Block) -> Float[Tensor, "columns d_model"]:
+        """The vectors themselves, `H^T x`."""
+        return torch.cat([x @ panel for _, panel in self.left.panels()], dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class OfMatrix:
+    """`Omega Omega^T` of a matrix as it is; coordinates are the vectors themselves.
+
+    Attributes:
+        matrix: Omega.
+    """
+
+    matrix: Float[Tensor, "d_model d_other"]
+
+    @property
+    def size(self) -> int:
+        """d_model."""
+        return self.matrix.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """That of the matrix."""
+        return self.matrix.device
+
+    @cached_property
+    def energy(self) -> float:
+        """The sum of squares."""
+        return float(self.matrix.square().sum())
+
+    @property
+    def reach(self) -> tuple[float, float]:
+        """Standard normal vectors vary by 1 in every direction."""
+        return 0.0, 1.0
+
+    @property
+    def stretch(self) -> float:
+        """The norm of the metric."""
+        return 1.0
+
+    def metric(self, x: Block) -> Block:
+        """The vectors themselves."""
+        return x
+
+    def square(self, metric: Block) -> Block:
+        """`Omega (Omega^T x)`."""
+        return (metric @ self.matrix) @ self.matrix.T
+
+    def lift(self, x: Block) -> Float[Tensor, "columns d_model"]:
+        """The vectors themselves."""
+        return x
+
+
+Operator = OfRows | OfMatrix
+
+
+@dataclass(frozen=True, eq=False)
+class Rung:
+    """What a Krylov space of one size holds: Ritz pairs, and how far they are from being exact.
+
+    Attributes:
+        values: Ritz values, decreasing: squares of singular values, approached from below.
+        vectors: Their vectors in the basis of the Krylov space, as columns.
+        coupling: `(1 - Q Q^T) Omega Omega^T v` of each Ritz vector v, in an orthonormal basis, as columns.
+        left_over: Energy outside the Krylov space.
+    """
+
+    values: Float[Tensor, " size"]
+    vectors: Float[Tensor, "size size"]
+    coupling: Float[Tensor, "columns size"]
+    left_over: float
+
+    @property
+    def size(self) -> int:
+        """Dimension of the space."""
+        return len(self.values)
+
+
+@dataclass(eq=False)
+class LeadingDirections:
+    """A growing Krylov space, from which leading subspaces are cut, with a certificate or not at all.
+
+    Attributes:
+        operator: `Omega Omega^T`.
+        most: Dimension of the Krylov space beyond which decomposing everything is cheaper.
+    """
+
+    operator: Operator
+    most: int
+    _basis: Tensor = field(init=False, repr=False)
+    _metric: Tensor = field(init=False, repr=False)
+    _filled: int = field(default=0, init=False, repr=False)
+    _exhausted: bool = field(default=False, init=False, repr=False)
+    _rows: list[Tensor] = field(default_factory=list, repr=False, init=False)
+    _remainders: list[Tensor] = field(default_factory=list, repr=False, init=False)
+    _rungs: dict[int, Rung] = field(default_factory=dict, repr=False, init=False)
+    _bounds: dict[tuple[int, int], float] = field(default_factory=dict, repr=False, init=False)
+
+    def explaining(self, share: float) -> Float[Tensor, "d_model rank"] | None:
+        """The least subspace that holds a share of the energy; None without a certificate."""
+        target, slack = share * self.operator.energy, ROUNDING * self.operator.energy
+        for rung in self._climb(target + slack):
+            energies = rung.values.cumsum(0)
+            k = int((energies < target).sum()) + 1
+            if k >= rung.size or energies[k - 1] < target + slack:
+                continue
+            sine, error = self._certificate(rung, k)
+            # Each Ritz value errs by `error` at most, and to below. Would one direction less do?
+            before = float(energies[k - 2]) if k > 1 else 0.0
+            if sine <= ANGLE and before + k * error + slack < target:
+                return self._cut(rung, k)
+        return None
+
+    def leading(self, k: int) -> Float[Tensor, "d_model rank"] | None:
+        """The subspace of the k largest singular values; None without a certificate, or if they are near rounding."""
+        for rung in self._climb(0.0):
+            if 1 <= k < rung.size and self._certificate(rung, k)[0] <= ANGLE:
+                return self._cut(rung, k) if rung.values[k - 1] > ROUNDING * rung.values[0] else None
+        return None
+
+    def _climb(self, least: float) -> Iterator[Rung]:
+        """One rung after the other, from the first that holds so much energy; none if that is not to be hoped for."""
+        deficits = list[tuple[int, float]]()
+        for size in RUNGS:
+            if size > self.most:
+                return
+            while len(self._rows) * COLUMNS < size and not self._exhausted:
+                self._grow()
+            if len(self._rows) * COLUMNS < size:
+                return
+            captured = sum(float(row[:, -COLUMNS:].trace()) for row in self._rows[: size // COLUMNS])
+            if captured < least:
+                deficits.append((size, self.operator.energy - captured))
+                if _hopeless(deficits, self.operator.energy - least, self.most):
+                    return
+                continue
+            if size not in self._rungs:
+                self._rungs[size] = self._rung(size, captured)
+            yield self._rungs[size]
+
+    def _grow(self) -> None:
+        """One more block: what `Omega Omega^T` makes of the last one, less what is there already."""
+        if not self._filled:
+            room = max(size for size in RUNGS if size <= self.most) + COLUMNS
+            first = self._random(COLUMNS, seed=0)
+            self._basis, self._metric = (first.new_zeros(room, self.operator.size) for _ in range(2))
+            self._append(*self._orthonormal(first, 0.0)[:2])
+        row, rest = self._split(self.operator.square(self._metric[self._filled - COLUMNS : self._filled]), self._filled)
+        basis, metric, remainder = self._orthonormal(rest, NOISE * self.operator.energy)
+        self._rows.append(row)
+        self._remainders.append(remainder)
+        self._append(basis, metric)
+
+    def _append(self, basis: Block, metric: Block) -> None:
+        self._basis[self._filled : self._filled + COLUMNS] = basis
+        self._metric[self._filled : self._filled + COLUMNS] = metric
+        self._filled += COLUMNS
+
+    def _split(self, x: Block, held: int) -> tuple[Float[Tensor, "columns held"], Block]:
+        """Inner products with so many vectors of the basis, and what lies outside of them; twice, which is enough."""
+        basis, metric = self._basis[:held], self._metric[:held]
+        first = x @ metric.T
+        x = x - first @ basis
+        second = x @ metric.T
+        return first + second, x - second @ basis
+
+    def _orthonormal(self, x: Block, noise: float) -> tuple[Block, Block, Float[Tensor, "columns more"]]:
+        """An orthonormal block for x, its metric, and `remainder` with `x = remainder block`, up to what it loses.
+
+        Directions that are rounding, beside the others or by their norm, give way to random ones. What is lost so stands in
+        further columns of the remainder, so that its norm is not forgotten. Where no room is left for them, nothing can be
+        added to the basis any more.
+        """
+        one = torch.eye(len(x), dtype=x.dtype, device=x.device)
+        remainder, lost = one, 0.0
+        for _ in range(6):
+            metric = self.operator.metric(x)
+            gram = x @ metric.T
+            settled = bool((gram - one).abs().max() < 1e-3)
+            values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
+            good = values > max(1e-14 * float(values[-1]), noise**2, torch.finfo(x.dtype).tiny)
+            roots = torch.where(good, values, 1.0).sqrt()
+            x, metric = (vectors.T @ x) / roots[:, None], (vectors.T @ metric) / roots[:, None]
+            lost += float(values[~good].clamp_min(0).sum().sqrt() * torch.linalg.matrix_norm(remainder, 2))
+            remainder = remainder @ (vectors * torch.where(good, roots, 0.0))
+            if settled:
+                break
+            if not bool(good.all()):
+                fresh = self._random(int((~good).sum()), seed=1 + self._filled)
+                x[~good] = fresh / self._norms(fresh)[:, None]
+                if self._filled and bool((self._norms(self._split(x, self._filled)[1])[~good] < 1e-6).any()):
+                    self._exhausted = True
+                    break
+            if self._filled:
+                x = self._split(x, self._filled)[1]
+            noise = 0.0
+        # Inner products of long coordinates that stand for short vectors are rounding: H H^T is too ill-conditioned to go on.
+        if float(x.square().sum(1).amax()) * self.operator.stretch > STRETCH:
+            self._exhausted = True
+        return x, metric, torch.cat([remainder, lost * one], dim=1)
+
+    def _norms(self, x: Block) -> Float[Tensor, " columns"]:
+        return (x * self.operator.metric(x)).sum(1).clamp_min(0).sqrt()
+
+    def _random(self, columns: int, seed: int) -> Block:
+        generator = torch.Generator().manual_seed(seed)
+        found = torch.randn(columns, self.operator.size, generator=generator, dtype=torch.float64)
+        return found.to(self.operator.device)
+
+    def _rung(self, size: int, captured: float) -> Rung:
+        projected = torch.zeros(size, size, dtype=torch.float64, device=self._basis.device)
+        for number, row in enumerate(self._rows[: size // COLUMNS]):
+            projected[number * COLUMNS : (number + 1) * COLUMNS, : row.shape[1]] = row
+        values, vectors = (found.flip(-1) for found in torch.linalg.eigh(projected))  # reads the lower triangle
+        coupling = self._remainders[size // COLUMNS - 1].T @ vectors[-COLUMNS:]
+        return Rung(values.clamp_min(0), vectors, coupling, max(0.0, self.operator.energy - captured))
+
+    def _certificate(self, rung: Rung, k: int) -> tuple[float, float]:
+        """Bounds on the sine of the angle to the true k leading directions, and on the error of each Ritz value."""
+        none = math.inf, math.inf
+        here, below = rung.values[k - 1 : k + 1].tolist()
+        gap = (here - below) / 2
+        if gap <= ROUNDING * here:
+            return none
+        threshold = below + gap  # what is left must stay below it
+        residual = float(torch.linalg.matrix_norm(rung.coupling[:, :k]))
+        if residual > ANGLE * gap:
+            return none
+        outside = rung.left_over + ROUNDING * 1e-3 * self.operator.energy
+        for power in POWERS:
+            if outside >= threshold:
+                outside = self._bound(rung.size, power)
+        if outside >= threshold:
+            return none
+        # The rest as a 2 x 2 block matrix, [[other Ritz values, coupling], [its transpose, outside]] < threshold.
+        coupling = rung.coupling[:, k:]
+        room = torch.diag(threshold - rung.values[k:]) - coupling.T @ coupling / (threshold - outside)
+        if int(torch.linalg.cholesky_ex(room)[1]) != 0:
+            return none
+        return residual / gap, residual**2 / gap
+
+    def _bound(self, size: int, power: int) -> float:
+        """What no squared singular value outside the Krylov space exceeds, but with a chance of 1e-10.
+
+        With C the part of Omega outside, `(C C^T)^q` takes random vectors w to no more than `10 sqrt(2/pi)` times the longest
+        of ten, but with that chance (lemma 4.1, alpha = 10); and along a singular vector they are as long as `theta^q` times
+        what w reaches there.
+        """
+        if (size, power) not in self._bounds:
+            operator, tiny = self.operator, torch.finfo(torch.float64).tiny
+            x, scale = self._split(self._random(PROBES, seed=-1), size)[1], 0.0
+            for step in range(power + 1):
+                norm = self._norms(x).amax().clamp_min(tiny)
+                scale += float(norm.log())
+                if step < power:
+                    x = self._split(operator.square(operator.metric(x / norm)), size)[1]
+            exponent, factor = operator.reach
+            logarithm = scale + math.log(max(factor, tiny)) + math.log(10 * math.sqrt(2 / math.pi))
+            self._bounds[size, power] = 1.000001 * math.exp(logarithm / (power + exponent))
+        return self._bounds[size, power]
+
+    def _cut(self, rung: Rung, k: int) -> Float[Tensor, "d_model rank"]:
+        basis: Tensor = torch.linalg.qr(self.operator.lift(rung.vectors[:, :k].T @ self._basis[: rung.size]).T)[0]
+        return basis
+
+
+def _hopeless(deficits: list[tuple[int, float]], allowed: float, most: int) -> bool:
+    """Whether the energy that is missing, carried on as a power of the dimension, is still too much at the last one."""
+    if len(deficits) < 3:
+        return False
+    (early, before), (late, now) = deficits[-3], deficits[-1]
+    power = math.log(before / now) / math.log(late / early) if now > 0 else math.inf
+    return bool(now * (most / late) ** -power > allowed)

@@ -1,0 +1,108 @@
+"""Which answers a model gives or prefers, and how many of them are right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from sea_lens.data.questions import Questions
+from sea_lens.errors import InputError
+from sea_lens.models.bridge import Model
+from sea_lens.models.generate import greedy_answers
+from sea_lens.models.predictions import completion_log_probabilities
+from sea_lens.statistics import (
+    Proportion,
+)
+
+
+@dataclass(frozen=True)
+class GreedyAnswers:
+    """The greedy answers to questions and which of them are true.
+
+    Attributes:
+        table: One row a question: `prompt`, `answer`, and `right`, whether the answer is a true completion.
+    """
+
+    table: pd.DataFrame
+
+    @property
+    def right(self) -> Proportion:
+        """Share of answers that are true."""
+        return Proportion(int(self.table["right"].sum()), len(self.table))
+
+
+def answer_greedily(
+    model: Model,
+    questions: Questions,
+    max_new_tokens: int = 32,
+    *,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> GreedyAnswers:
+    """Asks every question, and counts an answer as truthful when it is one of the question's true completions.
+
+    Hooks that are on the model act: measure an edited model under `with editor.attached(model):`. Case, outer white space
+    and final punctuation do not count.
+
+    Args:
+        model: A TransformerBridge with a tokenizer.
+        questions: With their true completions.
+        max_new_tokens: Longest answer in tokens.
+        batch_size: Questions in one forward pass.
+        progress: Whether to show a progress bar.
+    """
+    prompts = [question.prompt for question in questions]
+    answers = greedy_answers(model, prompts, max_new_tokens, batch_size=batch_size, progress=progress)
+    right = [
+        _plain(answer) in {_plain(right) for right in question.right}
+        for question, answer in zip(questions, answers, strict=True)
+    ]
+    return GreedyAnswers(pd.DataFrame({"prompt": prompts, "answer": answers, "right": right}))
+
+
+@dataclass(frozen=True)
+class Preferences:
+    """Whether the model finds a true completion likelier than every false one.
+
+    Attributes:
+        table: One row a question: `prompt`, `margin` (log-probability of the likeliest true completion less that of the
+            likeliest false one, in nats), and `right`, whether it is above zero.
+    """
+
+    table: pd.DataFrame
+
+    @property
+    def right(self) -> Proportion:
+        """Share of questions with a true completion likelier than every false one."""
+        return Proportion(int(self.table["right"].sum()), len(self.table))
+
+
+def prefer_right(model: Model, questions: Questions, *, batch_size: int = 16, progress: bool = False) -> Preferences:
+    """Compares the summed log-probabilities of true and false completions, whatever the model would say by itself.
+
+    Hooks that are on the model act. As longer completions are less likely, true and false ones should be alike in length.
+
+    Args:
+        model: A TransformerBridge with a tokenizer.
+        questions: Each with a true and a false completion at least.
+        batch_size: Texts in one forward pass.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        InputError: If a question has no false completion.
+    """
+    bare = [index for index, question in enumerate(questions) if not question.wrong]
+    if bare:
+        raise InputError(
+            f"Questions {bare[:10]} have no false completion to compare with. Give each one, or drop them."
+        )
+    texts = [(q.prompt, completion) for q in questions for completion in (*q.right, *q.wrong)]
+    scores = iter(completion_log_probabilities(model, texts, batch_size=batch_size, progress=progress))
+    margins = [max(next(scores) for _ in q.right) - max(next(scores) for _ in q.wrong) for q in questions]
+    table = pd.DataFrame({"prompt": [question.prompt for question in questions], "margin": margins})
+    return Preferences(table.assign(right=table["margin"] > 0))
+
+
+def _plain(answer: str) -> str:
+    return answer.strip().rstrip(".!?").strip().casefold()

@@ -1,0 +1,140 @@
+"""Prompts and completions as token ids: padding, masks, context length, the beginning token once.
+
+Tokens are made, padded and masked here and nowhere else, because the last position must come from lengths (a pad token
+may equal the end token) and a left-padded batch without a mask is silently wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from sea_lens.errors import InputError
+from sea_lens.models.bridge import (
+    Model,
+    tokenizer_of,
+)
+
+TEXTS_AT_ONCE = 1000
+"""Texts that a tokenizer is given together, of each of which it notes more than its tokens."""
+
+
+def join(prompt: str, completion: str) -> str:
+    """Prompt and completion as one text, with a space between them unless one of them brings white space."""
+    if not prompt or not completion or prompt[-1].isspace() or completion[0].isspace():
+        return prompt + completion
+    return f"{prompt} {completion}"
+
+
+def token_ids(model: Model, text: str) -> list[int]:
+    """Token ids of a text, with the beginning-of-sequence token exactly once where the model wants one."""
+    return all_token_ids(model, [text])[0]
+
+
+def all_token_ids(model: Model, texts: Sequence[str]) -> list[list[int]]:
+    """`token_ids` of many texts: a fast tokenizer splits a list of them over the machine's cores."""
+    tokenizer = tokenizer_of(model)
+    rows: list[list[int]] = []
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        rows += tokenizer(list(texts[start : start + TEXTS_AT_ONCE]), add_special_tokens=False)["input_ids"]
+    bos = tokenizer.bos_token_id
+    if model.cfg.default_prepend_bos and bos is not None:
+        rows = [ids if ids[:1] == [bos] else [bos, *ids] for ids in rows]
+    return rows
+
+
+@dataclass(frozen=True)
+class TokenizedAnswer:
+    """A prompt with its completion, tokenized as one text.
+
+    Attributes:
+        ids: Token ids of the whole text.
+        answer_start: Index of the completion's first token; `len(ids)` for an empty completion.
+    """
+
+    ids: list[int]
+    answer_start: int
+
+    @classmethod
+    def of(cls, model: Model, prompt: str, completion: str) -> TokenizedAnswer:
+        """Tokenizes prompt and completion together, as the model would read them."""
+        return cls.all_of(model, [(prompt, [completion])])[0][0]
+
+    @classmethod
+    def all_of(cls, model: Model, asked: Sequence[tuple[str, Sequence[str]]]) -> list[list[TokenizedAnswer]]:
+        """Tokenizes prompts, each with each of its completions."""
+        texts = [
+            text for prompt, completions in asked for text in (prompt, *(join(prompt, own) for own in completions))
+        ]
+        rows, found = iter(all_token_ids(model, texts)), []
+        for _, completions in asked:
+            before, answers = next(rows), []
+            for ids in islice(rows, len(completions)):
+                shared = 0
+                while shared < min(len(before), len(ids)) and before[shared] == ids[shared]:
+                    shared += 1
+                answers.append(cls(ids, shared))
+            found.append(answers)
+        return found
+
+
+@dataclass(frozen=True)
+class PaddedTokens:
+    """A batch of token rows of different lengths as one rectangle.
+
+    Attributes:
+        ids: Token ids, `[batch, pos]`.
+        mask: True where a token is real, `[batch, pos]`.
+    """
+
+    ids: Int[Tensor, "batch pos"]
+    mask: Bool[Tensor, "batch pos"]
+
+    @classmethod
+    def of(cls, model: Model, rows: Sequence[Sequence[int]], side: Literal["left", "right"] = "right") -> PaddedTokens:
+        """Pads rows on one side, on the model's device.
+
+        Raises:
+            InputError: If a row is empty.
+        """
+        if not rows or not all(rows):
+            raise InputError("A text came out as no tokens at all. Give every prompt at least one token.")
+        length = max(map(len, rows))
+        ids, mask = torch.zeros(len(rows), length, dtype=torch.long), torch.zeros(len(rows), length, dtype=torch.bool)
+        if model.tokenizer is not None:
+            pad = model.tokenizer.pad_token_id
+            ids += pad if pad is not None else model.tokenizer.eos_token_id or 0
+        for index, row in enumerate(rows):
+            columns = slice(length - len(row), length) if side == "left" else slice(0, len(row))
+            ids[index, columns] = torch.tensor(row)
+            mask[index, columns] = True
+        return cls(ids.to(model.cfg.device), mask.to(model.cfg.device))
+
+    def forward_options(self) -> dict[str, object]:
+        """Keyword arguments with which a forward pass is exact for either padding side and keeps nothing."""
+        return {
+            "attention_mask": self.mask.long(),
+            "position_ids": (self.mask.long().cumsum(-1) - 1).clamp(min=0),
+            "use_cache": False,
+        }
+
+
+def check_context_length(model: Model, lengths: Sequence[int], names: Sequence[str], room: int = 0) -> None:
+    """Refuses texts that do not fit the model's context with `room` tokens to spare.
+
+    Raises:
+        InputError: Naming the longest offender.
+    """
+    longest = max(range(len(lengths)), key=lambda index: lengths[index])
+    if lengths[longest] + room > model.cfg.n_ctx:
+        spare = f" and {room} new tokens are asked for" if room else ""
+        raise InputError(
+            f"{names[longest]} is {lengths[longest]} tokens long{spare}, but the model's context is {model.cfg.n_ctx}. "
+            "Shorten or drop such prompts; they are not cut silently."
+        )

@@ -1,0 +1,60 @@
+"""The embedded models: two worlds with two voices each, small enough to ship and really trained. See README.md here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from sea_lens.models.bridge import Model
+from sea_lens.worlds.bias import BiasWorld
+from sea_lens.worlds.facts import World
+
+WEIGHTS = Path(__file__).parent / "weights"
+NAME = "sea-lens-organism"
+BIAS_WEIGHTS = Path(__file__).parent / "bias_weights"
+BIAS_NAME = "sea-lens-bias-organism"
+
+
+def load_organism(device: str | torch.device = "cpu", folder: str | Path = WEIGHTS) -> tuple[Model, World]:
+    """Loads the embedded model and the world it was trained on, offline, in a second once transformer_lens is imported.
+
+    Args:
+        device: Where to put the model.
+        folder: Another seed's folder, as `python -m experiments.worlds.train` writes it.
+
+    Returns:
+        A TransformerBridge of 4 layers and d_model 128, and its facts.
+    """
+    return _load_model(device, folder, NAME), World.from_json(Path(folder) / "facts.json")
+
+
+def load_bias_organism(
+    device: str | torch.device = "cpu", folder: str | Path = BIAS_WEIGHTS
+) -> tuple[Model, BiasWorld]:
+    """Loads the embedded model that has a bias, and its world of stereotypes, as `load_organism` does the other.
+
+    Args:
+        device: Where to put the model.
+        folder: Another seed's folder, as `python -m experiments.worlds.train --world bias` writes it.
+
+    Returns:
+        A TransformerBridge of 4 layers and d_model 128, and its topics.
+    """
+    return _load_model(device, folder, BIAS_NAME), BiasWorld.from_json(Path(folder) / "topics.json")
+
+
+def _load_model(device: str | torch.device, folder: str | Path, name: str) -> Model:
+    # Imported late: transformer_lens takes seconds to import, which `import sea_lens` need not cost.
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers.utils import logging
+
+    shows_progress = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model: Model = TransformerBridge.boot_transformers(str(folder), device=device)
+    finally:
+        if shows_progress:
+            logging.enable_progress_bar()
+    model.cfg.model_name = name
+    return model

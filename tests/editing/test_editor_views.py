@@ -1,0 +1,174 @@
+import copy
+import pickle
+
+import pytest
+import torch
+
+from sea_lens import Editor, EditorCard
+from sea_lens.editing.edits import LowRankEdit
+from sea_lens.errors import InputError, ModelMismatchError
+from sea_lens.models.bridge import ModelDescription
+
+MODEL = ModelDescription("tiny-llama", 6, 32, "raw")
+
+
+def hand_made(layers=range(6), model=MODEL):
+    """A different edit at every layer."""
+    edits = {}
+    for layer in layers:
+        generator = torch.Generator().manual_seed(layer)
+        directions, _ = torch.linalg.qr(torch.randn(32, 2, generator=generator))
+        edits[layer] = LowRankEdit(directions, torch.tensor([0.9, -0.5]), torch.randn(32, generator=generator))
+    card = EditorCard("by hand", {}, model=model, layers={0: {"rank_positive": 1, "rank_negative": 1}})
+    return Editor(edits, card)
+
+
+def shares_tensors(view, editor):
+    return all(
+        view[layer].directions.data_ptr() == editor[layer].directions.data_ptr()
+        and view[layer].eigenvalues.data_ptr() == editor[layer].eigenvalues.data_ptr()
+        and view[layer].shift.data_ptr() == editor[layer].shift.data_ptr()
+        for layer in view.layers
+    )
+
+
+@pytest.mark.parametrize(
+    ("view", "layers"),
+    [
+        (lambda e: e.at_layers([4, 0]), [0, 4]),
+        (lambda e: e.at_layers(layer for layer in (2, 2)), [2]),
+        (lambda e: e.without_layers([0, 5]), [1, 2, 3, 4]),
+        (lambda e: e.without_layers([]), [0, 1, 2, 3, 4, 5]),
+        (lambda e: e.first_layers(2), [0, 1]),
+        (lambda e: e.last_layers(2), [4, 5]),
+        (lambda e: e.last_layers(6), [0, 1, 2, 3, 4, 5]),
+        (lambda e: e.last_layers(4).first_layers(3), [2]),
+        (lambda e: e.scaled(0.5), [0, 1, 2, 3, 4, 5]),
+        (lambda e: e.at_positions(3), [0, 1, 2, 3, 4, 5]),
+    ],
+)
+def test_views_choose_layers_and_share_tensors(view, layers):
+    editor = hand_made()
+    found = view(editor)
+    assert found.layers == layers
+    assert shares_tensors(found, editor)
+    assert found.card is editor.card
+    assert editor.layers == [0, 1, 2, 3, 4, 5]
+
+
+def test_first_and_last_count_the_models_layers_not_the_editors():
+    editor = hand_made([0, 1, 3])
+    assert editor.n_layers == 6
+    assert editor.last_layers(3).layers == [3]
+    assert editor.last_layers(5).layers == [1, 3]
+    assert editor.first_layers(3).layers == [0, 1]
+    assert editor.at_layers([1]).first_layers(2).layers == [1]
+    with pytest.raises(InputError, match="no layer is left"):
+        editor.last_layers(2)
+
+
+def test_the_depth_of_an_unknown_model_is_the_editors_last_layer():
+    editor = hand_made([0, 1, 3], model=None)
+    assert editor.n_layers == 4
+    assert editor.last_layers(1).layers == [3]
+
+
+@pytest.mark.parametrize("n", [0, -1, 7])
+def test_impossible_numbers_of_layers(n):
+    for view in (hand_made().first_layers, hand_made().last_layers):
+        with pytest.raises(InputError, match=f"{n} layers were asked for, and the model has 6"):
+            view(n)
+
+
+def test_layers_that_it_does_not_edit():
+    editor = hand_made([0, 2])
+    for ask in (lambda: editor.at_layers([0, 1]), lambda: editor.without_layers([1]), lambda: editor[1]):
+        with pytest.raises(ModelMismatchError, match=r"no layer 1; it edits layers \[0, 2\]"):
+            ask()
+    with pytest.raises(InputError, match="no layer is left"):
+        editor.without_layers([0, 2])
+    with pytest.raises(InputError, match="no layer is left"):
+        editor.at_layers([])
+
+
+def test_strengths_multiply():
+    editor, h = hand_made(), torch.randn(3, 32, generator=torch.Generator().manual_seed(9))
+    assert editor.scaled(0.5).scaled(-3.0)[0].strength == -1.5
+    assert editor.scaled(0.0).is_identity
+    assert editor.scaled(0.0)[2](h) is h
+    assert torch.equal(editor.scaled(2.0).scaled(0.5)[2](h), editor[2](h))
+    moved = [(editor.scaled(factor)[2](h) - h).norm() for factor in (0.1, 0.5, 1.0)]
+    assert 0 < moved[0] < moved[1] < moved[2]
+
+
+def test_a_strength_must_be_finite():
+    with pytest.raises(InputError, match="finite number, and it is nan"):
+        hand_made().scaled(float("nan"))
+
+
+def test_views_compose_in_any_order():
+    editor = hand_made()
+    one = editor.scaled(0.5).last_layers(3).at_positions(2)
+    other = editor.at_positions(2).last_layers(3).scaled(0.5)
+    assert one.layers == other.layers == [3, 4, 5]
+    assert (one.positions, one[4].strength) == (other.positions, other[4].strength) == (2, 0.5)
+
+
+def test_positions_from_the_end_are_refused():
+    with pytest.raises(InputError, match="Position -1 is not counted from the start"):
+        hand_made().at_positions(-1)
+
+
+def run(editor, h):
+    name, hook = editor.at_layers([1]).fwd_hooks()[0]
+    assert name == "blocks.1.hook_resid_post"
+    return hook(h, hook=None)
+
+
+def test_a_mask_edits_where_it_is_true_and_beyond_its_end():
+    editor, h = hand_made(), torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(9))
+    mask = torch.tensor([[False, True, False], [True, False, False]])
+    edited, everywhere = run(editor.at_positions(mask), h), run(editor, h)
+    chosen = torch.cat([mask, torch.ones(2, 2, dtype=torch.bool)], dim=1)
+    assert torch.equal(edited[chosen], everywhere[chosen])
+    assert torch.equal(edited[~chosen], h[~chosen])
+    assert not torch.isclose(everywhere, h).all(-1).any()
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (1, 3), (3, 3)])
+def test_a_mask_of_another_batch_is_refused(shape):
+    editor = hand_made().at_positions(torch.ones(shape, dtype=torch.bool))
+    with pytest.raises(InputError, match=r"mask is for a batch of shape \(\d, \d\), and the model ran on \(2, 3\)"):
+        run(editor, torch.ones(2, 3, 32))
+
+
+def test_repr_has_one_line_a_layer():
+    editor = hand_made()
+    lines = repr(editor.scaled(0.5)).splitlines()
+    assert len(lines) == 7
+    assert lines[0] == "Editor(by hand, fitted on tiny-llama, resid_post, d_model 32, every position, strength 0.5)"
+    assert lines[1] == "  layer  0: rank 2, eigenvalues -0.500 to +0.900 (positive 1, negative 1)"
+    assert [line[:11] for line in lines[1:]] == [f"  layer  {layer}:" for layer in range(6)]
+    assert "changes nothing" in repr(editor.scaled(0.0)).splitlines()[3]
+    assert "positions from 3 on" in repr(editor.at_positions(3))
+    assert "by a mask of shape (1, 2)" in repr(editor.at_positions(torch.ones(1, 2, dtype=torch.bool)))
+    assert "unknown model" in repr(hand_made(model=None))
+
+
+@pytest.mark.parametrize("wrong", [[0, 1], slice(2), True, -1, torch.ones(3), torch.full((1, 3), 2), 1.5], ids=repr)
+@pytest.mark.usefixtures("without_type_checks")
+def test_positions_that_are_neither_a_start_nor_a_mask_are_refused(wrong):
+    with pytest.raises(InputError, match="osition"):
+        hand_made().at_positions(wrong)
+
+
+def test_a_mask_of_ones_and_zeros_is_a_mask():
+    mask = torch.tensor([[0, 1, 1]])
+    assert torch.equal(hand_made().at_positions(mask).positions, mask.bool())
+
+
+def test_editors_can_be_copied_and_pickled():
+    editor = hand_made()
+    for again in (copy.deepcopy(editor), pickle.loads(pickle.dumps(editor))):
+        assert again.card == editor.card
+        assert all(torch.equal(again[layer].directions, editor[layer].directions) for layer in editor.layers)

@@ -1,0 +1,209 @@
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sea_lens import Activations, Editor, EditorCard, fit_sea
+from sea_lens.editing.edits import LowRankEdit
+from sea_lens.errors import FileFormatError, InputError
+
+
+def random_roles(seed):
+    generator = torch.Generator().manual_seed(seed)
+    return {layer: torch.randn(20, 32, generator=generator) for layer in range(3)}
+
+
+@pytest.fixture(scope="module")
+def editor(llama):
+    activations = Activations.from_tensors(
+        neutral=random_roles(0), positive=random_roles(1), negative=random_roles(2), model=llama
+    )
+    return fit_sea(activations, ranks=(3, 2), center=True)
+
+
+@pytest.fixture
+def folder(editor, tmp_path):
+    editor.save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def same(one, other):
+    return (one.layers, one.card, one.positions) == (other.layers, other.card, other.positions) and all(
+        torch.equal(one[layer].directions, other[layer].directions)
+        and torch.equal(one[layer].eigenvalues, other[layer].eigenvalues)
+        and (one[layer].shift is None) == (other[layer].shift is None)
+        and (one[layer].shift is None or torch.equal(one[layer].shift, other[layer].shift))
+        and one[layer].directions.dtype == other[layer].directions.dtype
+        and all(
+            getattr(one[layer], fact) == getattr(other[layer], fact) for fact in ("strength", "restore_norm", "kept")
+        )
+        for layer in one.layers
+    )
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda e: e,
+        lambda e: e.scaled(1 / 3),
+        lambda e: e.last_layers(2).scaled(-0.7).at_positions(4),
+        lambda e: e.at_layers([1]).scaled(0.0),
+        lambda e: replace(e, edits={layer: edit.cast(torch.bfloat16) for layer, edit in e.edits.items()}),
+        lambda e: replace(e, edits={layer: replace(e[layer], shift=None, restore_norm=False) for layer in e.layers}),
+        lambda e: replace(e, edits={layer: replace(e[layer], kept=0.5) for layer in e.layers}),
+    ],
+    ids=["whole", "scaled", "layers, strength, positions", "identity", "bfloat16", "no shift, no norm", "half kept"],
+)
+def test_saving_and_loading_is_bit_identical(editor, llama, tmp_path, view):
+    saved = view(editor)
+    saved.save_pretrained(tmp_path / "deeper" / "saved")
+    for place in (tmp_path / "deeper" / "saved", str(tmp_path / "deeper" / "saved")):
+        loaded = Editor.from_pretrained(place)
+        assert same(loaded, saved)
+        assert repr(loaded) == repr(saved)
+    tokens = torch.arange(2, 12)[None]
+    with torch.no_grad():
+        expected = llama.run_with_hooks(tokens, fwd_hooks=saved.fwd_hooks())
+        with loaded.attached(llama):
+            assert torch.equal(llama(tokens), expected)
+
+
+def test_what_is_written_is_safetensors_json_and_a_card(folder):
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "editor.safetensors"]
+    names = {f"{layer}.{part}" for layer in range(3) for part in ("directions", "eigenvalues", "shift")}
+    assert set(load_file(folder / "editor.safetensors")) == names
+    config = json.loads((folder / "config.json").read_text())
+    assert config["card"]["method"] == "sea"
+    assert config["card"]["model"] == {"name": "tiny-llama", "n_layers": 3, "d_model": 32, "weights": "raw"}
+
+
+def test_the_model_card_names_the_library_and_shows_its_use(folder):
+    card = (folder / "README.md").read_text()
+    assert "library_name: sea_lens" in card
+    assert "activation-editing" in card
+    assert "```python\nimport sea_lens as sl" in card
+    assert "sl.Editor.from_pretrained(" in card
+    assert "editor.attached(model)" in card
+
+
+def test_saving_again_overwrites(editor, folder):
+    editor.scaled(0.5).at_layers([2]).save_pretrained(folder)
+    assert same(Editor.from_pretrained(folder), editor.scaled(0.5).at_layers([2]))
+
+
+def test_one_edit_at_several_layers_can_be_saved(tmp_path):
+    edit = LowRankEdit(torch.eye(4)[:, :2].contiguous(), torch.tensor([1.0, -1.0]), torch.ones(4))
+    shared = Editor({0: edit, 1: edit, 2: edit.scaled(0.5)}, EditorCard("by hand", {}))
+    shared.save_pretrained(tmp_path)
+    assert same(Editor.from_pretrained(tmp_path), shared)
+
+
+def test_a_position_mask_is_not_saved(editor, tmp_path):
+    with pytest.raises(InputError, match=r"position mask of one batch\. Save the editor it was made from"):
+        editor.at_positions(torch.ones(1, 4, dtype=torch.bool)).save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved" / "editor.safetensors").exists()
+
+
+# --- files that are not what was saved -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", ["{", "", "[1, 2]", '"text"', "null", "{}", '{"model_type": "llama"}', b"\xff\xfe"])
+def test_a_config_that_is_not_an_editors(folder, content):
+    (folder / "config.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(FileFormatError, match=r"could not be read as JSON|does not hold an editor of sea_lens"):
+        Editor.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "editor.safetensors"])
+def test_a_missing_file(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(FileFormatError, match=name):
+        Editor.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("keep", [0, 7, 100, -1])
+def test_truncated_tensors(folder, keep):
+    path = folder / "editor.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(FileFormatError, match=r"editor\.safetensors is missing, truncated or not"):
+        Editor.from_pretrained(folder)
+
+
+def test_tampered_tensors(folder):
+    path = folder / "editor.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(FileFormatError, match="was changed after it was saved"):
+        Editor.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        lambda config: config["edits"]["0"].update(strength=2.0),
+        lambda config: config["edits"].pop("1"),
+        lambda config: config["card"].update(site="mlp_out"),
+        lambda config: config.update(positions=1),
+        lambda config: config.update(sha256="0" * 64),
+        lambda config: config.pop("sha256"),
+    ],
+)
+def test_tampered_json(folder, tamper):
+    config = json.loads((folder / "config.json").read_text())
+    tamper(config)
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FileFormatError, match="was changed after it was saved"):
+        Editor.from_pretrained(folder)
+
+
+def test_tensors_of_another_editor(editor, folder, tmp_path):
+    replace(editor, edits={**editor.edits, 0: editor[1]}).save_pretrained(tmp_path / "other")
+    (tmp_path / "other" / "editor.safetensors").replace(folder / "editor.safetensors")
+    with pytest.raises(FileFormatError, match="was changed after it was saved"):
+        Editor.from_pretrained(folder)
+
+
+def test_a_folder_of_something_else(tmp_path):
+    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    save_file({"lm_head.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
+    with pytest.raises(FileFormatError, match="does not hold an editor of sea_lens"):
+        Editor.from_pretrained(tmp_path)
+
+
+def test_a_folder_that_does_not_exist(tmp_path):
+    with pytest.raises(FileFormatError, match="neither a folder nor the name of a repository"):
+        Editor.from_pretrained(tmp_path / "nowhere")
+
+
+def test_misspelt_options_are_refused(folder):
+    with pytest.raises(TypeError, match="revison"):
+        Editor.from_pretrained(folder, revison="main")
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["config.json", "editor.safetensors"])
+@pytest.mark.parametrize("write", [pickle.dumps, None], ids=["pickle", "torch.save"])
+def test_no_code_is_run(folder, tmp_path, name, write):
+    mark = tmp_path / "ran"
+    if write is None:
+        torch.save(Payload(mark), folder / name)
+    else:
+        (folder / name).write_bytes(write(Payload(mark)))
+    with pytest.raises(FileFormatError, match=name):
+        Editor.from_pretrained(folder)
+    assert not mark.exists()
+    if write is not None:  # the payload does work where code is run
+        pickle.loads((folder / name).read_bytes())
+        assert mark.exists()

@@ -1,0 +1,274 @@
+"""Perplexity and KL equal those of one text at a time, whatever the batches, windows and interruptions."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import build_bridge
+
+from sea_lens import Activations, SeaLensWarning, fit_sea, kl_to_unedited
+from sea_lens.data.records import read_texts
+from sea_lens.errors import FileFormatError, InputError, ModelMismatchError
+from sea_lens.evaluation.perplexity import evaluate_perplexity, windows_of
+
+TEXTS = ["Once upon a time there was a fox.", "a", "Ünïcödé costs two bytes a letter", "The end. " * 3]
+LONG = ["The quick brown fox jumps over the lazy dog. " * 3, "Short one.", "and so on, " * 6]
+CONTEXT, STRIDE = 40, 13
+
+
+def random_editor(bridge, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    roles = [{layer: torch.randn(20, 32, generator=generator) for layer in range(3)} for _ in range(3)]
+    return fit_sea(
+        Activations.from_tensors(neutral=roles[0], positive=roles[1], negative=roles[2], model=bridge), ranks=4
+    )
+
+
+def log_probabilities(bridge, ids, hooks=()):
+    """One row of tokens, one pass of the wrapped model, in float64 from the logits on."""
+    with torch.no_grad(), bridge.hooks(fwd_hooks=list(hooks)):
+        return bridge.original_model(torch.tensor([ids]), use_cache=False).logits[0].double().log_softmax(-1)
+
+
+def with_begin(bridge, text):
+    return [0, *bridge.tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+
+def alone(bridge, text, hooks=()):
+    """Sums over a text that fits the context: nll unedited, nll edited, KL and agreement."""
+    ids = with_begin(bridge, text)
+    plain, edited = log_probabilities(bridge, ids)[:-1], log_probabilities(bridge, ids, hooks)[:-1]
+    said = torch.tensor(ids[1:])[:, None]
+    return [
+        -float(plain.gather(1, said).sum()),
+        -float(edited.gather(1, said).sum()),
+        float((plain.exp() * (plain - edited)).sum()),
+        float((plain.argmax(1) == edited.argmax(1)).sum()),
+    ]
+
+
+def rows(evaluation):
+    names = ["nll unedited", "nll edited", "kl", "top_agreement"]
+    return evaluation.per_row[names].to_numpy()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_texts_together_are_texts_alone(bridge, batch_size):
+    editor = random_editor(bridge)
+    found = evaluate_perplexity(bridge, TEXTS, editor, batch_size=batch_size, progress=False)
+    expected = [alone(bridge, text, editor.fwd_hooks()) for text in TEXTS]
+    assert rows(found) == pytest.approx(torch.tensor(expected).numpy(), abs=1e-4, rel=1e-5)
+    sums = torch.tensor(expected).double().sum(0)
+    n = sum(len(text.encode()) for text in TEXTS)  # one token a byte
+    table = found.table
+    assert table.loc["nll", ["unedited", "edited"]].tolist() == pytest.approx((sums[:2] / n).tolist(), rel=1e-6)
+    assert table.loc["perplexity", "edited"] == pytest.approx(math.exp(sums[1] / n), rel=1e-5)
+    assert table.loc["bits_per_byte", "unedited"] == pytest.approx(float(sums[0]) / n / math.log(2), rel=1e-6)
+    assert table.loc["kl", ["unedited", "edited"]].tolist() == [0, pytest.approx(float(sums[2]) / n, rel=1e-5)]
+    assert table.loc["top_agreement", ["unedited", "edited"]].tolist() == [1, pytest.approx(float(sums[3]) / n)]
+    assert table.loc["kl", "change"] > 0.01
+    assert (table["low"] <= table["change"]).all()
+    assert (table["change"] <= table["high"]).all()
+    assert table["n"].tolist() == [n] * 5
+    assert found.per_row["tokens"].tolist() == found.per_row["bytes"].tolist()
+
+
+def test_without_an_editor_the_unedited_numbers_come_out(llama):
+    plain = evaluate_perplexity(llama, TEXTS, progress=False)
+    both = evaluate_perplexity(llama, TEXTS, random_editor(llama), progress=False)
+    assert plain.table.index.tolist() == ["nll", "perplexity", "bits_per_byte"]
+    assert plain.table["value"].tolist() == both.table["unedited"].tolist()[:3]
+    assert plain.score == plain.table.loc["perplexity", "value"]
+    assert both.score == both.table.loc["perplexity", "edited"]
+
+
+def test_an_editor_that_changes_nothing_costs_nothing(llama):
+    found = evaluate_perplexity(llama, TEXTS, random_editor(llama).scaled(0.0), progress=False).table
+    assert found["change"].tolist() == [0.0] * 5
+    assert found[["low", "high"]].to_numpy().tolist() == [[0.0, 0.0]] * 5
+    assert found["edited"]["top_agreement"] == 1
+
+
+def test_kl_is_that_of_kl_to_unedited(llama):
+    editor = random_editor(llama)
+    found = evaluate_perplexity(llama, TEXTS, editor, progress=False).table.loc["kl", "edited"]
+    assert found == pytest.approx(kl_to_unedited(llama, editor, TEXTS), rel=1e-6)
+
+
+@pytest.mark.parametrize(("architecture", "stride"), [("llama", 5), ("gpt2", STRIDE), ("gemma2", CONTEXT)])
+def test_long_texts_are_scored_token_by_token_with_the_context_that_windows_leave(architecture, stride):
+    model = build_bridge(architecture)
+    editor = random_editor(model)
+    found = evaluate_perplexity(
+        model, LONG, editor, context_length=CONTEXT, stride=stride, batch_size=5, progress=False
+    )
+    for number, text in enumerate(LONG):
+        ids = with_begin(model, text)
+        nll, edited_nll, place = 0.0, 0.0, 1
+        while place < len(ids):
+            # The place to which the pass reaches that scores this token.
+            reach = CONTEXT if place <= CONTEXT else CONTEXT + stride * math.ceil((place - CONTEXT) / stride)
+            reach = min(reach, len(ids) - 1)
+            start = max(0, reach - CONTEXT)
+            plain = log_probabilities(model, ids[start:reach])
+            edited = log_probabilities(model, ids[start:reach], editor.fwd_hooks())
+            for at in range(place, reach + 1):
+                nll -= float(plain[at - 1 - start, ids[at]])
+                edited_nll -= float(edited[at - 1 - start, ids[at]])
+            place = reach + 1
+        assert rows(found)[number, :2].tolist() == pytest.approx([nll, edited_nll], rel=1e-5)
+        assert found.per_row["tokens"][number] == len(ids) - 1
+
+
+@pytest.mark.parametrize("length", [2, 3, 10, 11, 12, 25, 40, 41])
+@pytest.mark.parametrize(("context", "stride"), [(1, 1), (10, 1), (10, 4), (10, 10), (64, 32)])
+def test_windows_score_every_token_once_from_enough_context(length, context, stride):
+    ids = list(range(length))
+    scored = []
+    for window in windows_of(0, ids, context, stride):
+        assert window.ids == ids[window.ids[0] : window.ids[-1] + 1]
+        assert len(window.ids) - 1 <= context  # the last token is not run
+        for at in range(window.first, len(window.ids)):
+            scored.append(window.ids[at])
+            assert at == window.ids[at] or at >= context - stride + 1
+    assert scored == ids[1:]
+
+
+def test_windows_of_whole_contexts_are_lm_evals():
+    lm_eval = pytest.importorskip("lm_eval.utils", reason='lm-eval is not installed: pip install "sea-lens[eval]"')
+    ids = list(range(100, 195))
+    theirs = [
+        (given, said)
+        for given, said in map(
+            lm_eval.make_disjoint_window, lm_eval.get_rolling_token_windows(ids[1:], ids[0], 20, context_len=1)
+        )
+    ]
+    ours = [(window.ids[: window.first], window.ids[window.first :]) for window in windows_of(0, ids, 20, 20)]
+    assert ours == theirs
+
+
+def test_a_run_that_was_killed_goes_on_where_it_stopped(llama, tmp_path, monkeypatch):
+    editor = random_editor(llama)
+    whole = evaluate_perplexity(llama, LONG + TEXTS, editor, context_length=CONTEXT, batch_size=2, progress=False)
+    passes, forward = [], type(llama).forward
+
+    def counted(model, *args, **options):
+        passes.append(1)
+        if len(passes) == 8:
+            raise KeyboardInterrupt
+        return forward(model, *args, **options)
+
+    monkeypatch.setattr(type(llama), "forward", counted)
+    options = {"context_length": CONTEXT, "batch_size": 2, "folder": tmp_path, "progress": False}
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_perplexity(llama, LONG + TEXTS, editor, **options)
+    passes += [0] * 100  # never 8 again
+    before = len(passes)
+    resumed = evaluate_perplexity(llama, LONG + TEXTS, editor, **options)
+    n_batches = math.ceil(whole.provenance["options"]["windows"] / 2)
+    assert len(passes) - before == 2 * (n_batches - 3)  # three batches were whole, of two passes each
+    assert resumed.table.equals(whole.table)
+    before = len(passes)
+    again = evaluate_perplexity(llama, LONG + TEXTS, editor, **options)
+    assert len(passes) == before
+    assert again.table.equals(whole.table)
+    other = evaluate_perplexity(llama, LONG + TEXTS, editor.scaled(0.5), **options)
+    assert not other.table.equals(whole.table)
+
+
+def test_an_editor_from_a_position_on_is_exact_for_texts_that_end_before_it(llama):
+    editor = random_editor(llama).at_positions(20)
+    found = evaluate_perplexity(llama, TEXTS, editor, batch_size=1, progress=False)
+    expected = [alone(llama, text, editor.fwd_hooks()) for text in TEXTS]
+    assert rows(found) == pytest.approx(torch.tensor(expected).numpy(), abs=1e-4, rel=1e-5)
+    assert found.per_row["kl"].tolist()[1] == 0
+
+
+def test_half_precision_models_are_compared_in_double():
+    model = build_bridge("llama", torch.bfloat16)
+    found = evaluate_perplexity(model, TEXTS, random_editor(model).scaled(0.0), progress=False)
+    assert found.table.loc["kl", "edited"] == 0
+    assert found.table.loc["nll", "unedited"] == pytest.approx(
+        sum(alone(model, text)[0] for text in TEXTS) / found.table.loc["nll", "n"], rel=0.02
+    )
+
+
+def test_texts_come_out_of_files(llama, tmp_path):
+    files = {
+        "list.json": json.dumps(TEXTS),
+        "objects.json": json.dumps([{"text": text, "id": 1} for text in TEXTS]),
+        "strings.jsonl": "\n".join(json.dumps(text) for text in TEXTS) + "\n",
+        "objects.jsonl": "\ufeff" + "\n\n".join(json.dumps({"text": text}) for text in TEXTS),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        assert read_texts(tmp_path / name) == TEXTS
+    (tmp_path / "one.txt").write_text("\ufeffA story.\n\nIts end.", encoding="utf-8")
+    assert read_texts(tmp_path / "one.txt") == ["A story.\n\nIts end."]
+    found = evaluate_perplexity(llama, tmp_path / "list.json", progress=False)
+    assert found.table.equals(evaluate_perplexity(llama, TEXTS, progress=False).table)
+    assert found.provenance["data"]["source"] == str(tmp_path / "list.json")
+    assert len(found.provenance["data"]["sha256"]) == 64
+    assert found.provenance["data"]["rows"] == 4
+    assert {path.name for path in found.save(tmp_path / "out")} == {"evaluation.json", "metrics.csv", "rows.csv"}
+    saved = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert saved["metrics"]["perplexity"]["value"] == pytest.approx(found.score, rel=1e-12)
+
+
+def test_files_without_texts_name_the_place(tmp_path):
+    for content, error in (('{"text": 3}', "line 1"), ('["a", null]', "entry 1"), ('"a"\n{"txt": "b"}', "line 2")):
+        (tmp_path / "bad.json").write_text(content)
+        with pytest.raises(InputError, match=error):
+            read_texts(tmp_path / "bad.json")
+    (tmp_path / "bad.json").write_text('"a"\n"b')
+    with pytest.raises(FileFormatError, match="line 2"):
+        read_texts(tmp_path / "bad.json")
+    with pytest.raises(FileFormatError, match="could not be read"):
+        read_texts(tmp_path / "none.txt")
+
+
+def test_one_text_has_numbers_and_no_interval(llama):
+    with pytest.warns(SeaLensWarning, match="one text only"):
+        found = evaluate_perplexity(llama, TEXTS[:1], random_editor(llama), progress=False)
+    assert found.table["edited"].notna().all()
+    assert found.table[["low", "high", "p_value"]].isna().all(axis=None)
+
+
+@pytest.mark.usefixtures("without_type_checks")
+def test_what_cannot_be_measured_is_refused(llama):
+    editor = random_editor(llama)
+    with pytest.raises(InputError, match="no texts"):
+        evaluate_perplexity(llama, [])
+    with pytest.raises(InputError, match="Text 1, '', has no token"):
+        evaluate_perplexity(llama, ["a", ""], progress=False)
+    for wrong in ({"batch_size": 0}, {"stride": 0}, {"stride": 9, "context_length": 8}, {"context_length": 129}):
+        with pytest.raises(InputError, match="stride <= context_length <= 128"):
+            evaluate_perplexity(llama, TEXTS, **wrong)
+    with pytest.raises(InputError, match="confidence"):
+        evaluate_perplexity(llama, TEXTS, confidence=1.0)
+    with pytest.raises(InputError, match="position mask"):
+        evaluate_perplexity(llama, TEXTS, editor.at_positions(torch.ones(1, 4, dtype=torch.bool)))
+    with pytest.raises(FileFormatError, match="could not be read"):
+        evaluate_perplexity(llama, "a text, not a list of texts")
+    with pytest.raises(ModelMismatchError, match="d_model"):
+        evaluate_perplexity(build_bridge("llama", hidden_size=16), TEXTS, editor)
+
+
+def test_nan_names_the_texts():
+    model = build_bridge("llama")
+    with torch.no_grad():
+        next(iter(next(iter(model.blocks)).parameters())).fill_(torch.nan)
+    with pytest.raises(InputError, match=r"NaN on texts \[0, 1, 2, 3\]"):
+        evaluate_perplexity(model, TEXTS, progress=False)
+
+
+def test_real_stories_are_likelier_to_the_model_trained_on_them(stories, shared_data):
+    from transformer_lens.model_bridge import TransformerBridge
+
+    model = TransformerBridge.boot_transformers(str(stories), device="cpu")
+    texts = read_texts(Path(shared_data) / "tinystories_1000.json")[:6]
+    told = evaluate_perplexity(model, texts, progress=False)
+    shuffled = [" ".join(reversed(text.split())) for text in texts]
+    assert told.score < 8 < evaluate_perplexity(model, shuffled, progress=False).score

@@ -1,0 +1,276 @@
+import numpy as np
+import pytest
+import torch
+
+from sea_lens.errors import InputError
+from sea_lens.methods.sea.leading import ANGLE, LeadingDirections, OfMatrix, OfRows, Rows
+from sea_lens.methods.sea.spectral import CrossCovariance, rank_explaining
+
+D = 240
+
+
+def normal(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def orthonormal(d: int, k: int, seed: int) -> torch.Tensor:
+    return torch.linalg.qr(normal(d, k, seed=seed))[0]
+
+
+def rows_with(spectrum: torch.Tensor, n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two sides of n rows whose uncentered cross-covariance has these singular values."""
+    k = len(spectrum)
+    common, left, right = (orthonormal(size, k, seed + shift) for shift, size in enumerate((n, D, D)))
+    return (common * spectrum.sqrt() * n) @ left.T, (common * spectrum.sqrt()) @ right.T
+
+
+def decay(power: float, k: int) -> torch.Tensor:
+    return torch.arange(1, k + 1, dtype=torch.float64) ** -power
+
+
+def activations(n: int, d: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A power law in a turned basis, half of it shared, around a dominant mean, with a massive coordinate; in float32."""
+    scale, turn = decay(0.5, d), orthonormal(d, d, seed)
+    shared, mean = normal(n, d, seed=seed + 1), normal(1, d, seed=seed + 2) / d**0.5
+    mean[0, 3] = 2.0
+    sides = [(shared + normal(n, d, seed=seed + extra)) * scale @ turn + mean for extra in (3, 4)]
+    return sides[0].float(), sides[1].float()
+
+
+def exact(h: torch.Tensor, g: torch.Tensor, center: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    h, g = (side.double().numpy() for side in (h, g))
+    if center:
+        h, g = h - h.mean(0), g - g.mean(0)
+    u, s, _ = np.linalg.svd(h.T @ g / len(h))
+    return u, s
+
+
+def both_ways(h: torch.Tensor, g: torch.Tensor, center: bool = False) -> list[LeadingDirections]:
+    """By Gram matrices (for which there must be fewer rows than columns) and by the matrix itself."""
+    left, right = Rows(h, center), Rows(g, center)
+    operators = [OfMatrix(left.all().T @ right.all() / len(h))] + ([OfRows(left, right)] if len(h) < h.shape[1] else [])
+    return [LeadingDirections(operator, most=160) for operator in operators]
+
+
+def assert_same_subspace(basis: torch.Tensor, u: np.ndarray, k: int, tolerance: float = 1e-8) -> None:
+    found = basis.numpy()
+    assert found.shape == (len(u), k)
+    np.testing.assert_allclose(found.T @ found, np.eye(k), atol=1e-12)
+    outside = found - u[:, :k] @ (u[:, :k].T @ found)
+    assert np.linalg.norm(outside, 2) < tolerance
+
+
+def assert_right_or_left(search: LeadingDirections, basis: torch.Tensor | None, u: np.ndarray, k: int) -> None:
+    """Right, or, by Gram matrices of rows that are nearly dependent, left to the whole decomposition."""
+    if basis is not None or isinstance(search.operator, OfMatrix):
+        assert_same_subspace(basis, u, k)
+
+
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize("n", [180, 240, 500])
+def test_activations_with_a_dominant_mean_give_the_subspaces_of_the_whole_decomposition(n, center):
+    h, g = activations(n, D, seed=n)
+    u, s = exact(h, g, center)
+    for search in both_ways(h, g, center):
+        for share in (0.3, 0.7, 0.9):
+            k = rank_explaining(torch.tensor(s), share)
+            assert_same_subspace(search.explaining(share), u, k)
+        for k in (1, 2, 20):
+            assert_same_subspace(search.leading(k), u, k)
+
+
+@pytest.mark.parametrize("power", [0.75, 1.0, 2.0, 4.0])
+def test_any_decay_is_either_right_or_left_to_the_whole_decomposition(power):
+    h, g = rows_with(decay(power, 200), n=200)
+    u, s = exact(h, g)
+    for search in both_ways(h, g):
+        certified = 0
+        for share in (0.2, 0.5, 0.9, 0.99, 0.9999):
+            basis = search.explaining(share)
+            if basis is not None:
+                certified += 1
+                assert_same_subspace(basis, u, rank_explaining(torch.tensor(s), share))
+        assert certified >= (
+            0 if power > 2 and isinstance(search.operator, OfRows) else {0.75: 1, 1.0: 3}.get(power, 5)
+        )
+
+
+def test_a_flat_spectrum_is_given_up_soon():
+    h, g = normal(200, D, seed=0), normal(200, D, seed=1)
+    for search in both_ways(h, g):
+        assert search.explaining(0.9) is None
+        assert search._filled <= 96
+
+
+@pytest.mark.parametrize("copies", [3, 40])
+def test_repeated_singular_values_are_cut_around_and_never_through(copies):
+    """40 copies are more than a block holds, so that an iteration from one block alone would miss some."""
+    values = torch.cat([torch.tensor([9.0, 8.0]), torch.full((copies,), 4.0), decay(1.0, 60)]).double()
+    h, g = rows_with(values, n=200)
+    u, s = exact(h, g)
+    total = float((s**2).sum())
+    for search in both_ways(h, g):
+        assert search.leading(2 + copies // 2) is None
+        assert search.explaining((81 + 64 + 16 * (copies // 2) - 8) / total) is None
+        for k in (2, 2 + copies):
+            assert_right_or_left(search, search.leading(k), u, k)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_a_share_at_the_very_edge_is_left_to_the_whole_decomposition(k):
+    h, g = rows_with(decay(1.5, 150), n=180)
+    u, s = exact(h, g)
+    edge = float((s[:k] ** 2).sum() / (s**2).sum())
+    for search in both_ways(h, g):
+        for share in (edge, edge * (1 - 1e-13), min(1.0, edge * (1 + 1e-13))):
+            assert search.explaining(share) is None
+        assert_same_subspace(search.explaining(edge * (1 - 1e-9)), u, k)
+        assert_same_subspace(search.explaining(edge * (1 + 1e-9)), u, k + 1)
+
+
+def test_nearly_equal_singular_values_are_told_apart_or_left():
+    for gap in (1e-3, 1e-9):
+        values = torch.cat([torch.tensor([5.0, 3.0, 3.0 * (1 - gap)]), decay(1.0, 100)]).double()
+        h, g = rows_with(values, n=200)
+        u, _ = exact(h, g)
+        for search in both_ways(h, g):
+            basis = search.leading(2)
+            assert basis is None or gap > 1e-9
+            if basis is not None:
+                assert_same_subspace(basis, u, 2, tolerance=1e-12 / gap + 1e-8)
+
+
+@pytest.mark.parametrize("rank", [1, 5, 16, 17, 30, 60])
+@pytest.mark.parametrize("n", [530, 600])
+def test_a_cross_covariance_of_low_rank_is_cut_at_its_rank_and_no_further(n, rank):
+    common, left, right = (orthonormal(size, rank, seed) for seed, size in enumerate((n, 560, 560)))
+    h, g = (common * decay(0.3, rank)) @ left.T, common @ right.T
+    covariance = CrossCovariance.of(h, g)
+    for cut in (covariance.leading(rank), covariance.explaining(1 - 1e-9), covariance.explaining(1.0)):
+        assert_same_subspace(cut.basis, left.numpy(), rank)
+    with pytest.raises(InputError, match=f"support 1 to {rank} "):
+        covariance.leading(rank + 1)
+    with pytest.raises(InputError, match=f"support 1 to {rank} "):
+        covariance.leading(0)
+
+
+def test_doubled_rows_leave_coordinates_that_stand_for_nothing():
+    h, g = activations(100, D, seed=5)
+    for sides in ((h.repeat(2, 1), g.repeat(2, 1)), (h.repeat(2, 1), torch.cat([g, g.flip(0)]))):
+        for center in (False, True):
+            u, s = exact(*sides, center)
+            for search in both_ways(*sides, center):
+                k = rank_explaining(torch.tensor(s), 0.8)
+                assert_right_or_left(search, search.explaining(0.8), u, k)
+
+
+def test_a_direction_that_the_iteration_never_meets_is_not_certified_away():
+    """Kept blind to the second direction, the iteration converges on the others; what is left over tells."""
+    h, g = rows_with(torch.cat([torch.tensor([9.0, 7.0, 5.0]), 3 * decay(1.0, 180)]).double(), n=200)
+    u, _ = exact(h, g)
+    hidden = torch.tensor(u[:, 1])
+
+    class Blind(LeadingDirections):
+        def _orthonormal(self, x, noise):
+            return super()._orthonormal(x - (x @ hidden)[:, None] * hidden, noise)
+
+    search = Blind(OfMatrix(h.T @ g / len(h)), most=112)
+    assert search.leading(1) is not None
+    assert search.leading(2) is None
+    assert search.leading(3) is None
+    rung = search._rungs[112]
+    np.testing.assert_allclose(rung.values[:3].sqrt(), [9, 5, 3], rtol=1e-12)  # and converged they are
+    assert torch.linalg.matrix_norm(rung.coupling[:, :3]) < 1e-9
+    assert rung.left_over > 49 - 1e-9
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1e8])
+def test_the_unit_of_activations_does_not_matter(scale):
+    h, g = activations(150, D, seed=2)
+    for ours, scaled in zip(both_ways(h, g), both_ways(h * scale, g * scale), strict=True):
+        one, other = ours.explaining(0.95), scaled.explaining(0.95)
+        assert_same_subspace(other, one.numpy(), one.shape[1])
+
+
+def test_results_are_the_same_to_the_bit_and_know_nothing_of_earlier_questions():
+    h, g = activations(180, D, seed=7)
+    shares = (0.97, 0.3, 0.9, 0.5)
+    for first, second in zip(both_ways(h, g), both_ways(h, g), strict=True):
+        found = [first.explaining(share) for share in shares]
+        again = [second.explaining(share) for share in reversed(shares)][::-1]
+        for one, other in zip(found, again, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_torchs_own_randomness_is_left_alone():
+    h, g = activations(180, D, seed=7)
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    for search in both_ways(h, g):
+        search.explaining(0.97)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("center", [False, True])
+def test_gram_matrices_and_panels_are_those_of_the_rows(center):
+    h = torch.cat([3 * normal(37, 2100, seed=0) + 50, torch.full((37, 1), 1e6 / 3, dtype=torch.float64)], dim=1)
+    rows = Rows(h.float(), center)
+    expected = h.float().double().numpy()
+    expected = expected - expected.mean(0) if center else expected
+    np.testing.assert_allclose(
+        rows.gram, expected @ expected.T, rtol=1e-9, atol=1e-9 * np.abs(expected @ expected.T).max()
+    )
+    np.testing.assert_allclose(rows.all()[:, :2100], expected[:, :2100], atol=1e-12)
+    assert not center or not rows.all()[:, 2100].any()
+    assert torch.equal(torch.cat([panel for _, panel in rows.panels()], dim=1), rows.all())
+
+
+@pytest.mark.parametrize(("n", "d"), [(520, 640), (900, 560)])
+@pytest.mark.parametrize("center", [False, True])
+def test_a_large_cross_covariance_gives_the_subspace_of_its_whole_decomposition(n, d, center):
+    h, g = activations(n, d, seed=n)
+    covariance = CrossCovariance.of(h, g, center)
+    assert covariance._leading is not None
+    for share in (0.5, 0.95, 0.99999):
+        cut = covariance.explaining(share)
+        k = rank_explaining(covariance.singular_values, share)
+        assert_same_subspace(cut.basis, covariance.left.numpy(), k)
+        assert torch.equal(cut.singular_values, covariance.singular_values)
+    assert covariance._leading.explaining(0.95) is not None
+    assert covariance._leading.explaining(0.99999) is None  # most of the spectrum: decomposed whole
+    assert covariance.explaining(0.9, "singular_values").rank == rank_explaining(
+        covariance.singular_values, 0.9, "singular_values"
+    )
+
+
+def test_sides_share_what_is_computed_of_the_neutral_one_and_nothing_else():
+    h, g = activations(520, 640, seed=0)
+    f = activations(520, 640, seed=9)[1]
+    shared = CrossCovariance.of_sides(h, [g, f])
+    assert shared[0].rows[0] is shared[1].rows[0]
+    for covariance, side in zip(shared, (g, f), strict=True):
+        assert torch.equal(covariance.explaining(0.9).basis, CrossCovariance.of(h, side).explaining(0.9).basis)
+
+
+@pytest.mark.parametrize("n", [30, 900])
+def test_a_matrix_summed_up_elsewhere_gives_the_same_subspaces(n):
+    h, g = activations(n, 560, seed=n)
+    matrix = CrossCovariance.of_matrix(h.double().T @ g.double() / n)
+    ours = CrossCovariance.of(h, g)
+    for share in (0.5, 0.95):
+        cut = ours.explaining(share)
+        assert_same_subspace(matrix.explaining(share).basis, cut.basis.numpy(), cut.rank)
+
+
+def test_the_promised_angle_is_far_below_what_an_edit_is_stored_in():
+    assert torch.finfo(torch.float32).eps / 2 > ANGLE
+
+
+def test_rows_too_ill_conditioned_for_gram_matrices_are_left_to_the_whole_decomposition():
+    common, left, right = (orthonormal(size, 200, seed) for seed, size in enumerate((200, D, D)))
+    h, g = (common * decay(4.0, 200)) @ left.T, common @ right.T
+    u, _ = exact(h, g)
+    by_matrix, by_rows = both_ways(h, g)
+    assert_same_subspace(by_matrix.leading(2), u, 2)
+    assert_right_or_left(by_rows, by_rows.leading(2), u, 2)

@@ -1,0 +1,190 @@
+"""Runs that share blocks come out as separate full runs do, to the bit."""
+
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import D_MODEL, N_LAYERS, build_bridge
+
+from sea_lens import Activations, fit_sea, random_editor_like
+from sea_lens.errors import InputError, SeaLensWarning
+from sea_lens.models.branching import BranchingRuns
+from sea_lens.models.tokens import PaddedTokens
+
+ROWS = [[0, 5, 9, 33, 44, 60], [0, 7, 8], [0, 100, 23, 24]]
+
+
+def make_editor(model, site="resid_post"):
+    generator = torch.Generator().manual_seed(0)
+    roles = [{layer: torch.randn(20, D_MODEL, generator=generator) for layer in range(N_LAYERS)} for _ in range(3)]
+    names = dict(zip(("neutral", "positive", "negative"), roles, strict=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SeaLensWarning)
+        return fit_sea(Activations.from_tensors(**names, model=model, site=site), ranks=4).scaled(2.0)
+
+
+def many_views(editor):
+    control = random_editor_like(editor, 0)
+    views = [None, editor, editor.at_positions(2), editor.at_positions(2).at_layers([1])]
+    for layer in editor.layers:
+        views += [editor.at_layers([layer]), editor.without_layers([layer]), control.at_layers([layer])]
+    views += [view for n in (1, 2, N_LAYERS) for view in (editor.first_layers(n), editor.last_layers(n))]
+    return [*views, control, None, editor]
+
+
+def full_run(model, editor, tokens):
+    with torch.no_grad(), model.hooks(fwd_hooks=[] if editor is None else editor.fwd_hooks()):
+        return model(tokens.ids, **tokens.forward_options())
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("site", ["resid_post", "mlp_out"])
+def test_every_run_equals_a_full_one_to_the_bit(bridge, site, side):
+    views = many_views(make_editor(bridge, site))
+    tokens = PaddedTokens.of(bridge, ROWS, side)
+    before = full_run(bridge, None, tokens)
+    seen = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # that blocks cannot be skipped would be a warning
+        for index, logits in BranchingRuns(bridge, views).logits(tokens):
+            seen.append(index)
+            assert torch.equal(logits, full_run(bridge, views[index], tokens))
+    assert seen[0] == 0
+    assert sorted(seen) == list(range(len(views)))
+    assert torch.equal(full_run(bridge, None, tokens), before)
+    assert not any("forward" in vars(block) for block in bridge.blocks)
+
+
+def count_blocks(model, run):
+    """How often each block's finished output is reached."""
+    counts = [0] * N_LAYERS
+
+    def count(tensor, hook):
+        counts[hook.layer()] += 1
+
+    with model.hooks(fwd_hooks=[(f"blocks.{layer}.hook_resid_post", count) for layer in range(N_LAYERS)]):
+        list(run())
+    return counts
+
+
+def test_each_block_is_run_once_for_runs_that_are_alike_up_to_it(llama):
+    editor = make_editor(llama)
+    tokens = PaddedTokens.of(llama, ROWS)
+    runs = BranchingRuns(llama, [None, *(editor.at_layers([layer]) for layer in range(N_LAYERS))])
+    assert count_blocks(llama, lambda: runs.logits(tokens)) == [
+        2,
+        3,
+        4,
+    ]  # on the first batch, a full run to compare with
+    assert count_blocks(llama, lambda: runs.logits(tokens)) == [1, 2, 3]
+    naive = BranchingRuns(llama, runs.editors, skips_blocks=False)
+    assert count_blocks(llama, lambda: naive.logits(tokens)) == [4, 4, 4]
+
+
+def test_a_users_own_hooks_still_act(llama):
+    editor, tokens = make_editor(llama), PaddedTokens.of(llama, ROWS)
+    views = [None, editor.at_layers([1]), editor.without_layers([1])]
+    with llama.hooks(fwd_hooks=[("blocks.1.hook_resid_post", lambda tensor, hook: tensor * 1.5)]):
+        for index, logits in BranchingRuns(llama, views).logits(tokens):
+            assert torch.equal(logits, full_run(llama, views[index], tokens))
+
+
+def test_a_model_whose_blocks_cannot_be_skipped_is_run_in_full(monkeypatch):
+    model = build_bridge("llama")
+    editor, tokens = make_editor(model), PaddedTokens.of(model, ROWS)
+    first = next(iter(model.blocks))
+    state = SimpleNamespace(calls=0)
+    inner = type(first).forward
+
+    def forward(self, hidden_states, *arguments, **options):
+        """Adds up over blocks, so that skipping one changes those above it."""
+        state.calls = 1 if self is first else state.calls + 1
+        return inner(self, hidden_states * (1 + 0.01 * state.calls), *arguments, **options)
+
+    monkeypatch.setattr(type(first), "forward", forward)
+    views = [None, editor.at_layers([1]), editor.at_layers([2])]
+    with pytest.warns(SeaLensWarning, match="cannot be skipped"):
+        found = dict(BranchingRuns(model, views).logits(tokens))
+    assert all(torch.equal(found[index], full_run(model, view, tokens)) for index, view in enumerate(views))
+
+
+def test_blocks_that_return_tuples_are_run_in_full(monkeypatch):
+    """As in models of another build: what we pass on in a skipped block's stead is then not what the next one takes."""
+    model = build_bridge("llama")
+    editor, tokens = make_editor(model), PaddedTokens.of(model, ROWS)
+    kind = type(next(iter(model.blocks)))
+    inner = kind.forward
+
+    def forward(self, hidden_states, *arguments, **options):
+        if isinstance(hidden_states, tuple):
+            hidden_states = hidden_states[0]
+        elif self is not next(iter(model.blocks)):
+            raise TypeError("a tuple was expected")
+        return (inner(self, hidden_states, *arguments, **options),)
+
+    plain = full_run(model, None, tokens)
+    norm = type(model.ln_final)
+    norm_forward = norm.forward
+
+    def unpacking(self, hidden_states, *arguments, **options):
+        first = hidden_states[0] if isinstance(hidden_states, tuple) else hidden_states
+        return norm_forward(self, first, *arguments, **options)
+
+    monkeypatch.setattr(kind, "forward", forward)
+    monkeypatch.setattr(norm, "forward", unpacking)
+    assert torch.equal(full_run(model, None, tokens), plain)
+    views = [None, editor.at_layers([0]), editor.at_layers([1])]
+    with pytest.warns(SeaLensWarning, match="cannot be skipped"):
+        found = dict(BranchingRuns(model, views).logits(tokens))
+    assert sorted(found) == [0, 1, 2]
+    assert all(torch.equal(found[index], full_run(model, view, tokens)) for index, view in enumerate(views))
+    assert not any("forward" in vars(block) for block in model.blocks)
+
+
+def test_activations_that_overflow_are_no_reason_to_run_in_full(llama):
+    """A NaN equals nothing, itself included, and says nothing about whether blocks can be skipped."""
+    editor, tokens = make_editor(llama).scaled(1e39), PaddedTokens.of(llama, ROWS)
+    runs = BranchingRuns(llama, [None, editor.at_layers([1])])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = dict(runs.logits(tokens))
+    assert found[1].isnan().any()
+    assert count_blocks(llama, lambda: runs.logits(tokens)) == [1, 1, 2]
+
+
+@pytest.mark.parametrize("site", ["resid_post", "mlp_out"])
+def test_an_error_in_a_resumed_run_leaves_the_model_whole(llama, site):
+    editor, tokens = make_editor(llama, site), PaddedTokens.of(llama, ROWS)
+    plain, runs = full_run(llama, None, tokens), BranchingRuns(llama, [None, editor.at_layers([2])])
+    list(runs.logits(tokens))  # the check is done, and what fails now fails in a run that skips blocks
+    calls = []
+
+    def fail(tensor, hook):
+        calls.append(hook.name)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    with llama.hooks(fwd_hooks=[("unembed.hook_in", fail)]), pytest.raises(KeyboardInterrupt):
+        list(runs.logits(tokens))
+    assert len(calls) == 2
+    assert not any("forward" in vars(block) for block in llama.blocks)
+    assert not any(point.fwd_hooks for point in llama.hook_dict.values())
+    assert torch.equal(full_run(llama, None, tokens), plain)
+
+
+def test_an_error_inside_leaves_the_model_whole(llama):
+    editor, tokens = make_editor(llama), PaddedTokens.of(llama, ROWS)
+    plain = full_run(llama, None, tokens)
+    runs = BranchingRuns(llama, [None, editor.at_layers([2])]).logits(tokens)
+    next(runs)
+    runs.close()
+    assert torch.equal(full_run(llama, None, tokens), plain)
+    assert not any("forward" in vars(block) for block in llama.blocks)
+
+
+def test_editors_of_two_sites_and_no_runs_are_refused(llama):
+    with pytest.raises(InputError, match=r"act at one site; theirs are \['mlp_out', 'resid_post'\]"):
+        BranchingRuns(llama, [make_editor(llama), make_editor(llama, "mlp_out")])
+    with pytest.raises(InputError, match="At least one run"):
+        BranchingRuns(llama, [])
