@@ -14,7 +14,7 @@ from sea_lens.errors import InputError
 from sea_lens.methods.sea.sea import rule_of
 from sea_lens.models.activations import ROLES, Activations
 from sea_lens.models.bridge import Model, tokenizer_of
-from sea_lens.models.sites import hook_name
+from sea_lens.models.sites import Site
 from sea_lens.models.tokens import PaddedTokens, check_context_length, token_ids
 
 MAGNITUDE, RATIO = 100.0, 1000.0
@@ -139,7 +139,7 @@ def massive_tokens(
 
     for start in range(0, len(ids), batch_size):
         tokens = PaddedTokens.of(model, ids[start : start + batch_size])
-        hooks = [(hook_name(model, site, layer), find(layer, start, tokens)) for layer in range(model.cfg.n_layers)]
+        hooks = [(Site(layer, site).check(model), find(layer, start, tokens)) for layer in range(model.cfg.n_layers)]
         with model.hooks(fwd_hooks=[*hooks]):
             model(tokens.ids, **tokens.forward_options())
     columns = ["layer", "text", "position", "token", "coordinate", "value", "ratio"]

@@ -23,7 +23,7 @@ from sea_lens.errors import HookNeverFiredError, InputError, ModelMismatchError,
 from sea_lens.methods.sea.feature_space import FeatureMap
 from sea_lens.methods.sea.published import FeatureFunction, Normalization, PublishedEdit, published_edits
 from sea_lens.models.bridge import UNKNOWN_MODEL, FwdHook, Model, ModelDescription
-from sea_lens.models.sites import act_name, check_layers, hook_name
+from sea_lens.models.sites import Site, check_layers
 
 ModelType = TypeVar("ModelType", bound=Model)
 MODEL_CARD = """---
@@ -199,7 +199,7 @@ class Editor(
 
         These check d_model only; `attached` also checks depth, site and weight processing, and that a hook fired.
         """
-        return [(act_name(self.card.site, layer), self._hook(layer, lambda: None)) for layer in self.layers]
+        return [(Site(layer, self.card.site).hook_name, self._hook(layer, lambda: None)) for layer in self.layers]
 
     def _hook(self, layer: int, fired: Callable[[], None]) -> Callable[..., Tensor | None]:
         edit, positions = self.edits[layer], self.positions
@@ -240,7 +240,7 @@ class Editor(
             )
         check_layers(self.layers, theirs.n_layers)
         for layer in self.layers:
-            hook_name(model, self.card.site, layer)
+            Site(layer, self.card.site).check(model)
         if ours is None:
             return
         if ours.n_layers != theirs.n_layers:
@@ -293,7 +293,7 @@ class Editor(
 
             return fired
 
-        hooks = [(hook_name(model, self.card.site, layer), self._hook(layer, count(layer))) for layer in self.layers]
+        hooks = [(Site(layer, self.card.site).check(model), self._hook(layer, count(layer))) for layer in self.layers]
         with model.hooks(fwd_hooks=hooks):
             yield model
         if not any(firings.values()):

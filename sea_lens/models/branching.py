@@ -19,7 +19,7 @@ from torch import Tensor
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.models.bridge import FwdHook, Model
-from sea_lens.models.sites import hook_name
+from sea_lens.models.sites import Site
 from sea_lens.models.tokens import PaddedTokens
 
 Stream = Float[Tensor, "batch pos d_model"]
@@ -115,9 +115,7 @@ class BranchingRuns:
         inside = any(editor is not None and editor.card.site != "resid_post" for editor in self.editors)
         needed = {layer - inside for layer, _ in apart} - {-1}
         streams: dict[int, Stream] = {}
-        hooks: list[FwdHook] = [
-            (hook_name(self.model, "resid_post", layer), _keep(streams, layer)) for layer in sorted(needed)
-        ]
+        hooks: list[FwdHook] = [(Site(layer).check(self.model), _keep(streams, layer)) for layer in sorted(needed)]
         editor = self.editors[main]
         if editor is not None:  # after those that keep a stream, which must see it unedited
             later = [layer for layer in editor.layers if layer >= first]

@@ -64,6 +64,9 @@ class Model(Protocol):
     def tokenizer(self) -> Tokenizer | None: ...
 
     @property
+    def original_model(self) -> torch.nn.Module: ...
+
+    @property
     def hook_dict(self) -> Mapping[str, object]: ...
 
     @property

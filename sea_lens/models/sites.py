@@ -1,55 +1,209 @@
-"""Sites: hook points by name and layer, and the layers of a model."""
+"""Sites: any hook point of a model, read and written as `[batch, pos, width]`; attention heads lie side by side.
+
+A site is named as TransformerLens names it, in either form: `Site(5)`, or `Site.of("blocks.5.hook_resid_post")`.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
 
 from sea_lens.errors import InputError, ModelMismatchError
-from sea_lens.models.bridge import (
-    Model,
+from sea_lens.models.bridge import Model
+
+NAMES = (
+    "resid_pre",
+    "attn.hook_z",
+    "attn_out",
+    "resid_mid",
+    "mlp.hook_post",
+    "mlp_out",
+    "resid_post",
+    "unembed.hook_in",
 )
+"""The sites that are tried in the tests, in the order in which a pass comes to them."""
+
+ALIASES = {
+    "z": "attn.hook_z",
+    "attn.z": "attn.hook_z",
+    "post": "mlp.hook_post",
+    "mlp_post": "mlp.hook_post",
+    "out": "resid_post",
+}
+WITHOUT_LAYER = "unembed."
+STREAM = frozenset({"resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post", "unembed.hook_in"})
+"""Sites in the basis of the residual stream."""
 
 
-def act_name(site: str, layer: int) -> str:
-    """TransformerLens's name for `site` at `layer`, whatever the model."""
-    # Imported late: transformer_lens takes seconds to import, which `import sea_lens` need not cost.
-    from transformer_lens.utilities import get_act_name
+@dataclass(frozen=True)
+class Site:
+    """A hook point.
 
-    return str(get_act_name(site, layer))
+    Example:
+        >>> Site(5).hook_name
+        'blocks.5.hook_resid_post'
+        >>> Site.of("blocks.5.attn.hook_z")
+        Site(layer=5, name='attn.hook_z')
 
-
-def hook_name(model: Model, site: str, layer: int) -> str:
-    """TransformerLens's name for `site` at `layer`, after checking that the model has it.
-
-    Raises:
-        ModelMismatchError: If the model has no such layer, or its architecture no such site.
+    Attributes:
+        layer: The block, counted from 0; None for a hook point outside the blocks.
+        name: The hook point's name inside its block, without a leading `hook_`: `resid_post`, `mlp_out`, `attn.hook_z`.
+            Outside the blocks the whole name: `unembed.hook_in`.
     """
-    if not 0 <= layer < model.cfg.n_layers:
-        raise ModelMismatchError(
-            f"The model has layers 0 to {model.cfg.n_layers - 1}, and layer {layer} was asked for. "
-            "Layers are counted from 0; negative ones are not taken."
+
+    layer: int | None
+    name: str = "resid_post"
+
+    def __post_init__(self) -> None:
+        name = canonical_name(self.name)
+        object.__setattr__(self, "name", name)
+        if (self.layer is None) != name.startswith(WITHOUT_LAYER):
+            need = "has no layer: give None" if self.layer is not None else "needs a layer, such as Site(5, ...)"
+            raise InputError(f"The site {name!r} {need}.")
+        if self.layer is not None and (isinstance(self.layer, bool) or self.layer < 0):
+            raise InputError(f"A site's layer is counted from 0, and {self.layer} was given.")
+
+    @classmethod
+    def of(cls, value: Site | int | str, name: str = "resid_post") -> Site:
+        """A site from a layer, a hook point's full name, or itself.
+
+        Args:
+            value: A layer of `name`; or a name such as `blocks.5.hook_resid_post` or `unembed.hook_in`.
+            name: What an integer is a layer of.
+
+        Raises:
+            InputError: If it names no site.
+        """
+        if isinstance(value, Site):
+            return value
+        if isinstance(value, int):
+            return cls(value, name)
+        if not isinstance(value, str):
+            raise InputError(
+                f"A site is a layer, a hook name such as 'blocks.5.hook_resid_post' or a Site; {value!r} was given."
+            )
+        found = re.fullmatch(r"blocks\.(\d+)\.(.+)", value)
+        if found:
+            return cls(int(found[1]), found[2])
+        if value.startswith(WITHOUT_LAYER):
+            return cls(None, value)
+        raise InputError(
+            f"The site {value!r} has no layer. Give one, as TransformerLens does: 'blocks.5.hook_{canonical_name(value)}'."
         )
-    prefix = f"blocks.{layer}.hook_"  # sites inside attention or the MLP are not of width d_model, and are not taken
-    name = act_name(site, layer)
-    if not name.startswith(prefix) or name not in model.hook_dict:
-        sites = sorted(key.removeprefix(prefix) for key in model.hook_dict if key.startswith(prefix))
-        raise ModelMismatchError(f"This architecture has no site {site!r} ({name}). It has: {', '.join(sites)}.")
-    return name
+
+    @property
+    def hook_name(self) -> str:
+        """TransformerLens's full name."""
+        if self.layer is None:
+            return self.name
+        return f"blocks.{self.layer}.{self.name if '.' in self.name else 'hook_' + self.name}"
+
+    @property
+    def in_stream(self) -> bool:
+        """Whether its activations are in the basis of the residual stream, which the unembedding reads."""
+        return self.name in STREAM
+
+    @property
+    def order(self) -> tuple[float, float, str]:
+        """Sorts sites as a pass comes to them."""
+        layer = float("inf") if self.layer is None else float(self.layer)
+        return layer, float(NAMES.index(self.name)) if self.name in NAMES else -0.5, self.name
+
+    def __lt__(self, other: Site) -> bool:
+        return self.order < other.order
+
+    def __str__(self) -> str:
+        return self.hook_name
+
+    def check(self, model: Model) -> str:
+        """The full name, after checking that the model has the site.
+
+        Raises:
+            ModelMismatchError: If the model has no such layer, or its architecture no such site; lists the sites that it has.
+        """
+        if self.layer is not None:
+            check_layers([self.layer], model.cfg.n_layers)
+        if self.hook_name not in model.hook_dict:
+            raise ModelMismatchError(
+                f"This architecture has no site {self.name!r} ({self.hook_name}). "
+                f"It has: {', '.join(sites_of(model, self.layer))}."
+            )
+        return self.hook_name
+
+    def width(self, model: Model) -> int:
+        """Width of an activation: `d_model` in the residual stream, `n_heads * d_head` for heads. A short pass tells others.
+
+        Raises:
+            ModelMismatchError: As `check`, or if no pass reaches the site, or what it holds is no activation per token.
+        """
+        self.check(model)
+        if self.in_stream:
+            return model.cfg.d_model
+        shapes: list[tuple[int, ...]] = []
+
+        def look(tensor: Tensor, hook: object) -> None:
+            shapes.append(tuple(tensor.shape))
+
+        with torch.no_grad(), model.hooks(fwd_hooks=[(self.hook_name, look)]):
+            model(torch.zeros(1, 2, dtype=torch.long, device=model.cfg.device), use_cache=False)
+        if not shapes or shapes[0][:2] != (1, 2) or len(shapes[0]) not in (3, 4):
+            found = f"holds a tensor of shape {list(shapes[0])}" if shapes else "is not reached by a forward pass"
+            raise ModelMismatchError(
+                f"The site {self.name!r} {found}, and an activation per token is needed. Choose another site."
+            )
+        return shapes[0][2] if len(shapes[0]) == 3 else shapes[0][2] * shapes[0][3]
+
+    def read(self, tensor: Float[Tensor, "batch pos *width"]) -> Float[Tensor, "batch pos width"]:
+        """The hook point's tensor with heads side by side."""
+        if tensor.ndim == 4:
+            return rearrange(tensor, "batch pos head d_head -> batch pos (head d_head)")
+        return tensor
+
+    def write(
+        self, edited: Float[Tensor, "batch pos width"], like: Float[Tensor, "batch pos *width"]
+    ) -> Float[Tensor, "batch pos *width"]:
+        """The inverse of `read`: `edited` in the shape of the hook point's own tensor."""
+        if like.ndim == 4:
+            return rearrange(edited, "batch pos (head d_head) -> batch pos head d_head", head=like.shape[2])
+        return edited
+
+
+def canonical_name(name: str) -> str:
+    """A site's name without its layer, in the one form used here: `resid_post`, `attn.hook_z`, `unembed.hook_in`."""
+    if not isinstance(name, str) or not name:
+        raise InputError(f"A site's name is a text such as 'resid_post', and {name!r} was given.")
+    short = name.removeprefix("hook_")
+    return ALIASES.get(short, short)
+
+
+def sites_of(model: Model, layer: int | None = 0) -> list[str]:
+    """The names of a model's sites in a block, and those of the unembedding."""
+    prefix = f"blocks.{layer or 0}."
+    inside = (key.removeprefix(prefix) for key in model.hook_dict if key.startswith(prefix))
+    named = {canonical_name(name) if "." not in name else name for name in inside} - {"in"}
+    return sorted(named) + [key for key in model.hook_dict if key == "unembed.hook_in"]
 
 
 def check_layers(layers: Iterable[int] | None, n_layers: int) -> list[int]:
-    """The layers asked for, sorted and without repeats; all of them for `None`.
+    """The layers asked for, sorted and without repeats; all of them for `None`. Negative ones count from the end.
 
     Raises:
         ModelMismatchError: If one does not exist.
         InputError: If there are none.
     """
-    chosen = sorted(set(range(n_layers) if layers is None else layers))
-    unknown = [layer for layer in chosen if not 0 <= layer < n_layers]
+    asked = list(range(n_layers) if layers is None else layers)
+    unknown = sorted({layer for layer in asked if not -n_layers <= layer < n_layers})
     if unknown:
         raise ModelMismatchError(
-            f"Layers {unknown} do not exist: this model has layers 0 to {n_layers - 1}, counted from 0."
+            f"Layers {unknown} do not exist: this model has layers 0 to {n_layers - 1}; -1 is the last."
         )
+    chosen = sorted({layer % n_layers for layer in asked})
     if not chosen:
         raise InputError("No layers were given. Leave `layers` out for all of them.")
     return chosen
@@ -73,8 +227,10 @@ def named_layers(name: str, n_layers: int) -> list[int]:
         spans = [tuple(map(int, part.split("-"))) for part in name.split(",")]
         if any(len(span) > 2 or span[0] > span[-1] for span in spans):
             raise ValueError("a span has two ends, the lower one first")
+        if any(span[-1] >= n_layers for span in spans):  # before a range of them is made
+            check_layers([span[-1] for span in spans], n_layers)
         chosen = {layer for span in spans for layer in range(span[0], span[-1] + 1)}
-    except InputError:
+    except (InputError, ModelMismatchError):
         raise
     except ValueError as error:
         raise InputError(f"Layers are all, first:N, last:N or a list such as 3,5,10-20, not {name!r}.") from error

@@ -20,7 +20,7 @@ from sea_lens.models.activations import ROLES, ActivationKind, Activations, Toke
 from sea_lens.models.bridge import FwdHook, Model, ModelDescription, weights_fingerprint
 from sea_lens.models.demonstration_texts import DemonstrationTexts, label_of
 from sea_lens.models.prefixes import LEAST_PREFIX, CachedPrefix, common_length
-from sea_lens.models.sites import check_layers, hook_name
+from sea_lens.models.sites import Site, check_layers
 from sea_lens.models.tokens import PaddedTokens, TokenizedAnswer
 
 
@@ -55,7 +55,7 @@ class ActivationStream:
         """Reads all texts once; no model runs yet. Arguments and errors are those of `sea_lens.collect_activations`."""
         self.model, self.editor, self.site, self.token = model, editor, site, token
         self.layers = check_layers(layers, model.cfg.n_layers)
-        self._names = {layer: hook_name(model, site, layer) for layer in self.layers}
+        self._names = {layer: Site(layer, site).check(model) for layer in self.layers}
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, and {batch_size} was given.")
         self.demonstrations = demonstrations

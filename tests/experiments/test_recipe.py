@@ -3,9 +3,9 @@ import math
 
 import pytest
 import torch
-from experiments.recipes import run
 from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, MistralConfig
 
+from experiments.recipes import run
 from experiments.recipes.costs import estimate
 from experiments.recipes.published_data import BBQ, HALUEVAL, TRUTHFULQA, PublishedData, git_hash
 from experiments.recipes.recipe import BEHAVIOURS, ModelSize, Recipe, shipped_models

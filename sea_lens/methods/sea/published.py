@@ -24,7 +24,7 @@ from sea_lens.editing.edits import LowRankEdit, check_width, with_norms_of
 from sea_lens.errors import FileFormatError, InputError, ModelMismatchError, SeaLensWarning
 from sea_lens.methods.sea.spectral import basis_of_projector, difference_of_projectors
 from sea_lens.models.bridge import UNKNOWN_MODEL, Model, ModelDescription
-from sea_lens.models.sites import check_layers, hook_name
+from sea_lens.models.sites import Site, check_layers
 
 Normalization = Literal["token", "feature"]
 FeatureFunction = Literal["squared-exponential", "tanh", "elu"]
@@ -172,7 +172,7 @@ def published_edits(
                 f"These projections are for {n_layers} layers of d_model {d_model}, and {description.name} has "
                 f"{description.n_layers} of {description.d_model}."
             )
-        hook_name(model, site, 0)  # said here, not when it is attached
+        Site(0, site).check(model)  # said here, not when it is attached
     edits: dict[int, LowRankEdit | PublishedEdit] = {}
     found: dict[int, dict[str, JSON]] = {}
     for layer in tqdm(check_layers(layers, n_layers), desc="projections", disable=not progress, delay=2):
