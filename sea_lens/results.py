@@ -1,0 +1,231 @@
+"""What all results share: a repr of one screen, and files that read back to what was written."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from html import escape
+from pathlib import Path
+from typing import ClassVar, Protocol, TypeVar, get_type_hints, runtime_checkable
+
+import pandas as pd
+
+from sea_lens.cache import write_text
+from sea_lens.errors import FileFormatError
+
+R = TypeVar("R", bound="Result")
+FORMAT = "sea_lens.results/1"
+MIDDLES = ("value", "change", "mean", "score", "interaction")
+"""Columns that an interval `low` to `high` without another name belongs to; the first that a table has."""
+ROWS, WIDTH, WIDEST_CELL = 24, 110, 40
+
+
+class Result:
+    """A frozen dataclass with a `table`: every result is one.
+
+    `repr` fits one screen, notebooks show the table, and `load` returns what `save` wrote, to the last digit. Fields may be
+    tables, plain JSON values, and objects with `save_pretrained` and `from_pretrained`.
+    """
+
+    table: pd.DataFrame
+    shown: ClassVar[tuple[str, ...]] = ()
+    """Columns of the table that a repr shows; all of them if empty."""
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Writes one JSON file, and a CSV file per table. Several kinds of results can share a folder.
+
+        Args:
+            folder: Where; made if it is missing.
+
+        Returns:
+            The files.
+        """
+        folder, name = Path(folder), _file_name(type(self))
+        folder.mkdir(parents=True, exist_ok=True)
+        facts: dict[str, object] = {}
+        tables: dict[str, object] = {}
+        written = []
+        for field in fields(self):  # type: ignore[arg-type]  # a subclass is a dataclass
+            value = getattr(self, field.name)
+            path = folder / _part_name(name, field.name)
+            if isinstance(value, pd.DataFrame):
+                text, tables[field.name] = _to_csv(value)
+                write_text(path.with_name(path.name + ".csv"), text)
+                written.append(path.with_name(path.name + ".csv"))
+            elif isinstance(value, Saved):
+                value.save_pretrained(path)
+                written.append(path)
+            else:
+                facts[field.name] = value
+        head = folder / f"{name}.json"
+        kept = {"format": FORMAT, "kind": type(self).__name__, "facts": facts, "tables": tables}
+        write_text(head, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+        return [head, *written]
+
+    @classmethod
+    def load(cls: type[R], folder: str | Path) -> R:
+        """Reads what `save` wrote.
+
+        Args:
+            folder: Where it was saved.
+
+        Raises:
+            FileFormatError: If the folder holds no such result, or a damaged one.
+        """
+        folder, name = Path(folder), _file_name(cls)
+        head = folder / f"{name}.json"
+        if not head.is_file():
+            raise FileFormatError(f"{folder} holds no saved {cls.__name__}: {head.name} is missing.")
+        try:
+            kept = json.loads(head.read_text(encoding="utf-8"))
+            if kept["format"] != FORMAT or kept["kind"] != cls.__name__:
+                raise FileFormatError(f"{head} is of {kept['kind']} ({kept['format']}), not {cls.__name__} ({FORMAT}).")
+            values = dict(kept["facts"])
+            for field, layout in kept["tables"].items():
+                values[field] = _from_csv(folder / f"{_part_name(name, field)}.csv", layout)
+            absent = {field.name for field in fields(cls)} - set(values)  # type: ignore[arg-type]
+            hints = get_type_hints(cls) if absent else {}
+            for field in absent:
+                values[field] = hints[field].from_pretrained(folder / _part_name(name, field))
+            return cls(**values)
+        except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+            if isinstance(error, FileFormatError):
+                raise
+            raise FileFormatError(f"The {cls.__name__} in {folder} is damaged: {error!r}. Measure it again.") from error
+
+    def _head(self) -> str:
+        """The class with its plain fields."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        words = [f"{name}={value!r}" for name, value in plain.items() if value is None or isinstance(value, PLAIN)]
+        return f"{type(self).__name__}({', '.join(words)})"
+
+    def __repr__(self) -> str:
+        table = self.table[[name for name in self.shown if name in self.table]] if self.shown else self.table
+        text = readable(table).to_string(
+            index=False, max_rows=ROWS, line_width=WIDTH, max_colwidth=WIDEST_CELL, justify="left"
+        )
+        return f"{self._head()}\n{text}"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the whole table."""
+        return f"<p>{escape(self._head())}</p>{readable(self.table).to_html(index=False, max_rows=4 * ROWS, border=0)}"
+
+
+PLAIN = (str, int, float)
+
+
+@runtime_checkable
+class Saved(Protocol):
+    """An object that saves itself into a folder, such as an editor."""
+
+    def save_pretrained(self, save_directory: Path) -> object: ...
+
+
+def readable(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
+    """A table for people: all cells as text, index included, intervals beside their numbers, names without underscores.
+
+    An interval of a column `name` is `name_low` to `name_high`; `low` to `high` is that of `value` or `change`.
+
+    Args:
+        table: Any table.
+        digits: Significant digits.
+
+    Example:
+        >>> table = pd.DataFrame({"change": [0.25], "low": [0.125], "high": [0.5], "p_value": [0.00025]}, index=["kl"])
+        >>> readable(table.rename_axis("effect")).iloc[0].to_dict()
+        {'effect': 'kl', 'change': '0.25 [0.125, 0.5]', 'p': '<0.001'}
+    """
+    named = [name for name in table.index.names if name is not None]
+    frame = table.reset_index() if named else table.reset_index(drop=True)
+    ends = {name: (f"{name}_low", f"{name}_high") for name in frame}
+    ends |= {name: ("low", "high") for name in [name for name in MIDDLES if name in frame][:1]}
+    inside = {end for pair in ends.values() if set(pair) <= set(frame) for end in pair}
+    cells: dict[str, list[str]] = {}
+    for name in frame:
+        if name in inside:
+            continue
+        text = p_text if str(name).endswith(("p_value", "p_holm")) else cell_text
+        found = [text(value, digits) for value in frame[name]]
+        if set(ends[name]) <= inside:
+            low, high = ([cell_text(value, digits) for value in frame[end]] for end in ends[name])
+            found = [
+                f"{middle} [{least}, {most}]" if least else middle
+                for middle, least, most in zip(found, low, high, strict=True)
+            ]
+        if name in named:
+            found = [cell.replace("_", " ") for cell in found]
+        cells[str(name).replace("_", " ").replace("p value", "p")] = found
+    return pd.DataFrame(cells)
+
+
+def p_text(value: object, digits: int = 3) -> str:
+    """A p-value as text; below 0.001 only that it is, because the least possible value depends on the resamples."""
+    return "<0.001" if isinstance(value, float) and value < 0.001 else cell_text(value, digits)
+
+
+def cell_text(value: object, digits: int = 3) -> str:
+    """One cell as text: numbers rounded, missing values empty."""
+    if value is None or value is pd.NA:
+        return ""
+    if isinstance(value, float):
+        return "" if pd.isna(value) else f"{value:.{digits}g}"
+    if isinstance(value, tuple):
+        return ", ".join(cell_text(part, digits) for part in value)
+    return str(value)
+
+
+def _file_name(kind: type) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower()
+
+
+def _part_name(name: str, field: str) -> str:
+    return name if field == "table" else f"{name}-{field}"
+
+
+def _to_csv(table: pd.DataFrame) -> tuple[str, dict[str, object]]:
+    """The text, and how to read it: which columns are the index, and what each column holds."""
+    index = [name for name in table.index.names if name is not None]
+    frame = table.reset_index() if index else table.reset_index(drop=True)
+    kinds: dict[str, str] = {}
+    for place, name in enumerate(frame):
+        column = frame.iloc[:, place]
+        kinds[str(name)] = str(column.dtype)
+        if column.dtype == object or isinstance(column.dtype, pd.StringDtype):
+            text = all(isinstance(value, str) for value in column)
+            kinds[str(name)] = "text" if text else "json" if column.dtype == object else "text or null"
+            if not text:
+                cells = [json.dumps(None if _missing(value) else value, ensure_ascii=False) for value in column]
+                frame.isetitem(place, pd.Series(cells, dtype=object))
+    return frame.to_csv(index=False), {"index": index, "columns": kinds}
+
+
+def _missing(value: object) -> bool:
+    return value is None or value is pd.NA or value != value
+
+
+def _from_csv(path: Path, layout: Mapping[str, object]) -> pd.DataFrame:
+    kinds, index = layout["columns"], layout["index"]
+    assert isinstance(kinds, Mapping) and isinstance(index, list)
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False)
+    if list(frame) != list(kinds):
+        raise FileFormatError(f"{path} has columns {list(frame)}, and {list(kinds)} were written.")
+    columns = {}
+    for name, kind in kinds.items():
+        cells: list[str] = frame[name].tolist()
+        if kind == "text":
+            columns[name] = pd.Series(cells)
+        elif kind == "text or null":
+            columns[name] = pd.Series([json.loads(cell) for cell in cells])
+        elif kind == "json":
+            parsed = [json.loads(cell) for cell in cells]
+            columns[name] = pd.Series([tuple(v) if isinstance(v, list) else v for v in parsed], dtype=object)
+        elif kind == "bool":
+            columns[name] = pd.Series([{"True": True, "False": False}[cell] for cell in cells], dtype=bool)
+        elif kind.lower().startswith("float"):
+            columns[name] = pd.Series([float(cell) if cell else float("nan") for cell in cells], dtype=kind)
+        else:
+            columns[name] = pd.Series([int(cell) if cell else pd.NA for cell in cells], dtype=kind)
+    found = pd.DataFrame(columns)
+    return found.set_index(index) if index else found
