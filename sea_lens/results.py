@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from html import escape
 from pathlib import Path
-from typing import ClassVar, Protocol, TypeVar, get_type_hints, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints, runtime_checkable
 
 import pandas as pd
 
@@ -120,7 +120,8 @@ PLAIN = (str, int, float)
 class Saved(Protocol):
     """An object that saves itself into a folder, such as an editor."""
 
-    def save_pretrained(self, save_directory: Path) -> object: ...
+    def save_pretrained(self, save_directory: Path) -> object:
+        """Writes its files."""
 
 
 def readable(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
@@ -140,7 +141,7 @@ def readable(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
     named = [name for name in table.index.names if name is not None]
     frame = table.reset_index() if named else table.reset_index(drop=True)
     ends = {name: (f"{name}_low", f"{name}_high") for name in frame}
-    ends |= {name: ("low", "high") for name in [name for name in MIDDLES if name in frame][:1]}
+    ends |= dict.fromkeys([name for name in MIDDLES if name in frame][:1], ("low", "high"))
     inside = {end for pair in ends.values() if set(pair) <= set(frame) for end in pair}
     cells: dict[str, list[str]] = {}
     for name in frame:
@@ -186,7 +187,7 @@ def _part_name(name: str, field: str) -> str:
 
 def _to_csv(table: pd.DataFrame) -> tuple[str, dict[str, object]]:
     """The text, and how to read it: which columns are the index, and what each column holds."""
-    index = [name for name in table.index.names if name is not None]
+    index = [str(name) for name in table.index.names if name is not None]
     frame = table.reset_index() if index else table.reset_index(drop=True)
     kinds: dict[str, str] = {}
     for place, name in enumerate(frame):
@@ -197,7 +198,7 @@ def _to_csv(table: pd.DataFrame) -> tuple[str, dict[str, object]]:
             kinds[str(name)] = "text" if text else "json" if column.dtype == object else "text or null"
             if not text:
                 cells = [json.dumps(None if _missing(value) else value, ensure_ascii=False) for value in column]
-                frame.isetitem(place, pd.Series(cells, dtype=object))
+                frame.isetitem(place, cells)
     return frame.to_csv(index=False), {"index": index, "columns": kinds}
 
 
@@ -205,13 +206,12 @@ def _missing(value: object) -> bool:
     return value is None or value is pd.NA or value != value
 
 
-def _from_csv(path: Path, layout: Mapping[str, object]) -> pd.DataFrame:
+def _from_csv(path: Path, layout: Mapping[str, Any]) -> pd.DataFrame:
     kinds, index = layout["columns"], layout["index"]
-    assert isinstance(kinds, Mapping) and isinstance(index, list)
     frame = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False)
     if list(frame) != list(kinds):
         raise FileFormatError(f"{path} has columns {list(frame)}, and {list(kinds)} were written.")
-    columns = {}
+    columns: dict[str, pd.Series[Any]] = {}
     for name, kind in kinds.items():
         cells: list[str] = frame[name].tolist()
         if kind == "text":

@@ -75,7 +75,7 @@ def test_what_is_missing_damaged_or_of_another_kind_is_refused(tmp_path):
         TwoTables.load(tmp_path)
     result().save(tmp_path)
     (tmp_path / "two_tables.json").rename(tmp_path / "with_editor.json")
-    with pytest.raises(FileFormatError, match="is of TwoTables .*, not WithEditor"):
+    with pytest.raises(FileFormatError, match=r"is of TwoTables .*, not WithEditor"):
         WithEditor.load(tmp_path)
     for name, text in (("two_tables.csv", "effect\nkl\n"), ("two_tables-per_row.csv", ""), ("two_tables.json", "{")):
         result().save(tmp_path)
