@@ -6,15 +6,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from sea_lens.cache import JSON as JSON
 from sea_lens.errors import FileFormatError
 from sea_lens.models.bridge import ModelDescription
-
-if TYPE_CHECKING:
-    JSON = str | int | float | bool | None | list["JSON"] | dict[str, "JSON"]
-else:  # checkers of the running program lose their way in an alias that names itself, when other modules import it
-    JSON = str | int | float | bool | None | list | dict
 
 
 @dataclass(frozen=True)
