@@ -20,10 +20,11 @@ from sea_lens.cli.output import UNFINISHED, finish, show
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
 from sea_lens.evaluation import data_efficiency as efficiency
-from sea_lens.evaluation.compare import Comparison, cells, with_interval
+from sea_lens.evaluation.compare import Comparison, cells
 from sea_lens.evaluation.compare import compare as compare_editors
 from sea_lens.evaluation.transfer import Transfer
 from sea_lens.evaluation.transfer import transfer as transfer_editors
+from sea_lens.tables import interval_text
 
 QuestionNumber = Annotated[Optional[int], typer.Option(help="Questions (or texts) to sample; all if left out.", min=1)]
 
@@ -134,7 +135,7 @@ def data_efficiency(
         folder=out / UNFINISHED,
     )
     what = f"{result.unedited.benchmark}: {result.unedited.headline.replace('_', ' ')}"
-    typer.echo(f"{what}, unedited {with_interval(result.unedited.score, *result.unedited_interval)}")
+    typer.echo(f"{what}, unedited {interval_text(result.unedited.score, *result.unedited_interval)}")
     show(result.curve, f"{what} by demonstrations, {confidence:.0%} intervals of the mean over draws")
     _write(result, plotting.plot_data_efficiency(result), out, "curve", "unedited/")
 

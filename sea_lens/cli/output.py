@@ -14,14 +14,7 @@ from rich.table import Table
 
 from sea_lens.cache import write_text
 from sea_lens.cli.app import console
-from sea_lens.evaluation.tables import p_text
-
-INTERVALS = (
-    ("mean", "low", "high"),
-    ("change", "low", "high"),
-    ("value", "low", "high"),
-    ("control", "control_low", "control_high"),
-)
+from sea_lens.tables import readable
 
 UNFINISHED = "unfinished"
 """Folder of batches that a killed command goes on from; gone once the results are written."""
@@ -45,30 +38,10 @@ def finish(out: Path, written: Sequence[str]) -> None:
 
 def show(table: pd.DataFrame, title: str) -> None:
     """A table on the screen, within 80 columns: numbers to three digits, an interval in the cell of its mean."""
-    frame = table.reset_index()
-    if not pd.api.types.is_numeric_dtype(frame.iloc[:, 0]):
-        frame.isetitem(0, [str(name).replace("_", " ") for name in frame.iloc[:, 0]])
-    for mean, low, high in INTERVALS:
-        if {mean, low, high} <= set(frame):
-            cells = zip(frame[mean], frame.pop(low), frame.pop(high), strict=True)
-            frame[mean] = [
-                _cell(middle) if pd.isna(least) else f"{_cell(middle)} [{_cell(least)}, {_cell(most)}]"
-                for middle, least, most in cells
-            ]
-    for name in frame:
-        if str(name).endswith("p_value"):
-            frame[name] = [p_text(value) for value in frame[name]]
+    frame = readable(table)
     drawn = Table(title=escape(title))
     for column in frame.columns:
-        drawn.add_column(str(column).replace("_", " ").replace("p value", "p"), overflow="fold")
+        drawn.add_column(str(column), overflow="fold")
     for row in frame.itertuples(index=False):
-        drawn.add_row(*(escape(_cell(value)) for value in row))
+        drawn.add_row(*map(escape, row))
     console.print(drawn)
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return "" if pd.isna(value) else f"{value:.3g}"
-    if isinstance(value, tuple):
-        return ", ".join(map(str, value))
-    return "" if value is pd.NA else str(value)

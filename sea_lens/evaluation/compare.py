@@ -22,9 +22,9 @@ from sea_lens.errors import InputError
 from sea_lens.evaluation.costs import bytes_on_disk, forward_slowdown, timing_batch
 from sea_lens.evaluation.evaluation import Evaluation
 from sea_lens.evaluation.metrics import Scale
-from sea_lens.evaluation.tables import latex, markdown, p_text, text
 from sea_lens.models.bridge import Model
 from sea_lens.models.tokens import PaddedTokens, token_ids
+from sea_lens.tables import interval_text, number_text, p_text, to_latex, to_markdown
 
 UNEDITED = "unedited"
 """The row of the model as it is."""
@@ -90,11 +90,11 @@ class Comparison:
 
     def to_markdown(self) -> str:
         """The table, for a README or an issue, intervals in the cells of their numbers."""
-        return markdown(self._readable())
+        return to_markdown(self._readable())
 
     def to_latex(self) -> str:
         """The table, for a paper."""
-        return latex(self._readable())
+        return to_latex(self._readable())
 
     def save(self, folder: str | Path) -> list[Path]:
         """Writes `comparison.json`, `comparison.csv`, `metrics.csv` (the long table), and each evaluation in its folder.
@@ -322,13 +322,8 @@ def _spans(layers: Sequence[int]) -> str:
 def cells(score: float, change: float, low: float, high: float, p_value: float) -> tuple[str, str, str]:
     """Score, change and p-value as text, the interval beside what it is of."""
     if pd.isna(change):
-        return with_interval(score, low, high), "", ""
-    return text(score), with_interval(change, low, high, "+"), p_text(p_value)
-
-
-def with_interval(value: float, low: float, high: float, sign: str = "") -> str:
-    """A number as text, with its interval if it has one."""
-    return f"{value:{sign}.3g}" + ("" if pd.isna(low) else f" [{text(low)}, {text(high)}]")
+        return interval_text(score, low, high), "", ""
+    return number_text(score), interval_text(change, low, high, sign="+"), p_text(p_value)
 
 
 def _folder_names(names: Sequence[str]) -> dict[str, str]:

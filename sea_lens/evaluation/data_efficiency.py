@@ -18,12 +18,12 @@ from sea_lens.cache import fingerprint, write_text
 from sea_lens.editing.card import JSON
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import FileFormatError, InputError, SeaLensWarning
-from sea_lens.evaluation.compare import Benchmark, scores_kept_in, with_interval
+from sea_lens.evaluation.compare import Benchmark, scores_kept_in
 from sea_lens.evaluation.evaluation import Evaluation
-from sea_lens.evaluation.tables import latex, markdown
 from sea_lens.methods.sea.sea import fit_sea
 from sea_lens.models.activations import ROLES, Activations
 from sea_lens.models.bridge import Model
+from sea_lens.tables import interval_text, to_latex, to_markdown
 
 SIZES = (25, 50, 100, 250, 500, 1000, 2000)
 """The paper goes from 25 to 2,000."""
@@ -77,17 +77,17 @@ class DataEfficiency:
 
     def to_markdown(self) -> str:
         """The curve, for a README or an issue, the unedited model's score in its first row."""
-        return markdown(self._readable())
+        return to_markdown(self._readable())
 
     def to_latex(self) -> str:
         """The same, for a paper."""
-        return latex(self._readable())
+        return to_latex(self._readable())
 
     def _readable(self) -> pd.DataFrame:
         headline, (low, high) = self.unedited.headline, self.unedited_interval
-        rows = {"unedited": {"fits": "", headline: with_interval(self.unedited.score, low, high), "change": ""}}
+        rows = {"unedited": {"fits": "", headline: interval_text(self.unedited.score, low, high), "change": ""}}
         for size, row in self.curve.iterrows():
-            score = with_interval(row["mean"], row["low"], row["high"])
+            score = interval_text(row["mean"], row["low"], row["high"])
             rows[str(size)] = {"fits": f"{row['fits']:.0f}", headline: score, "change": f"{row['change']:+.3g}"}
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("demonstrations")
 

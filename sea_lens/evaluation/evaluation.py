@@ -21,9 +21,9 @@ from sea_lens.editing.card import JSON, library_versions
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.evaluation.metrics import Columns, Metric, Scale, metric_table, metrics_by_category
-from sea_lens.evaluation.tables import latex, markdown
 from sea_lens.models.bridge import Model, ModelDescription, weights_fingerprint
 from sea_lens.models.log_probs import AnswerScores, score_answers
+from sea_lens.tables import to_latex, to_markdown
 
 
 def evaluate_answers(
@@ -180,11 +180,11 @@ class Evaluation:
 
     def to_markdown(self) -> str:
         """The table, for a README or an issue."""
-        return markdown(self.table)
+        return to_markdown(self.table)
 
     def to_latex(self) -> str:
         """The table, for a paper."""
-        return latex(self.table)
+        return to_latex(self.table)
 
     def save(self, folder: str | Path) -> list[Path]:
         """Writes `evaluation.json` (numbers and provenance) and a CSV file for each table that is not empty.

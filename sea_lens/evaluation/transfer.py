@@ -13,10 +13,10 @@ from sea_lens.cache import write_text
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
 from sea_lens.evaluation.compare import COSTS, UNEDITED, Benchmark, Comparison, EditorSource, cells, compare
-from sea_lens.evaluation.tables import latex, markdown
 from sea_lens.methods.sea.sea import fit_sea
 from sea_lens.models.activations import Activations
 from sea_lens.models.bridge import Model
+from sea_lens.tables import to_latex, to_markdown
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,11 +61,11 @@ class Transfer:
 
     def to_markdown(self) -> str:
         """The matrix with intervals, for a README or an issue; the first row has the unedited model's scores."""
-        return markdown(self._readable())
+        return to_markdown(self._readable())
 
     def to_latex(self) -> str:
         """The same, for a paper."""
-        return latex(self._readable())
+        return to_latex(self._readable())
 
     def _readable(self) -> pd.DataFrame:
         columns = {}

@@ -106,7 +106,7 @@ def multiple_choice(scores: AnswerScores) -> Mapping[str, Float[Tensor, " questi
 
 
 NO_COMMENT = "no comment"
-METRICS = [
+ANSWER_METRICS = [
     mean("nearer_to_truth", scale=SHARE),
     mean("similarity_difference", scale=Scale(best=1.0, low=-1.0, high=1.0)),
     mean("similarity_to_true", scale=SHARE),
@@ -176,13 +176,13 @@ def generate_answers(
     }
     for (side, answers), columns in zip(said.items(), counted, strict=True):
         frame[f"answer {side}".strip()] = list(answers)
-        frame |= {f"{metric.name} {side}".strip(): columns[metric.name].tolist() for metric in METRICS}
+        frame |= {f"{metric.name} {side}".strip(): columns[metric.name].tolist() for metric in ANSWER_METRICS}
     categories = [question.category for question in questions]
     return Evaluation(
         "TruthfulQA answers",
-        METRICS[0].name,
-        metric_table(METRICS, *sides, seed=seed, confidence=confidence),
-        metrics_by_category(METRICS, categories, *sides, seed=seed, confidence=confidence),
+        ANSWER_METRICS[0].name,
+        metric_table(ANSWER_METRICS, *sides, seed=seed, confidence=confidence),
+        metrics_by_category(ANSWER_METRICS, categories, *sides, seed=seed, confidence=confidence),
         pd.DataFrame(frame).rename_axis("row"),
         pd.DataFrame(),
         provenance(
@@ -201,7 +201,7 @@ def generate_answers(
             },
             seconds=time.perf_counter() - started,
         ),
-        scales={metric.name: metric.scale for metric in METRICS},
+        scales={metric.name: metric.scale for metric in ANSWER_METRICS},
     )
 
 
