@@ -20,7 +20,7 @@ from sea_lens.evaluation.evaluation import Evaluation
 from sea_lens.evaluation.truthfulqa import evaluate_truthfulqa
 from sea_lens.methods.sea.feature_space import KNOWN
 from sea_lens.methods.sea.sea import fit_sea
-from sea_lens.models.bridge import Model, weights_fingerprint
+from sea_lens.models.bridge import Model, weights_digest
 from sea_lens.models.collect import collect_activations
 from sea_lens.models.generate import answer_and_keep
 
@@ -72,7 +72,7 @@ def run_recipe(
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "recipe.json", json.dumps(recipe.to_json(), indent=1, ensure_ascii=False) + "\n")
     data, _ = with_prompt(demonstrations, model, recipe.prompt, EXAMPLES[recipe.behaviour])
-    kept = folder / f"answers-of-{weights_fingerprint(model)}-{recipe.max_new_tokens}-tokens.jsonl"
+    kept = folder / f"answers-of-{weights_digest(model)}-{recipe.max_new_tokens}-tokens.jsonl"
     data = answer_and_keep(data, model, recipe.max_new_tokens, kept, batch_size=recipe.batch_size, progress=progress)
     if recipe.answer_ending is not None:
         data = data.with_answer_ending(recipe.answer_ending)
@@ -94,7 +94,7 @@ def run_recipe(
 def _fitted(recipe: Recipe, model: Model, data: Demonstrations, folder: Path, progress: bool) -> Editor:
     """The editor, read back where the same fit was finished before."""
     made_by: dict[str, JSON] = {
-        "weights": weights_fingerprint(model),
+        "weights": weights_digest(model),
         "demonstrations": data.fingerprint,
         "layers": list(recipe.layers_of(model.cfg.n_layers)),
         "token": recipe.token,

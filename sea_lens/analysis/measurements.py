@@ -18,7 +18,7 @@ from sea_lens.data.questions import Questions
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.models.branching import BranchingRuns
-from sea_lens.models.bridge import Model, weights_fingerprint
+from sea_lens.models.bridge import Model, weights_digest
 from sea_lens.models.predictions import Predictions, QuestionBatch, question_batches
 
 Effect = Callable[[Predictions, Predictions], Float[Tensor, " questions"]]
@@ -167,7 +167,7 @@ def measure(
     shards = None
     if folder is not None:
         manifest = {
-            "weights": weights_fingerprint(model),
+            "weights": weights_digest(model),
             "questions": questions.fingerprint,
             "editors": [None if editor is None else editor.fingerprint for editor in editors],
             "effects": [name for name, _ in named],

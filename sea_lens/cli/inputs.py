@@ -19,7 +19,7 @@ from sea_lens.methods.sea.feature_space import ELU, FeatureMap, SquaredExponenti
 from sea_lens.methods.sea.sea import Merge, MergeSpace, Projections
 from sea_lens.methods.sea.spectral import Spectrum
 from sea_lens.models.activations import TokenChoice
-from sea_lens.models.bridge import Model, weights_fingerprint
+from sea_lens.models.bridge import Model, weights_digest
 from sea_lens.models.generate import answer_and_keep
 from sea_lens.worlds.bias import BiasWorld
 from sea_lens.worlds.facts import World
@@ -239,7 +239,7 @@ def with_answers(
         if folder is None:
             data = data.with_neutral_answers(model, max_new_tokens, batch_size=batch_size)
         else:
-            kept = folder / f"answers-of-{weights_fingerprint(model)}-{max_new_tokens}-tokens.jsonl"
+            kept = folder / f"answers-of-{weights_digest(model)}-{max_new_tokens}-tokens.jsonl"
             data = answer_and_keep(data, model, max_new_tokens, kept, batch_size=batch_size)
     return data if ending is None else data.with_answer_ending(ending)
 

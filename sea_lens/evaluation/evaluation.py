@@ -21,7 +21,7 @@ from sea_lens.editing.card import JSON, library_versions
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.evaluation.metrics import Columns, Metric, Scale, metric_table, metrics_by_category
-from sea_lens.models.bridge import Model, ModelDescription, weights_fingerprint
+from sea_lens.models.bridge import Model, ModelDescription, weights_digest
 from sea_lens.models.log_probs import AnswerScores, score_answers
 from sea_lens.tables import to_latex, to_markdown
 
@@ -295,7 +295,7 @@ def provenance(
             "n_layers": described.n_layers,
             "d_model": described.d_model,
             "weights": described.weights,
-            "fingerprint": weights_fingerprint(model),
+            "fingerprint": weights_digest(model),
         },
         "editor": made_by,
         "data": {"source": source, "sha256": file_hash(source), "rows": n, "fingerprint": fingerprint},

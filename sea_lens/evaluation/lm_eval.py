@@ -30,7 +30,7 @@ from sea_lens.errors import InputError, ModelMismatchError
 from sea_lens.evaluation.evaluation import Evaluation, check_unhooked, provenance
 from sea_lens.evaluation.lm_eval_results import TaskResults, read_results, sample_table, score_scales, score_table
 from sea_lens.methods.sea.published import PublishedEdit
-from sea_lens.models.bridge import Model, tokenizer_of, weights_fingerprint
+from sea_lens.models.bridge import Model, tokenizer_of, weights_digest
 
 KEPT = (
     "results",
@@ -130,7 +130,7 @@ def evaluate_lm_eval(
         for task in tasks:
             made_by = {
                 "lm_eval": lm_eval.__version__,
-                "weights": weights_fingerprint(model),
+                "weights": weights_digest(model),
                 "editor": None if edit is None else edit.fingerprint,
                 "task": task,
                 **asked,

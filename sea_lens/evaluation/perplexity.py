@@ -27,7 +27,7 @@ from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.evaluation.evaluation import Evaluation, check_unhooked, provenance
 from sea_lens.evaluation.metrics import COST, SHARE, Metric, Scale, mean, metric_table
 from sea_lens.methods.sea.published import PublishedEdit
-from sea_lens.models.bridge import Model, tokenizer_of, weights_fingerprint
+from sea_lens.models.bridge import Model, tokenizer_of, weights_digest
 from sea_lens.models.tokens import PaddedTokens, token_ids
 
 NLL = mean("nll", "tokens", scale=COST)
@@ -153,7 +153,7 @@ def evaluate_perplexity(
     shards = None
     if folder is not None:
         manifest = {
-            "weights": weights_fingerprint(model),
+            "weights": weights_digest(model),
             "texts": fingerprint(texts),
             "editor": None if editor is None else editor.fingerprint,
             "context_length": length,

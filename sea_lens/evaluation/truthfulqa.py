@@ -24,7 +24,7 @@ from sea_lens.errors import InputError
 from sea_lens.evaluation.evaluation import Evaluation, check_unhooked, evaluate_answers, provenance
 from sea_lens.evaluation.metrics import FAULT, PART, SHARE, Scale, mean, metric_table, metrics_by_category
 from sea_lens.methods.sea.published import PublishedEdit
-from sea_lens.models.bridge import Model, weights_fingerprint
+from sea_lens.models.bridge import Model, weights_digest
 from sea_lens.models.generate import greedy_batches
 from sea_lens.models.log_probs import AnswerScores
 
@@ -277,7 +277,7 @@ def _answers(
 ) -> list[str]:
     """Greedy answers, kept in `folder` batch by batch, one JSON line each."""
     made_by = {
-        "weights": weights_fingerprint(model),
+        "weights": weights_digest(model),
         "questions": questions.fingerprint,
         "editor": None if editor is None else editor.fingerprint,
         "max_new_tokens": max_new_tokens,

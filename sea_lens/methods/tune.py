@@ -23,7 +23,7 @@ from sea_lens.methods.sea.feature_space import FeatureMap
 from sea_lens.methods.sea.rule import SEARule, Share
 from sea_lens.models.activations import Activations
 from sea_lens.models.answers import answer_greedily, prefer_right
-from sea_lens.models.bridge import Model, weights_fingerprint
+from sea_lens.models.bridge import Model, weights_digest
 from sea_lens.models.divergence import UneditedPredictions
 from sea_lens.models.sites import check_layers, named_layers
 from sea_lens.statistics import Proportion
@@ -267,7 +267,7 @@ def _manifest(
             data.update(tensor.double().numpy().tobytes())
     return {
         "format": FORMAT,
-        "weights": weights_fingerprint(model),
+        "weights": weights_digest(model),
         "data": data.hexdigest(),
         "rule": repr(replace(rule, feature_map=None, center=False)),
         "measure": measure

@@ -24,7 +24,7 @@ from sea_lens.data.questions import Questions
 from sea_lens.editing.editor import Editor
 from sea_lens.editing.edits import precise_dtype
 from sea_lens.errors import InputError
-from sea_lens.models.bridge import Model, weights_fingerprint
+from sea_lens.models.bridge import Model, weights_digest
 from sea_lens.models.distributed import from_each, in_turn, n_processes, share_of
 from sea_lens.models.predictions import tokenised_questions
 from sea_lens.models.prefixes import CachedPrefix, length_to_share
@@ -111,7 +111,7 @@ def score_answers(
     shards = None
     if folder is not None:
         manifest = {
-            "weights": weights_fingerprint(model),
+            "weights": weights_digest(model),
             "questions": questions.fingerprint,
             "editor": None if editor is None else editor.fingerprint,
             "share_prompts": share_prompts,

@@ -17,7 +17,7 @@ from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError, ModelMismatchError, SeaLensWarning
 from sea_lens.methods.sea.published import PublishedEdit
 from sea_lens.models.activations import ROLES, ActivationKind, Activations, TokenChoice
-from sea_lens.models.bridge import FwdHook, Model, ModelDescription, weights_fingerprint
+from sea_lens.models.bridge import FwdHook, Model, ModelDescription, weights_digest
 from sea_lens.models.demonstration_texts import DemonstrationTexts, label_of
 from sea_lens.models.prefixes import LEAST_PREFIX, CachedPrefix, common_length
 from sea_lens.models.sites import Site, check_layers
@@ -97,7 +97,7 @@ class ActivationStream:
         return {
             "demonstrations": self.demonstrations.fingerprint,
             "model": asdict(self.kind)["model"],
-            "weights": weights_fingerprint(self.model),
+            "weights": weights_digest(self.model),
             "layers": self.layers,
             "site": self.site,
             "token": self.token,

@@ -11,7 +11,7 @@ from sea_lens import cache as shards
 from sea_lens.editing.edits import LowRankEdit
 from sea_lens.errors import FileFormatError, InputError, ModelMismatchError, SeaLensWarning
 from sea_lens.models.activations import ROLES
-from sea_lens.models.bridge import weights_fingerprint
+from sea_lens.models.bridge import weights_digest
 from sea_lens.models.tokens import TokenizedAnswer, token_ids
 
 DEMONSTRATIONS = Demonstrations.from_lists(
@@ -305,7 +305,7 @@ def test_another_model_of_the_same_name_is_refused(llama, tmp_path):
     with pytest.raises(FileFormatError, match="differs in weights"):
         collect(other, folder=tmp_path)
     half = build_bridge("llama", torch.bfloat16)
-    assert weights_fingerprint(half) != weights_fingerprint(llama) == weights_fingerprint(build_bridge("llama"))
+    assert weights_digest(half) != weights_digest(llama) == weights_digest(build_bridge("llama"))
 
 
 def test_activations_that_are_not_finite_stop_the_first_batch_and_are_not_kept(llama, tmp_path):
