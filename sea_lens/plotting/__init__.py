@@ -1,11 +1,22 @@
-"""One matplotlib figure for each result. Figures are returned, never shown."""
+"""A matplotlib figure per result. Functions take the result, and axes or a figure to draw in; nothing is shown."""
 
-from sea_lens.plotting.ablation import plot_ablation, plot_effects, plot_interactions
-from sea_lens.plotting.editors import plot_editor, plot_organism
+from sea_lens.plotting.analysis import (
+    plot_ablation,
+    plot_activations,
+    plot_effects,
+    plot_interactions,
+    plot_massive_activations,
+    plot_probes,
+)
+from sea_lens.plotting.editing import (
+    plot_directions,
+    plot_editor,
+    plot_organism,
+    plot_principal_angles,
+    plot_spectra,
+    plot_tuning,
+)
 from sea_lens.plotting.evaluation import plot_comparison, plot_data_efficiency, plot_evaluation, plot_transfer
-from sea_lens.plotting.probes import plot_activations, plot_probes
-from sea_lens.plotting.spectra import plot_directions, plot_massive_activations, plot_principal_angles, plot_spectra
-from sea_lens.plotting.tuning import plot_tuning
 
 __all__ = [
     "plot_ablation",

@@ -1,3 +1,127 @@
-"""Colors that all pictures share, told apart by color-blind readers and in print."""
+"""What all figures share: colors that color-blind readers and printers tell apart, canvases, and heat maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from io import BytesIO
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
 
 PROMOTED, SUPPRESSED, GREY, INK = "#1b7f79", "#c8553d", "#9aa0a6", "#222222"
+COLUMNS = 4
+MOST_PANELS = 8
+
+
+class Drawing(Figure):
+    """A matplotlib figure that notebooks show without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = BytesIO()
+        self.savefig(buffer, format="png", dpi=90, bbox_inches="tight")
+        return buffer.getvalue()
+
+
+def canvas(given: Figure | SubFigure | None, width: float, height: float) -> Figure | SubFigure:
+    """The figure given, or a new one of this size in inches."""
+    return Drawing(figsize=(width, height), layout="constrained") if given is None else given
+
+
+def one_panel(given: Axes | None, width: float, height: float) -> Axes:
+    """The axes given, or the only ones of a new figure."""
+    return canvas(None, width, height).subplots() if given is None else given
+
+
+def panels(
+    given: Figure | SubFigure | None, count: int, width: float, height: float, *, share_y: bool = False
+) -> tuple[Figure | SubFigure, list[Axes]]:
+    """A figure with this many panels of this size, four in a row."""
+    columns = min(count, COLUMNS)
+    rows = -(-count // columns)
+    figure = canvas(given, 0.6 + width * columns, 0.6 + height * rows)
+    found = list(figure.subplots(rows, columns, squeeze=False, sharey=share_y).flat)
+    for spare in found[count:]:
+        spare.remove()
+    return figure, found[:count]
+
+
+def page(drawn: Axes | Figure | SubFigure) -> Figure:
+    """The whole figure that axes or a part of a figure belong to."""
+    figure = drawn.figure
+    while isinstance(figure, SubFigure):
+        figure = figure.figure
+    return figure
+
+
+def tidy(*drawn: Axes) -> None:
+    """Takes away the frame's upper and right side."""
+    for axes in drawn:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+
+
+def legend_below(figure: Figure | SubFigure, drawn: Iterable[Axes], columns: int = 3) -> None:
+    """One legend for several axes, each label once."""
+    entries = {
+        label: handle
+        for axes in drawn
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        if label
+    }
+    figure.legend(
+        list(entries.values()), list(entries), loc="outside lower center", ncols=columns, fontsize=8, frameon=False
+    )
+
+
+def in_words(name: object) -> str:
+    """A metric's or effect's name as a title."""
+    return " ".join("KL" if word == "kl" else word for word in str(name).split("_"))
+
+
+def tick_layers(axes: Axes, layers: Sequence[float]) -> None:
+    """Marks layers on the x axis, some of them where there are many."""
+    axes.set_xticks(layers if len(layers) <= 16 else layers[:: -(-len(layers) // 12)])
+
+
+def reach(
+    middle: Iterable[float],
+    low: Iterable[float],
+    high: Iterable[float],
+    least: float | Iterable[float] = -np.inf,
+    most: float | Iterable[float] = np.inf,
+) -> Float[np.ndarray, "two n"]:
+    """Lengths of error bars, cut where values cannot be; 0 where an end is unknown."""
+    points, low, high = (np.asarray(list(values), dtype=float) for values in (middle, low, high))
+    lengths = np.stack([points - np.maximum(low, least), np.minimum(high, most) - points])
+    return np.asarray(np.nan_to_num(lengths).clip(min=0))
+
+
+def heat_map(
+    axes: Axes,
+    values: Float[np.ndarray, "rows columns"],
+    norm: Normalize,
+    texts: Sequence[Sequence[str]],
+    *,
+    rows: Sequence[object],
+    columns: Sequence[object],
+    colors: str = "BrBG",
+    framed: Iterable[tuple[int, int]] = (),
+) -> AxesImage:
+    """Cells with their texts, black or white by how dark a cell is; frames around some."""
+    image = axes.imshow(values, cmap=colors, norm=norm, aspect="auto")
+    size = 6 if max(np.shape(values)) > 12 else 8
+    for (row, column), value in np.ndenumerate(np.asarray(values, dtype=float)):
+        dark = np.dot(image.cmap(norm(value))[:3], (0.3, 0.59, 0.11)) < 0.5 and not np.isnan(value)
+        ink = "white" if dark else INK
+        axes.text(column, row, texts[row][column], ha="center", va="center", fontsize=size, color=ink)
+    for row, column in framed:
+        axes.add_patch(Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, fill=False, edgecolor="black", linewidth=1.8))
+    axes.set_xticks(range(len(columns)), [str(name) for name in columns])
+    axes.set_yticks(range(len(rows)), [str(name) for name in rows])
+    axes.tick_params(labelsize=8)
+    return image

@@ -1,0 +1,249 @@
+"""What an editor is, how its settings were chosen, and the demo's result."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import PercentFormatter
+
+from sea_lens.analysis.subspaces import Spectra
+from sea_lens.analysis.tokens import Directions
+from sea_lens.editing.editor import Editor
+from sea_lens.editing.edits import LowRankEdit
+from sea_lens.methods.tune import Tuning
+from sea_lens.plotting.style import (
+    GREY,
+    INK,
+    MOST_PANELS,
+    PROMOTED,
+    SUPPRESSED,
+    canvas,
+    heat_map,
+    legend_below,
+    one_panel,
+    page,
+    panels,
+    reach,
+    tick_layers,
+    tidy,
+)
+from sea_lens.worlds.demo import OrganismResult
+
+SIDES = (("positive", PROMOTED, "o", "-"), ("negative", SUPPRESSED, "s", "--"))
+
+
+def plot_editor(editor: Editor, *, axes: Axes | None = None) -> Figure:
+    """What an editor does to activations, layer by layer: the eigenvalues of its edits.
+
+    Directions above zero are promoted and those below suppressed; a layer whose points lie at zero is hardly edited.
+
+    Args:
+        editor: Any editor.
+        axes: To draw in; None makes a figure.
+    """
+    axes = one_panel(axes, max(4.5, 0.3 * len(editor.layers) + 2), 3.4)
+    axes.axhline(0, color=GREY, linewidth=1)
+    for layer, edit in editor.edits.items():
+        values = (edit.strength * edit.eigenvalues.float()).tolist() if isinstance(edit, LowRankEdit) else []
+        places = [layer] * len(values)
+        axes.vlines(places, 0, values, color=GREY, linewidth=1)
+        axes.scatter(places, values, c=[PROMOTED if value > 0 else SUPPRESSED for value in values], s=28, zorder=3)
+    axes.set_xlim(editor.layers[0] - 0.6, editor.layers[-1] + 0.6)
+    tick_layers(axes, editor.layers)
+    axes.set_xlabel("layer")
+    axes.set_ylabel("strength x eigenvalue")
+    axes.set_title("Directions promoted (above 0) and suppressed", fontsize=10)
+    tidy(axes)
+    return page(axes)
+
+
+def plot_organism(result: OrganismResult, *, figure: Figure | SubFigure | None = None) -> Figure:
+    """Three panels: truthfulness against its controls, what each layer's edit holds, and what each layer's edit does.
+
+    Args:
+        result: From `sea_lens.worlds.demo.run`.
+        figure: To draw in; None makes one.
+    """
+    figure = canvas(figure, 13, 3.8)
+    bars, gains, layers = figure.subplots(1, 3)
+    table = result.table
+    ends = reach(table["truthful"], table["low"], table["high"])
+    colors = [GREY, PROMOTED, GREY, SUPPRESSED]
+    bars.barh(range(len(table)), table["truthful"], xerr=ends, color=colors, ecolor=INK, capsize=3, height=0.62)
+    bars.set_yticks(range(len(table)), table.index)
+    bars.invert_yaxis()
+    bars.set_xlim(0, 1.02)
+    bars.set_xlabel("truthful answers")
+    bars.set_title(f"{result.plain.n} facts the fit has not seen (95 % intervals)", fontsize=10)
+    plot_editor(result.editor, axes=gains)
+    for column, color, look in (("this layer alone", PROMOTED, "o-"), ("all but this layer", SUPPRESSED, "s-")):
+        layers.plot(result.by_layer.index, result.by_layer[column], look, color=color, label=column)
+    layers.axhline(result.plain.share, color=GREY, linestyle=":", label="plain")
+    layers.axhline(result.edited.share, color=INK, linestyle="--", linewidth=1, label="the whole editor")
+    layers.set_ylim(0, 1.05)
+    layers.set_xticks(result.by_layer.index)
+    layers.set_xlabel("layer")
+    layers.set_ylabel("truthful answers")
+    layers.set_title("What each layer's edit does", fontsize=10)
+    layers.legend(fontsize=8, frameon=False, loc="lower right")
+    tidy(bars, layers)
+    return page(figure)
+
+
+def plot_tuning(tuning: Tuning, *, figure: Figure | SubFigure | None = None) -> Figure:
+    """Heat maps of the score in percent: explained variance by layers, a panel per feature map, centering and strength.
+
+    Green settings do better than the unedited model, brown ones worse. The frame marks the best of all.
+
+    Args:
+        tuning: From `tune_sea`.
+        figure: To draw in; None makes one.
+    """
+    table = tuning.table.assign(share=tuning.table["explained_variance"].map(str))
+    by_share = table.sort_values("explained_variance", key=lambda column: column.map(np.mean), kind="stable")
+    shares = list(dict.fromkeys(by_share["share"]))
+    layers = sorted(table["layers"].unique(), key=_layer_order)
+    found = list(table.groupby(["feature_map", "center", "strength"], sort=False))
+    found.sort(key=lambda panel: (panel[0][0] != "linear", *panel[0]))
+    figure, drawn = panels(figure, len(found), max(2.2, 0.34 * len(layers)), 1.1 + 0.3 * len(shares), share_y=True)
+    plain = min(max(tuning.unedited.share, 0.01), 0.99)
+    norm = TwoSlopeNorm(vmin=0, vcenter=plain, vmax=1)
+    for axes, ((feature_map, center, strength), rows) in zip(drawn, found, strict=True):
+        cells = rows.pivot_table("score", "share", "layers", "first").reindex(index=shares, columns=layers).to_numpy()
+        texts = [["" if np.isnan(score) else f"{100 * score:.0f}" for score in row] for row in cells]
+        best = [(shares.index(table.at[0, "share"]), layers.index(table.at[0, "layers"]))] if 0 in rows.index else []
+        image = heat_map(axes, cells, norm, texts, rows=shares, columns=layers, framed=best)
+        axes.set_title(f"{feature_map}\n{'centered' if center else 'uncentered'}, strength {strength:g}", fontsize=9)
+        axes.tick_params(axis="x", labelrotation=90)
+    figure.supxlabel("layers edited", fontsize=9)
+    figure.supylabel("explained variance", fontsize=9)
+    bar = figure.colorbar(image, ax=drawn, shrink=0.9, pad=0.01, format=PercentFormatter(1))
+    bar.set_ticks([0, plain, 1])
+    bar.ax.axhline(plain, color=INK, linewidth=1)
+    bar.set_label(f"score ({tuning.unedited.n} questions; {tuning.unedited.share:.0%} unedited)", fontsize=8)
+    return page(figure)
+
+
+def _layer_order(name: str) -> tuple[int, int, str]:
+    """From the first layers alone over all of them to the last alone; sets of another kind after these."""
+    side, _, count = name.partition(":")
+    if side in ("first", "last"):
+        return (0, int(count), "") if side == "first" else (2, -int(count), "")
+    return (1, 0, "") if name == "all" else (3, 0, name)
+
+
+def plot_spectra(spectra: Spectra, *, figure: Figure | SubFigure | None = None) -> Figure:
+    """Explained variance by rank of both cross-covariances, a panel per layer (eight at most); marks: ranks kept.
+
+    Args:
+        spectra: From `measure_spectra`.
+        figure: To draw in; None makes one.
+    """
+    layers = spectra.table.index.tolist()
+    if len(layers) > MOST_PANELS:
+        layers = [layers[round(place)] for place in np.linspace(0, len(layers) - 1, MOST_PANELS)]
+    figure, drawn = panels(figure, len(layers), 2.5, 2.3, share_y=True)
+    for axes, layer in zip(drawn, layers, strict=True):
+        for side, color, marker, line in SIDES:
+            rank = int(str(spectra.table.at[layer, f"rank_{side}"]))
+            curve = spectra.curves[(spectra.curves["layer"] == layer) & (spectra.curves["side"] == side)]
+            kept = curve[curve["rank"] == rank]
+            axes.plot(curve["rank"], curve["explained"], color=color, linestyle=line, label=side)
+            axes.plot(kept["rank"], kept["explained"], color=color, marker=marker, linestyle="none", label="")
+            place, shift = (rank, float(kept["explained"].iloc[0])), -10 if side == "positive" else 4
+            axes.annotate(str(rank), place, fontsize=8, color=color, xytext=(5, shift), textcoords="offset points")
+        axes.set_xscale("log")
+        axes.set_title(f"layer {layer}", fontsize=9)
+    tidy(*drawn)
+    drawn[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    figure.supxlabel("rank", fontsize=9)
+    figure.supylabel("explained variance", fontsize=9)
+    legend_below(figure, drawn[:1])
+    return page(figure)
+
+
+def plot_principal_angles(spectra: Spectra, *, figure: Figure | SubFigure | None = None) -> Figure:
+    """Two panels by layer: the principal angles between the subspaces, and how far the edit moves activations.
+
+    Angles at zero edit nothing; a mark at 90 degrees stands for a direction that only the larger subspace has.
+
+    Args:
+        spectra: From `measure_spectra`.
+        figure: To draw in; None makes one.
+    """
+    table = spectra.table
+    figure = canvas(figure, max(8.0, 0.44 * len(table) + 5), 3.6)
+    angles, moved = figure.subplots(1, 2)
+    angles.scatter(spectra.angles["layer"], spectra.angles["degrees"], color=PROMOTED, s=26, label="principal angle")
+    unequal = table.index[table["rank_positive"] != table["rank_negative"]]
+    if len(unequal):
+        angles.scatter(unequal, [90] * len(unequal), color=SUPPRESSED, marker="s", s=24, label="one side only")
+    angles.set_ylim(-3, 93)
+    angles.set_yticks([0, 30, 60, 90])
+    angles.set_ylabel("degrees")
+    angles.set_title("Angles between positive and negative subspace", fontsize=10)
+    for side, color, look in (("neutral", INK, "^:"), ("positive", PROMOTED, "o-"), ("negative", SUPPRESSED, "s--")):
+        moved.plot(table.index, table[f"moved_{side}"], look, color=color, label=f"{side} moved")
+    moved.plot(table.index, 1 - table["cosine_neutral"], color=GREY, marker="x", label="neutral, 1 - cosine")
+    moved.set_ylim(bottom=0)
+    moved.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    moved.set_ylabel("share of the norm")
+    moved.set_title("How far the edit moves activations", fontsize=10)
+    for axes in (angles, moved):
+        axes.set_xlabel("layer")
+        tick_layers(axes, table.index.tolist())
+        axes.legend(fontsize=8, frameon=False)
+    tidy(angles, moved)
+    return page(figure)
+
+
+def plot_directions(directions: Directions, *, most: int = 12, axes: Axes | None = None) -> Figure:
+    """A table of the tokens that each direction raises and lowers, promoted directions first.
+
+    Args:
+        directions: From `read_directions`.
+        most: Rows shown: half of them promoted, half suppressed, those of the largest eigenvalues.
+        axes: To draw in; None makes a figure.
+    """
+    table = directions.table
+    if len(table) > most:
+        half = most // 2
+        table = table.iloc[[*range(half), *range(len(table) - (most - half), len(table))]]
+    words = [
+        [
+            row["kind"],
+            f"{row['eigenvalue']:+.2f}",
+            *("  ".join(map(_shown, row[side])) for side in ("raises", "lowers")),
+        ]
+        for row in table.to_dict("records")
+    ]
+    longest = [max(10, *(len(row[column]) for row in words)) for column in (2, 3)]
+    widths = [1.0, 0.9, *(0.1 * length for length in longest)]
+    axes = one_panel(axes, sum(widths) + 0.6, 0.9 + 0.3 * len(words))
+    axes.set_axis_off()
+    drawn = axes.table(
+        words,
+        colLabels=["", "eigenvalue", "raises most", "lowers most"],
+        colWidths=[width / sum(widths) for width in widths],
+        cellLoc="left",
+        loc="center",
+    )
+    drawn.auto_set_font_size(False)
+    drawn.set_fontsize(9)
+    drawn.scale(1, 1.35)
+    for (row, column), cell in drawn.get_celld().items():
+        cell.set_linewidth(0)
+        if row and column < 2:
+            cell.get_text().set_color(PROMOTED if words[row - 1][0] == "promoted" else SUPPRESSED)
+        if not row:
+            cell.get_text().set_color(GREY)
+    sign = "pointing to where activations lie" if directions.oriented else "signs arbitrary"
+    axes.set_title(f"What the edit at layer {directions.layer} reads and writes ({sign})", fontsize=10)
+    return page(axes)
+
+
+def _shown(token: str) -> str:
+    """A token so that white space shows and matplotlib takes nothing in it for mathematics."""
+    return (token.replace("\n", "\\n").replace("$", r"\$").strip(" ") or "␣").strip()
