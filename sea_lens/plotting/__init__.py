@@ -1,13 +1,7 @@
 """A matplotlib figure per result. Functions take the result, and axes or a figure to draw in; nothing is shown."""
 
-from sea_lens.plotting.analysis import (
-    plot_ablation,
-    plot_activations,
-    plot_effects,
-    plot_interactions,
-    plot_massive_activations,
-    plot_probes,
-)
+from sea_lens.plotting.activations import plot_activations, plot_massive_activations
+from sea_lens.plotting.analysis import plot_ablation, plot_effects, plot_interactions, plot_probes
 from sea_lens.plotting.editing import (
     plot_directions,
     plot_editor,

@@ -21,7 +21,6 @@ from sea_lens.plotting.style import (
     SUPPRESSED,
     canvas,
     heat_map,
-    legend_below,
     one_panel,
     page,
     panels,
@@ -66,7 +65,7 @@ def plot_organism(result: OrganismResult, *, figure: Figure | SubFigure | None =
         result: From `sea_lens.worlds.demo.run`.
         figure: To draw in; None makes one.
     """
-    figure = canvas(figure, 13, 3.8)
+    figure = canvas(figure, 13.0, 3.8)
     bars, gains, layers = figure.subplots(1, 3)
     table = result.table
     ends = reach(table["truthful"], table["low"], table["high"])
@@ -158,9 +157,9 @@ def plot_spectra(spectra: Spectra, *, figure: Figure | SubFigure | None = None) 
         axes.set_title(f"layer {layer}", fontsize=9)
     tidy(*drawn)
     drawn[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    drawn[0].legend(loc="lower right", fontsize=8, frameon=False)
     figure.supxlabel("rank", fontsize=9)
     figure.supylabel("explained variance", fontsize=9)
-    legend_below(figure, drawn[:1])
     return page(figure)
 
 
@@ -228,6 +227,7 @@ def plot_directions(directions: Directions, *, most: int = 12, axes: Axes | None
         colLabels=["", "eigenvalue", "raises most", "lowers most"],
         colWidths=[width / sum(widths) for width in widths],
         cellLoc="left",
+        colLoc="left",
         loc="center",
     )
     drawn.auto_set_font_size(False)
@@ -246,4 +246,5 @@ def plot_directions(directions: Directions, *, most: int = 12, axes: Axes | None
 
 def _shown(token: str) -> str:
     """A token so that white space shows and matplotlib takes nothing in it for mathematics."""
-    return (token.replace("\n", "\\n").replace("$", r"\$").strip(" ") or "␣").strip()
+    visible = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in token)
+    return visible.replace("$", r"\$").strip() or "␣"

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
 from sea_lens.errors import InputError
-from sea_lens.evaluation.compare import Comparison
+from sea_lens.evaluation.compare import UNEDITED, Comparison
 from sea_lens.evaluation.data_efficiency import DataEfficiency
 from sea_lens.evaluation.evaluation import Evaluation
 from sea_lens.evaluation.transfer import Transfer
@@ -217,11 +217,13 @@ def plot_transfer(result: Transfer, *, axes: Axes | None = None) -> Figure:
         result: From `transfer`.
         axes: To draw in; None makes a figure.
     """
-    changes, unedited, comparison = result.changes, result.unedited, result.comparison
-    found = [[comparison.evaluations[source][name] for name in changes] for source in changes.index]
-    alike = all(0 <= one.score <= 1 for row in [*found, comparison.evaluations["unedited"].values()] for one in row)
+    changes, unedited, evaluations = result.changes, result.unedited, result.comparison.evaluations
+    sources, benchmarks = list(map(str, changes.index)), list(map(str, changes.columns))
+    found = [[evaluations[source][name] for name in benchmarks] for source in sources]
+    alike = all(0 <= one.score <= 1 for row in [*found, evaluations[UNEDITED].values()] for one in row)
     gains = [
-        [one.scale().gain(unedited[name], one.score) for name, one in zip(changes, row, strict=True)] for row in found
+        [one.scale().gain(unedited[name], one.score) for name, one in zip(benchmarks, row, strict=True)]
+        for row in found
     ]
     towards = np.nan_to_num(np.array(gains))
     largest = np.abs(towards).max(axis=None if alike else 0, keepdims=True)
@@ -231,17 +233,13 @@ def plot_transfer(result: Transfer, *, axes: Axes | None = None) -> Figure:
         [f"({text})" if within else text for text, within in zip(map(_signed, row, most), inside, strict=True)]
         for row, most, inside in zip(values, tops, chance, strict=True)
     ]
-    names = [f"{name}\n{in_words(headline)}\n{unedited[name]:.3g}" for name, headline in comparison.headlines.items()]
+    headlines = result.comparison.headlines
+    names = [f"{name}\n{in_words(headlines[name])}\n{unedited[name]:.3g}" for name in benchmarks]
     width = max(len(line) for name in names for line in name.split("\n"))
     axes = one_panel(axes, 3.2 + max(1.1, 0.09 * width) * len(names), 2.2 + 0.5 * len(changes))
-    own = [
-        (row, column)
-        for row, source in enumerate(changes.index)
-        for column, name in enumerate(changes)
-        if source == name
-    ]
+    own = [(row, benchmarks.index(source)) for row, source in enumerate(sources) if source in benchmarks]
     shades = towards / np.where(largest > 0, largest, 1.0)
-    image = heat_map(axes, shades, Normalize(-1, 1), texts, rows=list(changes.index), columns=names, framed=own)
+    image = heat_map(axes, shades, Normalize(-1, 1), texts, rows=sources, columns=names, framed=own)
     axes.set_title("changes; in brackets: the interval holds 0", fontsize=9)
     axes.set_xlabel("evaluated on (unedited score below)", fontsize=9)
     axes.set_ylabel("fitted on", fontsize=9)

@@ -80,10 +80,10 @@ def legend_below(figure: Figure | SubFigure, drawn: Iterable[Axes], columns: int
 
 def in_words(name: object) -> str:
     """A metric's or effect's name as a title."""
-    return " ".join("KL" if word == "kl" else word for word in str(name).split("_"))
+    return " ".join(word.upper() if word in ("kl", "nll") else word for word in str(name).split("_"))
 
 
-def tick_layers(axes: Axes, layers: Sequence[float]) -> None:
+def tick_layers(axes: Axes, layers: Sequence[int | float]) -> None:
     """Marks layers on the x axis, some of them where there are many."""
     axes.set_xticks(layers if len(layers) <= 16 else layers[:: -(-len(layers) // 12)])
 
@@ -92,12 +92,14 @@ def reach(
     middle: Iterable[float],
     low: Iterable[float],
     high: Iterable[float],
-    least: float | Iterable[float] = -np.inf,
-    most: float | Iterable[float] = np.inf,
+    least: float | Sequence[float] = -np.inf,
+    most: float | Sequence[float] = np.inf,
 ) -> Float[np.ndarray, "two n"]:
     """Lengths of error bars, cut where values cannot be; 0 where an end is unknown."""
-    points, low, high = (np.asarray(list(values), dtype=float) for values in (middle, low, high))
-    lengths = np.stack([points - np.maximum(low, least), np.minimum(high, most) - points])
+    points = np.asarray(list(middle), dtype=float)
+    first = np.maximum(np.asarray(list(low), dtype=float), np.asarray(least))
+    last = np.minimum(np.asarray(list(high), dtype=float), np.asarray(most))
+    lengths = np.stack([points - first, last - points])
     return np.asarray(np.nan_to_num(lengths).clip(min=0))
 
 
