@@ -11,7 +11,8 @@ from typing import Annotated, Literal, Optional
 
 import typer
 
-from sea_lens.cli.inputs import BBQ_FIELDS, TRUTHFULQA_FIELDS, first_fields, is_embedded, read_questions, unescaped
+from sea_lens.cli.inputs import is_embedded, read_questions, unescaped
+from sea_lens.data.benchmarks import layout_of
 from sea_lens.data.prompts import Q_AND_A
 from sea_lens.data.questions import BBQQuestion, Questions
 from sea_lens.data.records import read_texts
@@ -33,7 +34,7 @@ def truthfulqa_questions(
     path: Path, n: int | None, seed: int, template: str | None, prompt: str | None
 ) -> tuple[Questions, str]:
     """Questions, and the prompt they go into: the paper's for `TruthfulQA.csv`, plain for others, if none is given."""
-    is_published = not is_embedded(path) and first_fields(path) >= TRUTHFULQA_FIELDS
+    is_published = not is_embedded(path) and layout_of(path) == "truthfulqa"
     questions = read_questions(path, _template(template))
     if all(isinstance(row, BBQQuestion) for row in questions):
         raise InputError(
@@ -92,12 +93,7 @@ def bbq_benchmark(
     all_unknown_answers: bool = False,
 ) -> Benchmark:
     """BBQ, read in the form of the examples where those come before it."""
-    if (
-        template is None
-        and prompt in PROMPTS_WITH_EXAMPLES
-        and not is_embedded(path)
-        and first_fields(path) >= BBQ_FIELDS
-    ):
+    if template is None and prompt in PROMPTS_WITH_EXAMPLES and not is_embedded(path) and layout_of(path) == "bbq":
         template = Q_AND_A
     questions = read_questions(path, _template(template))
     if not any(isinstance(row, BBQQuestion) for row in questions):
@@ -144,7 +140,9 @@ def perplexity_benchmark(
         texts = read_texts(path)
     if n is not None:
         if not 1 <= n <= len(texts):
-            raise InputError(f"{n} texts were asked for, and {path} has {len(texts)}. Ask for 1 to that.")
+            raise InputError(
+                f"{n} texts were asked for, and {path} has {len(texts)}. Give a number from 1 to {len(texts)}."
+            )
         texts = random.Random(seed).sample(texts, n)
     return partial(
         evaluate_perplexity,

@@ -126,7 +126,7 @@ def truthfulqa(
     questions: Annotated[
         Path,
         typer.Argument(
-            help="TruthfulQA.csv, JSONL with prompt, true and false, or `organism` (its held-out questions)."
+            help="TruthfulQA.csv, JSONL with prompt, right and wrong, or `organism` (its held-out questions)."
         ),
     ],
     editor: EditorOption = None,
@@ -200,7 +200,7 @@ def bbq(
 def crows_pairs(
     model: ModelName,
     pairs: Annotated[
-        Path, typer.Argument(help="crows_pairs_anonymized.csv, or JSONL with one true and one false completion each.")
+        Path, typer.Argument(help="crows_pairs_anonymized.csv, or JSONL with one right and one wrong answer each.")
     ],
     editor: EditorOption = None,
     out: Out = Path("crows-pairs"),

@@ -11,9 +11,10 @@ from typing import Annotated, Literal, Optional
 import torch
 import typer
 
+from sea_lens.data.benchmarks import layout_of
 from sea_lens.data.demonstrations import Demonstrations
 from sea_lens.data.questions import Questions
-from sea_lens.data.records import read_csv_rows, read_json_objects
+from sea_lens.data.records import first_fields
 from sea_lens.errors import InputError
 from sea_lens.methods.sea.feature_space import ELU, FeatureMap, SquaredExponential, Tanh
 from sea_lens.methods.sea.sea import Merge, MergeSpace, Projections
@@ -38,10 +39,6 @@ class DataFormat(str, Enum):
     csv = "csv"
 
 
-HALUEVAL_FIELDS = {"right_answer", "hallucinated_answer"}
-BBQ_FIELDS = {"ans0", "ans1", "ans2", "label"}
-TRUTHFULQA_FIELDS = {"Question", "Best Answer"}
-CROWS_PAIRS_FIELDS = {"sent_more", "sent_less"}
 ModelName = Annotated[
     str,
     typer.Argument(
@@ -156,13 +153,8 @@ def read_demonstrations(path: Path, layout: DataFormat, n: int | None, seed: int
         data = _world(path).demonstrations()
         return data if n is None else data.sample(n, seed)
     if layout is DataFormat.auto:
-        fields = first_fields(path)
-        if fields >= HALUEVAL_FIELDS:
-            layout = DataFormat.halueval
-        elif fields >= BBQ_FIELDS:
-            layout = DataFormat.bbq
-        else:
-            layout = DataFormat.csv if path.suffix.lower() == ".csv" else DataFormat.jsonl
+        own = DataFormat.csv if path.suffix.lower() == ".csv" else DataFormat.jsonl
+        layout = {"halueval": DataFormat.halueval, "bbq": DataFormat.bbq}.get(layout_of(path) or "", own)
     if layout is DataFormat.halueval:
         return Demonstrations.from_halueval(path, n, seed)
     if layout is DataFormat.bbq:
@@ -179,38 +171,33 @@ def read_questions(path: Path, template: str | None = None) -> Questions:
         template: What each question is put into, in place of what a published file's reader puts it into.
 
     Raises:
-        InputError: If the layout is none that is known, or questions with a template are pairs of sentences.
+        InputError: If the layout is unknown, or questions with a template are pairs of sentences.
     """
     if is_embedded(path):
         questions = replace(_world(path).questions(), source=str(path))
         return questions if template is None else questions.with_prompt_template(template)
-    fields, is_csv = first_fields(path), path.suffix.lower() == ".csv"
-    if is_csv and fields >= TRUTHFULQA_FIELDS:
+    layout = layout_of(path)
+    if layout == "truthfulqa":
         return (
             Questions.from_truthfulqa(path) if template is None else Questions.from_truthfulqa(path, template=template)
         )
-    if not is_csv and fields >= BBQ_FIELDS:
+    if layout == "bbq":
         return Questions.from_bbq(path) if template is None else Questions.from_bbq(path, template=template)
-    if is_csv and fields >= CROWS_PAIRS_FIELDS:
+    if layout == "crows_pairs":
         if template is not None:
             raise InputError(f"{path} holds pairs of sentences, around which no template goes. Leave it out.")
         return Questions.from_crows_pairs(path)
-    if not is_csv and fields >= {"prompt", "true", "false"}:
+    fields, is_csv = first_fields(path), path.suffix.lower() == ".csv"
+    if not is_csv and (fields >= {"prompt", "right", "wrong"} or fields >= {"prompt", "true", "false"}):
         questions = Questions.from_jsonl(path)
-    elif fields >= HALUEVAL_FIELDS or fields >= {"prompt", "positive", "negative"}:
+    elif layout == "halueval" or fields >= {"prompt", "positive", "negative"}:
         questions = Questions.from_demonstrations(read_demonstrations(path, DataFormat.auto, None, 0))
     else:
         raise InputError(
-            f"{path} is no question file that is known. Its first row has: {', '.join(sorted(fields)) or 'nothing'}. Give "
-            "TruthfulQA.csv, CrowS-Pairs (.csv), BBQ, JSONL with prompt, true and false, or a demonstrations file."
+            f"{path} is no known question file. Its first row has: {', '.join(sorted(fields)) or 'nothing'}. Give "
+            "TruthfulQA.csv, CrowS-Pairs (.csv), BBQ, JSONL with prompt, right and wrong, or a demonstrations file."
         )
     return questions if template is None else questions.with_prompt_template(template)
-
-
-def first_fields(path: Path) -> set[str]:
-    """The fields of a file's first row, by which its layout is known; none for an empty file."""
-    records = read_csv_rows(path) if path.suffix.lower() == ".csv" else read_json_objects(path)
-    return set(records[0].fields) if records else set()
 
 
 def with_template(data: Demonstrations, model: Model, template: str | None, chat: bool) -> Demonstrations:
@@ -219,11 +206,7 @@ def with_template(data: Demonstrations, model: Model, template: str | None, chat
         raise InputError("Give --template or --chat, not both.")
     if template is not None:
         data = data.with_prompt_template(unescaped(template))
-    if chat:
-        if model.tokenizer is None:
-            raise InputError("This model has no tokenizer, so there is no chat template.")
-        data = data.with_chat_template(model.tokenizer)
-    return data
+    return data.with_chat_template(model) if chat else data
 
 
 def with_answers(

@@ -1,26 +1,46 @@
 """What separates positives from negatives besides meaning: length, final punctuation, duplicates, truncation.
 
-HaluEval's right answers are two words without a full stop, its hallucinated ones ten words with one, so an edit fitted
-on them as published learns punctuation. This report says such things before any model is run.
+HaluEval's right answers are two words without a full stop and its hallucinated answers ten words with one, so an edit
+fitted on them as published learns punctuation. The check reports this before any model runs.
 """
 
 from __future__ import annotations
 
 import hashlib
+import html
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
 
-from sea_lens.models.bridge import Model
-from sea_lens.models.tokens import TokenizedAnswer
+from sea_lens.data.prompts import HasTokenizer, Tokenizer, join, tokenizer_of
 
 LENGTH_RATIO = 1.5
 ENDING_GAP = 0.2
 LENGTH_SEPARATES = 0.75
+ROWS_AT_ONCE = 1000
+"""Demonstrations tokenized per call. Bounds memory."""
+
+
+@runtime_checkable
+class ContextConfig(Protocol):
+    """What a check reads of `model.cfg`."""
+
+    n_ctx: int
+    default_prepend_bos: bool
+
+
+@runtime_checkable
+class ReadsTexts(HasTokenizer, Protocol):
+    """What a check needs of a model."""
+
+    @property
+    def cfg(self) -> ContextConfig:
+        """The model's configuration."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +48,11 @@ class DemonstrationCheck:
     """The report of `Demonstrations.check`; print it.
 
     Attributes:
-        table: One row a role (positive, negative, neutral): mean words and, given a model, mean tokens; final punctuation;
-            empty answers.
-        findings: Plain sentences, each a confound or a defect with its remedy; empty when nothing was found.
+        table: One row per role (positive, negative, neutral): mean words, mean tokens if they were counted, the share that
+            ends in punctuation, empty completions.
+        findings: Each confound or defect in a sentence, with its remedy; empty if nothing was found.
         n: Number of demonstrations.
-        length_separates: Share of pairs (ties count half) that length alone tells apart; 0.5 says nothing.
+        length_separates: Share of pairs (ties count half) that length alone tells apart; 0.5 means that it tells nothing.
     """
 
     table: pd.DataFrame
@@ -42,19 +62,24 @@ class DemonstrationCheck:
 
     @classmethod
     def of(
-        cls, prompts: Sequence[str], answers: Mapping[str, Sequence[str]], model: Model | None = None
+        cls,
+        prompts: Sequence[str],
+        answers: Mapping[str, Sequence[str]],
+        model: ReadsTexts | Tokenizer | None = None,
     ) -> DemonstrationCheck:
-        """Measures answers by role (`"positive"`, `"negative"`, ...); lengths in its tokens too if a model is given."""
+        """Measures completions by role (`"positive"`, `"negative"`, ...), in words and in the tokens of `model`.
+
+        Args:
+            prompts: One per demonstration.
+            answers: By role, one completion per demonstration.
+            model: A model or a tokenizer; None counts words only.
+        """
         words = {role: array("l", (len(text.split()) for text in texts)) for role, texts in answers.items()}
-        lengths, too_long = words, 0
+        lengths = words
         columns = {"mean words": {role: fmean(values) for role, values in words.items()}}
+        too_long = ""
         if model is not None:
-            lengths = {role: array("l") for role in answers}
-            for role, texts in answers.items():
-                for prompt, completion in zip(prompts, texts, strict=True):
-                    text = TokenizedAnswer.of(model, prompt, completion)
-                    lengths[role].append(len(text.ids) - text.answer_start)
-                    too_long += len(text.ids) > model.cfg.n_ctx
+            lengths, too_long = _token_lengths(prompts, answers, model)
             columns["mean tokens"] = {role: fmean(values) for role, values in lengths.items()}
         table = pd.DataFrame(
             {
@@ -77,12 +102,8 @@ class DemonstrationCheck:
                 for role, count in table["empty"].items()
                 if count
             ),
+            *([too_long] if too_long else []),
         ]
-        if model is not None and too_long:
-            findings.append(
-                f"{too_long} texts are longer than the model's context of {model.cfg.n_ctx} tokens and cannot be read "
-                "whole. Shorten or drop them."
-            )
         return cls(table, tuple(findings), len(prompts), separates)
 
     def __str__(self) -> str:
@@ -92,11 +113,47 @@ class DemonstrationCheck:
 
     __repr__ = __str__
 
+    def _repr_html_(self) -> str:
+        items = "".join(f"<li>{html.escape(finding)}</li>" for finding in self.findings)
+        return f"<p>{self.n} demonstrations</p>{self.table.round(2).to_html(notebook=True)}<ul>{items}</ul>"
+
+
+def _token_lengths(
+    prompts: Sequence[str], answers: Mapping[str, Sequence[str]], model: ReadsTexts | Tokenizer
+) -> tuple[dict[str, array[int]], str]:
+    """Tokens of every completion by role, and a finding if texts do not fit the model's context.
+
+    A completion's tokens are those of prompt and completion, tokenized as one text, after the tokens of the prompt.
+    """
+    tokenizer = tokenizer_of(model)
+    config = model.cfg if isinstance(model, HasTokenizer) else None
+    begin = tokenizer.bos_token_id if config is not None and config.default_prepend_bos else None
+    lengths, too_long = {role: array("l") for role in answers}, 0
+    for start in range(0, len(prompts), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        before = tokenizer(list(prompts[rows]), add_special_tokens=False)["input_ids"]
+        for role, completions in answers.items():
+            texts = [join(prompt, own) for prompt, own in zip(prompts[rows], completions[rows], strict=True)]
+            whole = tokenizer(texts, add_special_tokens=False)["input_ids"]
+            for asked, ids in zip(before, whole, strict=True):
+                shared = 0
+                while shared < min(len(asked), len(ids)) and asked[shared] == ids[shared]:
+                    shared += 1
+                lengths[role].append(len(ids) - shared)
+                if config is not None:
+                    too_long += len(ids) + (begin is not None and ids[:1] != [begin]) > config.n_ctx
+    if config is None or not too_long:
+        return lengths, ""
+    return lengths, (
+        f"{too_long} texts are longer than the model's context of {config.n_ctx} tokens and cannot be read whole. "
+        "Shorten or drop them."
+    )
+
 
 def _length_findings(table: pd.DataFrame, separates: float, longer_share: float) -> list[str]:
     for column in [name for name in ("mean words", "mean tokens") if name in table]:
         positive, negative = float(table[column]["positive"]), float(table[column]["negative"])
-        ratio = max(positive, negative) / max(min(positive, negative), 1.0)  # below 1 is a matter of empty answers
+        ratio = max(positive, negative) / max(min(positive, negative), 1.0)  # a mean below 1 comes of empty answers
         if ratio >= LENGTH_RATIO:
             break
     else:
@@ -111,7 +168,7 @@ def _length_findings(table: pd.DataFrame, separates: float, longer_share: float)
     )
     return [
         f"{longer.capitalize()}s are {ratio:.1f} times as long as {shorter}s ({counts} on average), and length alone tells "
-        f"{separates:.0%} of pairs apart. The edit may learn length: choose completions of like length."
+        f"{separates:.0%} of pairs apart. The edit may learn length: choose completions of similar length."
     ]
 
 
@@ -126,7 +183,7 @@ def _ending_findings(endings: pd.Series[float]) -> list[str]:
 
 
 def _row_findings(rows: Iterable[tuple[str, str, str]]) -> list[str]:
-    same, hashes = 0, array("q")  # 8 bytes a row, and no set of all texts
+    same, hashes = 0, array("q")  # 8 bytes per row instead of a set of all texts
     for row in rows:
         same += row[1].strip() == row[2].strip()
         digest = hashlib.blake2b(repr(row).encode(), digest_size=8).digest()
@@ -134,7 +191,9 @@ def _row_findings(rows: Iterable[tuple[str, str, str]]) -> list[str]:
     repeated = len(hashes) - len(np.unique(np.frombuffer(hashes, np.int64)))
     findings = []
     if same:
-        findings.append(f"{same} rows have a positive equal to their negative; they teach nothing. Drop them.")
+        findings.append(f"{same} rows have a positive equal to their negative and teach nothing. Drop them.")
     if repeated:
-        findings.append(f"{repeated} rows repeat an earlier row; they count twice. Drop them unless that is meant.")
+        findings.append(
+            f"{repeated} rows repeat an earlier row, so they count twice. Drop them unless that is intended."
+        )
     return findings

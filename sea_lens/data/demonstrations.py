@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import ClassVar
 
 import pandas as pd
 
-from sea_lens.data.benchmarks import read_bbq
-from sea_lens.data.confounds import DemonstrationCheck
-from sea_lens.data.records import Record, read_csv_rows, read_json_objects
-from sea_lens.data.rows import PromptRow, PromptRows
+from sea_lens.data.benchmarks import read_bbq, read_halueval
+from sea_lens.data.confounds import DemonstrationCheck, ReadsTexts
+from sea_lens.data.prompts import PromptRow, PromptRows, Tokenizer
+from sea_lens.data.records import Record, as_text, parallel_lists, read_csv_rows, read_json_objects
 from sea_lens.errors import InputError
-from sea_lens.models.bridge import Model
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,22 @@ class Demonstration(PromptRow):
     """One prompt with its completions.
 
     Attributes:
-        prompt: What the model is given.
-        positive: A completion that shows the wanted behaviour.
-        negative: One that shows the unwanted behaviour.
-        neutral: What the model itself says, or None where it has not been asked.
+        prompt: What the model reads.
+        positive: A completion that shows the wanted behavior.
+        negative: A completion that shows the unwanted behavior.
+        neutral: The model's own completion; None until it has been asked.
     """
 
     positive: str
     negative: str
     neutral: str | None = None
+
+    def __post_init__(self) -> None:
+        PromptRow.__post_init__(self)
+        as_text(self.positive, "A positive completion")
+        as_text(self.negative, "A negative completion")
+        if self.neutral is not None:
+            as_text(self.neutral, "A neutral completion")
 
 
 @dataclass(frozen=True, repr=False)
@@ -40,10 +47,16 @@ class Demonstrations(PromptRows[Demonstration]):
 
     Attributes:
         rows: The demonstrations.
-        source: Where they came from, for messages and cards.
+        source: Where they come from, for messages and cards.
+
+    Example:
+        >>> demonstrations = Demonstrations.from_lists(["Is it 5?"], ["Yes, 5."], ["No, 6"]).with_answer_ending(".")
+        >>> demonstrations[0]
+        Demonstration(prompt='Is it 5?', positive='Yes, 5.', negative='No, 6.', neutral=None)
     """
 
     called: ClassVar[str] = "demonstrations"
+    row_type: ClassVar[type[PromptRow]] = Demonstration
 
     def __post_init__(self) -> None:
         PromptRows.__post_init__(self)
@@ -58,24 +71,31 @@ class Demonstrations(PromptRows[Demonstration]):
     @classmethod
     def from_lists(
         cls,
-        prompts: Sequence[str],
-        positives: Sequence[str],
-        negatives: Sequence[str],
-        neutrals: Sequence[str] | None = None,
+        prompts: Iterable[str],
+        positives: Iterable[str],
+        negatives: Iterable[str],
+        neutrals: Iterable[str] | None = None,
     ) -> Demonstrations:
         """Builds demonstrations from lists of one length.
 
         Raises:
-            InputError: If the lists are empty or differ in length.
+            InputError: If one is no list of texts, or the lists are empty or differ in length.
+
+        Example:
+            >>> Demonstrations.from_lists(["Is it 5?", "Is it 6?"], ["Yes.", "No."], ["No.", "Yes."])
+            Demonstrations(2 from lists; first prompt: 'Is it 5?')
         """
-        lists = {"prompts": prompts, "positives": positives, "negatives": negatives}
-        if neutrals is not None:
-            lists["neutrals"] = neutrals
-        lengths = {name: len(values) for name, values in lists.items()}
-        if len(set(lengths.values())) > 1:
-            raise InputError(f"The lists must have one length, and they have {lengths}.")
-        completions = neutrals if neutrals is not None else [None] * len(prompts)
-        return cls(tuple(map(Demonstration, prompts, positives, negatives, completions)))
+        given = {"prompts": prompts, "positives": positives, "negatives": negatives}
+        columns = parallel_lists(given if neutrals is None else {**given, "neutrals": neutrals})
+        optional = {"neutrals"}  # a row may have no neutral answer yet
+        texts = {
+            name: [
+                None if value is None and name in optional else as_text(value, f"{name}[{i}]")
+                for i, value in enumerate(values)
+            ]
+            for name, values in columns.items()
+        }
+        return cls(tuple(Demonstration(*row) for row in zip(*texts.values(), strict=True)))
 
     @classmethod
     def from_dataframe(
@@ -87,19 +107,26 @@ class Demonstrations(PromptRows[Demonstration]):
         negative: str = "negative",
         neutral: str | None = None,
     ) -> Demonstrations:
-        """Builds demonstrations from named columns of a pandas DataFrame.
+        """Builds demonstrations from named columns of a pandas data frame.
 
         Args:
-            frame: One row a demonstration.
+            frame: One row per demonstration.
             prompt: Name of the column with prompts.
             positive: Name of the column with positive completions.
             negative: Name of the column with negative completions.
-            neutral: Name of the column with neutral completions; `"neutral"` is used if it is there, and may then be
-                left out (or null) in rows whose model has not been asked.
+            neutral: Name of the column with neutral completions. By default a column `"neutral"` is used if there is one,
+                and its cells may be missing or null.
 
         Raises:
             InputError: If a column is missing or a cell is not text.
+
+        Example:
+            >>> frame = pd.DataFrame({"ask": ["Is it 5?"], "good": ["Yes."], "bad": ["No."]})
+            >>> Demonstrations.from_dataframe(frame, prompt="ask", positive="good", negative="bad")[0].negative
+            'No.'
         """
+        if not isinstance(frame, pd.DataFrame):
+            raise InputError(f"from_dataframe takes a pandas DataFrame, and {type(frame).__name__} was given.")
         frame = frame.astype(object).where(frame.notna(), None)  # pandas turns a missing text into NaN
         records = [
             Record(f"data frame, row {label}", dict(zip(map(str, frame.columns), cells, strict=True)))
@@ -117,7 +144,7 @@ class Demonstrations(PromptRows[Demonstration]):
         negative: str = "negative",
         neutral: str | None = None,
     ) -> Demonstrations:
-        """Reads named columns of a CSV file with a header line. Arguments as for `from_dataframe`.
+        """Reads named columns of a CSV file with a header line. The names are those of `from_dataframe`.
 
         Raises:
             FileFormatError: If the file cannot be read, or a line has more or fewer cells than the header (which line).
@@ -135,7 +162,7 @@ class Demonstrations(PromptRows[Demonstration]):
         negative: str = "negative",
         neutral: str | None = None,
     ) -> Demonstrations:
-        """Reads a file with one JSON object a line (or one JSON list of objects). Arguments as for `from_dataframe`.
+        """Reads a file with one JSON object per line (or one JSON list of objects). The names are those of `from_dataframe`.
 
         Raises:
             FileFormatError: If the file cannot be read or a line is not a JSON object (which line).
@@ -147,47 +174,52 @@ class Demonstrations(PromptRows[Demonstration]):
     def from_halueval(
         cls, path: str | Path, n: int | None = None, seed: int = 0, *, with_knowledge: bool = False
     ) -> Demonstrations:
-        """Reads HaluEval's QA file as published: the right answer is positive, the hallucinated one negative.
+        """Reads HaluEval's QA file as published: the right answer is positive, the hallucinated answer negative.
 
         Args:
-            path: `qa_data.json`: one JSON object a line with `question`, `right_answer` and `hallucinated_answer`.
-            n: How many to sample; all, in file order, for None.
+            path: `qa_data.json`: one JSON object per line with `question`, `right_answer` and `hallucinated_answer`.
+            n: How many to sample; None for all, in file order.
             seed: Seed of the sample.
             with_knowledge: Whether the prompt opens with the row's `knowledge` passage.
 
         Raises:
             FileFormatError: If the file is malformed (which line).
-            InputError: If a field is missing, or fewer than `n` rows are there.
+            InputError: If a field is missing, or the file has fewer than `n` rows.
+
+        Example:
+            >>> demonstrations = Demonstrations.from_halueval("qa_data.json", n=200, seed=0)
+            >>> len(demonstrations.with_answer_ending("."))
+            200
         """
-        records = read_json_objects(path)
-        if with_knowledge:
-            records = [
-                Record(r.where, {**r.fields, "question": f"{r.text('knowledge')}\n{r.text('question')}"})
-                for r in records
-            ]
-        demonstrations = cls._from_records(records, str(path), "question", "right_answer", "hallucinated_answer")
+        read = read_halueval(path, with_knowledge=with_knowledge)
+        rows = tuple(Demonstration(row.question, positive=row.right, negative=row.wrong) for row in read)
+        demonstrations = cls(rows, source=str(path))
         return demonstrations if n is None else demonstrations.sample(n, seed)
 
     @classmethod
     def from_bbq(
         cls, path: str | Path, n: int | None = None, seed: int = 0, *, context_condition: str | None = "disambig"
     ) -> Demonstrations:
-        """Reads a BBQ file as published: the gold answer is positive, one of the other two (drawn by `seed`) negative.
+        """Reads a BBQ file as published: the right answer is positive, one of the other two (drawn by `seed`) negative.
 
         Args:
             path: A `.jsonl` file with `context`, `question`, `ans0` to `ans2`, `label` and `context_condition`.
-            n: How many to sample; all, in file order, for None.
+            n: How many to sample; None for all, in file order.
             seed: Seed of the sample and of the choice between the two wrong answers.
-            context_condition: `"disambig"` (the paper's choice), `"ambig"`, or None for both.
+            context_condition: `"disambig"` (the SEA paper's choice), `"ambig"`, or None for both.
 
         Raises:
             FileFormatError: If the file is malformed (which line).
-            InputError: If a field is missing or impossible, or fewer than `n` rows are there.
+            InputError: If a field is missing or has an impossible value, or the file has fewer than `n` rows.
+
+        Example:
+            >>> len(Demonstrations.from_bbq("Age.jsonl", n=200, seed=0))
+            200
         """
         rng = random.Random(seed)
         rows = [
-            Demonstration(question.prompt, positive=question.gold, negative=rng.choice(question.wrong))
-            for question in read_bbq(path, context_condition)
+            Demonstration(row.prompt, positive=row.right, negative=rng.choice(row.wrong))
+            for row in read_bbq(path, context_condition)
         ]
         demonstrations = cls(tuple(rows), source=str(path))
         return demonstrations if n is None else demonstrations.sample(n, seed)
@@ -200,25 +232,22 @@ class Demonstrations(PromptRows[Demonstration]):
         prompt: str,
         positive: str,
         negative: str,
-        neutral: str | None = None,
+        neutral: str | None,
     ) -> Demonstrations:
-        if not records:
-            raise InputError(f"There are no demonstrations in {source}. At least one row is needed.")
-        columns = records[0].fields
+        columns = records[0].fields if records else {}
         missing = [name for name in (prompt, positive, negative, neutral) if name is not None and name not in columns]
-        if missing:
+        if records and missing:
             raise InputError(
                 f"{source} has no column {', '.join(map(repr, missing))}. It has: {', '.join(columns)}. "
                 "Rename them, or name the right ones with prompt=, positive=, negative=, neutral=."
             )
-
-        def neutral_of(record: Record) -> str | None:
-            if neutral is None and record.fields.get("neutral") is None:
-                return None
-            return record.text("neutral" if neutral is None else neutral)
-
         rows = [
-            Demonstration(record.text(prompt), record.text(positive), record.text(negative), neutral_of(record))
+            Demonstration(
+                record.text(prompt),
+                record.text(positive),
+                record.text(negative),
+                record.optional_text("neutral") if neutral is None else record.text(neutral),
+            )
             for record in records
         ]
         return cls(tuple(rows), source=source)
@@ -228,57 +257,67 @@ class Demonstrations(PromptRows[Demonstration]):
     def with_answer_ending(self, ending: str) -> Demonstrations:
         """Gives every completion the same ending, in place of any final full stop, question or exclamation mark.
 
-        Without it the last token of an answer can tell positive from negative by punctuation alone.
+        Without it, punctuation alone can tell the last token of a positive from that of a negative.
+
+        Example:
+            >>> Demonstrations.from_lists(["Is it?"], ["Yes"], ["No!"]).with_answer_ending(".")[0].negative
+            'No.'
         """
+        as_text(ending, "An ending")
 
         def end(answer: str) -> str:
             return answer.rstrip().rstrip(".!?").rstrip() + ending
 
-        return replace(
-            self,
-            rows=tuple(
-                Demonstration(
-                    row.prompt,
-                    end(row.positive),
-                    end(row.negative),
-                    None if row.neutral is None else end(row.neutral),
-                )
-                for row in self.rows
-            ),
-        )
+        rows = [
+            replace(
+                row,
+                positive=end(row.positive),
+                negative=end(row.negative),
+                neutral=None if row.neutral is None else end(row.neutral),
+            )
+            for row in self.rows
+        ]
+        return replace(self, rows=tuple(rows))
 
     def with_neutral_answers(
-        self, model: Model, max_new_tokens: int = 32, *, batch_size: int = 16, progress: bool = True
+        self, model: object, max_new_tokens: int = 32, *, batch_size: int = 16, progress: bool = True
     ) -> Demonstrations:
-        """Sets every neutral completion to the model's own greedy answer (the paper's protocol).
+        """Sets every neutral completion to the model's own greedy answer (the SEA paper's protocol).
 
         Give the prompts their template first, and `with_answer_ending` after.
 
         Args:
-            model: The model to be edited, unedited.
+            model: The unedited model, a TransformerBridge with a tokenizer.
             max_new_tokens: Longest answer in tokens; an answer also ends at a line break.
-            batch_size: Prompts in one forward pass.
+            batch_size: Prompts per forward pass.
             progress: Whether to show a progress bar.
         """
-        from sea_lens.models.generate import greedy_answers
-
-        answers = greedy_answers(
+        generate = import_module("sea_lens.models.generate")  # by name: data imports nothing from models
+        answers: list[str] = generate.greedy_answers(
             model, [row.prompt for row in self.rows], max_new_tokens, batch_size=batch_size, progress=progress
         )
-        return replace(
-            self, rows=tuple(replace(row, neutral=answer) for row, answer in zip(self.rows, answers, strict=True))
-        )
+        rows = [replace(row, neutral=answer) for row, answer in zip(self.rows, answers, strict=True)]
+        return replace(self, rows=tuple(rows))
 
-    # --- knowing what one has ----------------------------------------------------------------------------------------
+    # --- knowing one's data ------------------------------------------------------------------------------------------
 
-    def check(self, model: Model | None = None) -> DemonstrationCheck:
+    def check(self, model: ReadsTexts | Tokenizer | None = None) -> DemonstrationCheck:
         """Reports what separates positives from negatives besides meaning.
 
         Args:
-            model: Counts lengths in this model's tokens (in words otherwise) and finds texts too long for its context.
+            model: A model or a tokenizer, to count lengths in tokens and not only in words. With a model, texts that are
+                too long for its context are found, too.
+
+        Raises:
+            ModelMismatchError: If the model has no tokenizer.
+
+        Example:
+            >>> check = Demonstrations.from_lists(["Is it?"], ["Yes."], ["No, it really is not"]).check()
+            >>> [finding.split()[0] for finding in check.findings]  # length and final punctuation
+            ['Negatives', '100%']
         """
-        neutrals = [row.neutral for row in self.rows if row.neutral is not None]
         answers = {"positive": [row.positive for row in self.rows], "negative": [row.negative for row in self.rows]}
+        neutrals = [row.neutral for row in self.rows if row.neutral is not None]
         if len(neutrals) == len(self):
             answers["neutral"] = neutrals
         return DemonstrationCheck.of([row.prompt for row in self.rows], answers, model)

@@ -1,17 +1,16 @@
-"""Questions: prompts, each with true and false completions. What effects, ablations and evaluations are measured on."""
+"""Questions: prompts, each with right and wrong answers. Effects, ablations and evaluations are measured on them."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from sea_lens.data.benchmarks import read_bbq
+from sea_lens.data.benchmarks import read_bbq, read_crows_pairs, read_truthfulqa
 from sea_lens.data.demonstrations import Demonstrations
-from sea_lens.data.records import Record, read_csv_rows, read_json_objects
-from sea_lens.data.rows import PromptRow, PromptRows
+from sea_lens.data.prompts import Q_AND_A, PromptRow, PromptRows, filled
+from sea_lens.data.records import Record, as_text, as_texts, parallel_lists, read_json_objects
 from sea_lens.errors import InputError
 
 
@@ -20,26 +19,30 @@ class Question(PromptRow):
     """One prompt with its known answers.
 
     Attributes:
-        prompt: What the model is given.
-        right: Completions that are right; by convention the first is the best.
-        wrong: Completions that are wrong.
-        category: What the question is about, where the data says so.
+        prompt: What the model reads.
+        right: The right answers; by convention the first is the best.
+        wrong: The wrong answers.
+        category: The question's topic, where the data says so.
     """
 
     right: tuple[str, ...]
     wrong: tuple[str, ...]
     category: str | None = None
 
+    def __post_init__(self) -> None:
+        PromptRow.__post_init__(self)
+        for side in ("right", "wrong"):
+            object.__setattr__(self, side, as_texts(getattr(self, side), f"{side!r} of {self.prompt!r}"))
+
 
 @dataclass(frozen=True)
 class BBQQuestion(Question):
-    """A question of BBQ, which has one true and two false completions.
+    """A question of BBQ, which has one right and two wrong answers.
 
     Attributes:
-        context_condition: `"ambig"` where the context does not tell the answer, so that unknown is right; `"disambig"` where
-            it does.
-        unknown: The completion which says that the answer is not known.
-        stereotyped: The completions that follow the stereotype.
+        context_condition: `"disambig"` if the context tells the answer; `"ambig"` if not, so that unknown is right.
+        unknown: The answer that says that it is not known.
+        stereotyped: The answers that follow the stereotype.
     """
 
     context_condition: str | None = None
@@ -53,61 +56,111 @@ class Questions(PromptRows[Question]):
 
     Attributes:
         rows: The questions.
-        source: Where they came from, for messages.
+        source: Where they come from, for messages.
+
+    Example:
+        >>> questions = Questions.from_lists(["Is it 5?", "Is it 6?"], [["Yes."], ["No."]], [["No."], ["Yes.", "It is."]])
+        >>> questions[1]
+        Question(prompt='Is it 6?', right=('No.',), wrong=('Yes.', 'It is.'), category=None)
+        >>> len(questions.fitting), len(questions.held_out)
+        (1, 1)
     """
 
     called: ClassVar[str] = "questions"
+    row_type: ClassVar[type[PromptRow]] = Question
 
     def __post_init__(self) -> None:
         PromptRows.__post_init__(self)
         unanswered = [index for index, row in enumerate(self.rows) if not row.right]
         if unanswered:
-            raise InputError(f"Questions {unanswered[:10]} of {self.source} have no true completion. Give each one.")
+            raise InputError(f"Questions {unanswered[:10]} of {self.source} have no right answer. Give each one.")
+
+    # --- two halves --------------------------------------------------------------------------------------------------
+
+    @property
+    def fitting(self) -> Questions:
+        """The half to choose settings by: the first part of `split(0.5, seed=0)`. Nothing is stratified.
+
+        Raises:
+            InputError: If there is only one prompt.
+        """
+        return self.split()[0]
+
+    @property
+    def held_out(self) -> Questions:
+        """The half to report on: all questions that are not in `fitting`.
+
+        Raises:
+            InputError: If there is only one prompt.
+        """
+        return self.split()[1]
+
+    # --- reading -----------------------------------------------------------------------------------------------------
 
     @classmethod
     def from_lists(
-        cls, prompts: Sequence[str], right: Sequence[Sequence[str]], wrong: Sequence[Sequence[str]]
+        cls, prompts: Iterable[str], right: Iterable[str | Iterable[str]], wrong: Iterable[str | Iterable[str]]
     ) -> Questions:
         """Builds questions from three lists of one length.
 
+        Args:
+            prompts: One text per question.
+            right: The right answers to each question: a list of texts, or one text.
+            wrong: The wrong answers to each question: a list of texts, which may be empty, or one text.
+
         Raises:
-            InputError: If the lists are empty or differ in length, or a question has no true completion.
+            InputError: If one is no list of texts, the lists are empty or differ in length, or a question has no right
+                answer.
+
+        Example:
+            >>> Questions.from_lists(["Is it 5?"], ["Yes."], [["No.", "Never."]])[0].right
+            ('Yes.',)
         """
-        lengths = {"prompts": len(prompts), "right": len(right), "wrong": len(wrong)}
-        if len(set(lengths.values())) > 1:
-            raise InputError(f"The lists must have one length, and they have {lengths}.")
-        rows = zip(prompts, right, wrong, strict=True)
-        return cls(tuple(Question(prompt, tuple(these), tuple(those)) for prompt, these, those in rows))
+        columns = parallel_lists({"prompts": prompts, "right": right, "wrong": wrong})
+        rows = [
+            Question(as_text(prompt, f"prompts[{i}]"), as_texts(these, f"right[{i}]"), as_texts(those, f"wrong[{i}]"))
+            for i, (prompt, these, those) in enumerate(zip(*columns.values(), strict=True))
+        ]
+        return cls(tuple(rows))
 
     @classmethod
     def from_demonstrations(cls, demonstrations: Demonstrations) -> Questions:
-        """The demonstrations' prompts, the positive completion as the true and the negative as the false answer.
+        """The demonstrations' prompts, with the positive completion as right and the negative as wrong answer.
 
-        For choosing settings on the data of a fit. What a fit has seen says nothing of how it does elsewhere.
+        Use them to choose settings on the data of a fit. They do not tell how the fit does on other data.
+
+        Example:
+            >>> demonstrations = Demonstrations.from_lists(["Is it 5?"], ["Yes."], ["No."])
+            >>> Questions.from_demonstrations(demonstrations)[0].wrong
+            ('No.',)
         """
         rows = tuple(Question(row.prompt, (row.positive,), (row.negative,)) for row in demonstrations)
         return cls(rows, demonstrations.source)
 
     @classmethod
     def from_jsonl(cls, path: str | Path) -> Questions:
-        """Reads one JSON object a line with `prompt`, `true`, `false` and, if known, `category`.
+        """Reads one JSON object per line with `prompt`, `right`, `wrong` and, if known, `category`.
 
-        `true` and `false` are a text or a list of texts. Lines of a demonstrations file (`prompt`, `positive`, `negative`)
-        are read too, the positive completion as the true and the negative as the false answer. BBQ's questions come back
-        from `to_jsonl` as such.
+        `right` and `wrong` are a text or a list of texts. They may be called `true` and `false`, as in files of version 0.1,
+        or `positive` and `negative`, as in demonstrations. BBQ's questions come back from `to_jsonl` as such.
 
         Raises:
             FileFormatError: If the file cannot be read or a line is not a JSON object (which line).
-            InputError: If a field is missing or no text, or a question has no true completion (which line).
+            InputError: If a field is missing or no text, or a question has no right answer (which line).
+
+        Example:
+            >>> Questions.from_lists(["Is it 5?"], ["Yes."], ["No."]).to_jsonl("questions.jsonl")
+            >>> Questions.from_jsonl("questions.jsonl")
+            Questions(1 from questions.jsonl; first prompt: 'Is it 5?')
         """
         return cls(tuple(map(_question, read_json_objects(path))), str(path))
 
     @classmethod
-    def from_truthfulqa(cls, path: str | Path, *, template: str = "Q: {question}\nA:") -> Questions:
-        """Reads `TruthfulQA.csv` as published, the best answer first among the true ones.
+    def from_truthfulqa(cls, path: str | Path, *, template: str = Q_AND_A) -> Questions:
+        r"""Reads `TruthfulQA.csv` as published, the best answer first among the right ones.
 
-        Answers stand there separated by semicolons. Empty ones and repeats (but for case and the final full stop) are
-        dropped, and each gets a final full stop if it has none, as in the published scoring.
+        Empty answers and repeats (but for case and the final full stop) are dropped, and every answer ends in a full stop,
+        as in the published scoring.
 
         Args:
             path: A CSV file with `Question`, `Best Answer`, `Correct Answers`, `Incorrect Answers` and `Category`.
@@ -115,9 +168,15 @@ class Questions(PromptRows[Question]):
 
         Raises:
             FileFormatError: If the file is malformed (which line).
-            InputError: If a column is missing, or a question or its answers are (which line); or by the template.
+            InputError: If a column is missing, a row lacks its question or its answers (which line), or the template has no
+                `{question}`.
+
+        Example:
+            >>> Questions.from_truthfulqa("TruthfulQA.csv")[1].prompt
+            'Q: Where did fortune cookies originate?\nA:'
         """
-        return cls(tuple(map(_truthfulqa_question, read_csv_rows(path))), str(path)).with_prompt_template(template)
+        rows = [Question(row.question, row.right, row.wrong, row.category) for row in read_truthfulqa(path)]
+        return cls(tuple(rows), str(path)).with_prompt_template(template)
 
     @classmethod
     def from_bbq(
@@ -129,38 +188,44 @@ class Questions(PromptRows[Question]):
         context_condition: str | None = None,
         template: str = "{question}\nAnswer:",
     ) -> Questions:
-        r"""Reads a BBQ file as published: the gold answer is true, the other two are false.
+        r"""Reads a BBQ file as published, with one right and two wrong answers per question.
 
         Args:
             path: A `.jsonl` file with `context`, `question`, `ans0` to `ans2`, `label` and `context_condition`.
-            n: How many to sample; all, in file order, for None.
+            n: How many to sample; None for all, in file order.
             seed: Seed of the sample.
             context_condition: `"disambig"`, `"ambig"`, or None for both.
-            template: What each context, with its question after a space, is put into. One with `{context}` gets them apart,
-                as in lm-eval's `"{context}\n\nQ: {question}\nA:"`.
+            template: What each question, after its context and a space, is put into. A template with `{context}` and
+                `{question}` gets them apart, as in lm-eval's `"{context}\n\nQ: {question}\nA:"`.
 
         Raises:
             FileFormatError: If the file is malformed (which line).
-            InputError: If a field is missing or impossible, or fewer than `n` rows are there; or by the template.
+            InputError: If a field is missing or has an impossible value, the file has fewer than `n` rows, or the template
+                has no `{question}`.
+
+        Example:
+            >>> Questions.from_bbq("Age.jsonl", n=100, seed=0, context_condition="ambig")[0].wrong
+            ('The high schooler', 'The middle-aged man')
         """
-        read = read_bbq(path, context_condition)
-        prompts = [row.prompt for row in read]
-        if "{context}" in template:
+        read, prompts = read_bbq(path, context_condition), None
+        if "{context}" in as_text(template, "A prompt template"):
             if template.count("{context}") > 1 or template.count("{question}") != 1:
                 raise InputError(f"A template holds {{context}} and {{question}} once each, and {template!r} does not.")
-            prompts = [
-                "".join({"{context}": row.context, "{question}": row.question}.get(part, part) for part in parts)
-                for row in read
-                for parts in [re.split(r"({context}|{question})", template)]
-            ]
+            prompts = [filled(template, {"context": row.context, "question": row.question}) for row in read]
         rows = [
             BBQQuestion(
-                prompt, (row.gold,), row.wrong, row.category, row.context_condition, row.unknown, row.stereotyped
+                row.prompt if prompts is None else prompts[i],
+                (row.right,),
+                row.wrong,
+                row.category,
+                row.context_condition,
+                row.unknown,
+                row.stereotyped,
             )
-            for prompt, row in zip(prompts, read, strict=True)
+            for i, row in enumerate(read)
         ]
         questions = cls(tuple(rows), str(path))
-        if "{context}" not in template:
+        if prompts is None:
             questions = questions.with_prompt_template(template)
         return questions if n is None else questions.sample(n, seed)
 
@@ -168,66 +233,39 @@ class Questions(PromptRows[Question]):
     def from_crows_pairs(cls, path: str | Path, n: int | None = None, seed: int = 0) -> Questions:
         """Reads CrowS-Pairs as published: pairs of sentences, one of which stereotypes more than the other.
 
-        The prompt is the words that both begin with, the true completion the rest of the less stereotyping sentence and
-        the false one the rest of the other. So the two differ in summed log-probability by what the whole sentences do,
-        and for that reason no template goes around the prompt. **Where the sentences differ from the first word on, the
-        prompt is empty.** Where one sentence is the beginning of the other, the last shared word is part of both
-        completions. Runs of white space count as one space.
+        The prompt is the words that both begin with, the right answer the rest of the less stereotyping sentence and the
+        wrong answer the rest of the other. So the two answers differ in summed log-probability as the whole sentences do,
+        and no template goes around the prompt. **Where the sentences differ from the first word on, the prompt is empty.**
+        Where one sentence is the beginning of the other, the last shared word is part of both answers. Runs of white space
+        count as one space.
 
         Args:
             path: A CSV file with `sent_more`, `sent_less` and `bias_type`.
-            n: How many to sample; all, in file order, for None.
+            n: How many to sample; None for all, in file order.
             seed: Seed of the sample.
 
         Raises:
             FileFormatError: If the file is malformed (which line).
-            InputError: If a column is missing, a sentence empty or both the same (which line), or fewer than `n` are there.
+            InputError: If a column is missing, a sentence is empty, both are the same (which line), or the file has fewer
+                than `n` rows.
+
+        Example:
+            >>> Questions.from_crows_pairs("crows_pairs_anonymized.csv")[1].prompt
+            'The'
         """
-        questions = cls(tuple(map(_crows_pair, read_csv_rows(path))), str(path))
+        rows = [Question(row.shared, (row.less,), (row.more,), row.bias_type) for row in read_crows_pairs(path)]
+        questions = cls(tuple(rows), str(path))
         return questions if n is None else questions.sample(n, seed)
 
 
 def _question(record: Record) -> Question:
-    names = [("right", "wrong"), ("true", "false"), ("positive", "negative")]  # today's, those of 0.1, demonstrations'
+    names = [("right", "wrong"), ("true", "false"), ("positive", "negative")]  # ours, those of 0.1, demonstrations'
     right, wrong = next((pair for pair in names if pair[0] in record.fields), names[0])
     answers = record.texts(right)
     if not answers:
-        raise InputError(f"{record.where}: {right!r} is empty. Give at least one completion that is right.")
+        raise InputError(f"{record.where}: {right!r} is empty. Give at least one right answer.")
     texts = record.text("prompt"), answers, record.texts(wrong), record.optional_text("category")
     if "context_condition" not in record.fields:
         return Question(*texts)
     stereotyped = record.texts("stereotyped") if "stereotyped" in record.fields else None
     return BBQQuestion(*texts, record.text("context_condition"), record.optional_text("unknown"), stereotyped)
-
-
-def _truthfulqa_question(record: Record) -> Question:
-    prompt, best = record.text("Question").strip(), record.text("Best Answer").strip()
-    correct, incorrect = (record.text(f"{kind} Answers").split(";") for kind in ("Correct", "Incorrect"))
-    true, false = _answers([best, *correct]), _answers(incorrect)
-    if not prompt or not best or not false:
-        raise InputError(
-            f"{record.where}: each row needs a text in 'Question' and 'Best Answer', and at least one answer in "
-            "'Incorrect Answers'. Fill them in, or delete the row."
-        )
-    return Question(prompt, true, false, record.text("Category").strip())
-
-
-def _answers(pieces: Sequence[str]) -> tuple[str, ...]:
-    """The answers that say something, each once and with a final full stop."""
-    answers: dict[str, str] = {}
-    for piece in map(str.strip, pieces):
-        if piece.rstrip("."):
-            answers.setdefault(piece.rstrip(".").lower(), piece if piece.endswith(".") else piece + ".")
-    return tuple(answers.values())
-
-
-def _crows_pair(record: Record) -> Question:
-    more, less = record.text("sent_more").split(), record.text("sent_less").split()
-    if not more or not less or more == less:
-        raise InputError(
-            f"{record.where}: 'sent_more' and 'sent_less' must be two different sentences. Check this row."
-        )
-    shortest = min(len(more), len(less))
-    shared = next((i for i in range(shortest) if more[i] != less[i]), shortest - 1)
-    prompt, true, false = (" ".join(words) for words in (less[:shared], less[shared:], more[shared:]))
-    return Question(prompt, (true,), (false,), record.text("bias_type").strip())

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from sea_lens.cache import digest
+from sea_lens.data.prompts import Tokenizer as Tokenizer
+from sea_lens.data.prompts import tokenizer_of as tokenizer_of
 from sea_lens.errors import ModelMismatchError
 
 UNKNOWN_MODEL = "unknown model"
@@ -22,26 +24,6 @@ BLOCK = 2**16
 """Of 8-byte words that a checksum reads at once."""
 FwdHook = tuple[str, Callable[..., Tensor | None]]
 """A hook name and the function TransformerLens calls there as `fn(tensor, hook=hook_point)`."""
-
-
-@runtime_checkable
-class Tokenizer(Protocol):
-    """What we use of a Hugging Face tokenizer."""
-
-    bos_token_id: int | None
-    eos_token_id: int | None
-    pad_token_id: int | None
-
-    @property
-    def all_special_ids(self) -> list[int]: ...
-
-    def __call__(self, text: list[str], *, add_special_tokens: bool) -> Mapping[str, list[list[int]]]: ...
-
-    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str: ...
-
-    def apply_chat_template(
-        self, conversation: list[dict[str, str]], *, tokenize: Literal[False], add_generation_prompt: bool
-    ) -> str: ...
 
 
 @runtime_checkable
@@ -206,17 +188,3 @@ def _tokenizer_facts(tokenizer: Tokenizer | None) -> list[object]:
         tokenizer.eos_token_id,
         contents,
     ]
-
-
-def tokenizer_of(model: Model) -> Tokenizer:
-    """The model's tokenizer.
-
-    Raises:
-        ModelMismatchError: If the model was made without one.
-    """
-    if model.tokenizer is None:
-        raise ModelMismatchError(
-            "This model has no tokenizer, so text cannot be given to it. Boot it with "
-            "TransformerBridge.boot_transformers(..., tokenizer=...), or use Activations.from_tensors."
-        )
-    return model.tokenizer

@@ -15,21 +15,13 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from sea_lens.data.prompts import join as join
+from sea_lens.data.prompts import tokenizer_of
 from sea_lens.errors import InputError
-from sea_lens.models.bridge import (
-    Model,
-    tokenizer_of,
-)
+from sea_lens.models.bridge import Model
 
 TEXTS_AT_ONCE = 1000
 """Texts that a tokenizer is given together, of each of which it notes more than its tokens."""
-
-
-def join(prompt: str, completion: str) -> str:
-    """Prompt and completion as one text, with a space between them unless one of them brings white space."""
-    if not prompt or not completion or prompt[-1].isspace() or completion[0].isspace():
-        return prompt + completion
-    return f"{prompt} {completion}"
 
 
 def token_ids(model: Model, text: str) -> list[int]:

@@ -67,7 +67,7 @@ def test_the_word_bias_organism_is_the_other_worlds(tmp_path, monkeypatch):
 )
 def test_files_of_no_known_layout_are_refused_with_those_that_are(tmp_path, name, text, fields):
     (tmp_path / name).write_text(text)
-    with pytest.raises(InputError, match=rf"{name} is no question file .* has: {fields}\. Give TruthfulQA"):
+    with pytest.raises(InputError, match=rf"{name} is no known question file\. .* has: {fields}\. Give TruthfulQA"):
         read_questions(tmp_path / name)
 
 

@@ -6,6 +6,9 @@ import pytest
 from transformer_lens.model_bridge import TransformerBridge
 
 from sea_lens import Demonstration, Demonstrations
+from sea_lens.data import confounds
+from sea_lens.data.confounds import DemonstrationCheck
+from sea_lens.models.tokens import TokenizedAnswer
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +25,7 @@ def findings(rows: list[Demonstration], model=None) -> tuple[str, ...]:
 
 
 def test_a_clean_set_gives_no_findings(llama):
-    for model in (None, llama):
+    for model in (None, llama, llama.tokenizer):
         check = Demonstrations(tuple(clean())).check(model)
         assert check.findings == ()
         assert "Nothing but meaning was found to separate them" in str(check)
@@ -31,58 +34,51 @@ def test_a_clean_set_gives_no_findings(llama):
         assert ("mean tokens" in check.table) is (model is not None)
 
 
-def test_halueval_as_published_is_told_apart_by_length_and_periods(shared_data, trained):
+def test_halueval_is_told_apart_by_length_and_periods(shared_data):
     path = shared_data / "halueval_qa_500.json"
     published = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     texts = [(row["right_answer"], row["hallucinated_answer"]) for row in published]
-
-    def tokens(text: str) -> int:
-        return len(trained.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def words(text: str) -> int:
-        return len(text.split())
-
-    right, hallucinated = (fmean(words(pair[side]) for pair in texts) for side in (0, 1))
-    assert 4 <= hallucinated / right <= 6
-    for model in (None, trained):
-        check = Demonstrations.from_halueval(path).check(model)
-        length, ending = check.findings
-        assert length.startswith(
-            f"Negatives are {hallucinated / right:.1f} times as long as positives (9.6 against 2.1 words"
-        )
-        if model is not None:
-            counted = [fmean(tokens(pair[side]) for pair in texts) for side in (1, 0)]
-            assert check.table["mean tokens"][["negative", "positive"]].tolist() == pytest.approx(counted, abs=1.1)
-            assert "tokens on average" in length
-        assert "1% of positives and 89% of negatives end in a period" in ending
-        assert "with_answer_ending" in ending
-        assert all(finding in str(check) for finding in check.findings)
-        assert check.length_separates > 0.9
-        assert check.table.loc["negative", "mean words"] == pytest.approx(hallucinated)
-        assert check.table.loc["negative", "ends in . ! ?"] == pytest.approx(
-            sum(pair[1].rstrip()[-1] in ".!?" for pair in texts) / 500
-        )
+    right, hallucinated = (fmean(len(pair[side].split()) for pair in texts) for side in (0, 1))
+    check = Demonstrations.from_halueval(path).check()
+    length, ending = check.findings
+    assert length.startswith(f"Negatives are {hallucinated / right:.1f} times as long as positives (9.6 against 2.1 words")
+    assert "1% of positives and 89% of negatives end in a period" in ending
+    assert "with_answer_ending" in ending
+    assert all(finding in str(check) and finding[:9] in check._repr_html_() for finding in check.findings)
+    assert check.length_separates > 0.9
+    assert check.table.loc["negative", "mean words"] == pytest.approx(hallucinated)
+    assert check.table.loc["negative", "ends in . ! ?"] == pytest.approx(
+        sum(pair[1].rstrip()[-1] in ".!?" for pair in texts) / 500
+    )
+    ended = Demonstrations.from_halueval(path).with_answer_ending(".").check()
+    assert [finding.split()[0] for finding in ended.findings] == ["Negatives"]
+    assert list(ended.table["ends in . ! ?"]) == [1, 1]
 
 
-def test_a_common_ending_takes_the_ending_finding_away(shared_data):
-    demonstrations = Demonstrations.from_halueval(shared_data / "halueval_qa_500.json").with_answer_ending(".")
-    assert [finding.split()[0] for finding in demonstrations.check().findings] == ["Negatives"]
-    assert list(demonstrations.check().table["ends in . ! ?"]) == [1, 1]
+def test_tokens_are_those_that_the_model_reads(shared_data, trained, monkeypatch):
+    demonstrations = Demonstrations.from_halueval(shared_data / "halueval_qa_500.json")[:40]
+    monkeypatch.setattr(confounds, "ROWS_AT_ONCE", 7)
+    check = demonstrations.check(trained)
+    for role in ("positive", "negative"):
+        texts = [TokenizedAnswer.of(trained, row.prompt, getattr(row, role)) for row in demonstrations]
+        counted = fmean(len(text.ids) - text.answer_start for text in texts)
+        assert check.table.loc[role, "mean tokens"] == pytest.approx(counted)
+    assert "tokens on average" in check.findings[0]
+    assert str(demonstrations.check(trained.tokenizer)) == str(check)
 
 
-def test_longer_positives_are_named_as_such():
+def test_lengths_that_differ_in_their_means():
     rows = [Demonstration(row.prompt, "w " * 9, "w " * 3) for row in clean()]
     (finding,) = findings(rows)
     assert finding.startswith("Positives are 3.0 times as long as negatives (9.0 against 3.0 words on average)")
     assert "100% of pairs" in finding
-
-
-def test_the_side_called_longer_is_the_one_whose_mean_is_longer():
-    # Three negatives of five are longer than their positives, and still positives have twice the words.
+    # Three negatives of five are longer than their positives, and still positives have more words.
     lengths = [(1, 2), (1, 2), (14, 5), (14, 5), (10, 11)]
-    rows = [Demonstration(f"q{i}", "w " * good, "v " * bad) for i, (good, bad) in enumerate(lengths)]
-    (finding,) = findings(rows)
+    (finding,) = findings([Demonstration(f"q{i}", "w " * a, "v " * b) for i, (a, b) in enumerate(lengths)])
     assert finding.startswith("Positives are 1.6 times as long as negatives (8.0 against 5.0 words")
+    length, empty = findings([Demonstration(f"q{i}", "", "w " * 4) for i in range(4)])
+    assert length.startswith("Negatives are 4.0 times as long as positives (4.0 against 0.0 words")
+    assert empty.startswith("4 positive completions are empty")
 
 
 def test_length_that_tells_most_pairs_apart_is_found_where_means_are_alike():
@@ -99,15 +95,11 @@ def test_endings_count_by_their_share():
     assert finding.startswith("0% of positives and 25% of negatives end in a period")
 
 
-def test_rows_that_repeat_are_counted():
-    (finding,) = findings(clean() + clean(2))
-    assert finding.startswith("2 rows repeat an earlier row")
-
-
-def test_rows_that_teach_nothing_are_counted():
+def test_rows_that_repeat_or_teach_nothing_are_counted():
     same = [Demonstration("a", "yes it is", "yes it is "), Demonstration("b", "no not so", "no not so")]
-    (finding,) = findings(clean() + same)
-    assert finding.startswith("2 rows have a positive equal to their negative")
+    equal, repeated = findings(clean() + clean(2) + same)
+    assert equal.startswith("2 rows have a positive equal to their negative")
+    assert repeated.startswith("2 rows repeat an earlier row")
 
 
 @pytest.mark.parametrize("role", ["positive", "negative", "neutral"])
@@ -117,18 +109,12 @@ def test_empty_completions_are_counted_by_role(role):
     assert finding.startswith(f"1 {role} completions are empty")
 
 
-def test_completions_that_are_mostly_empty_give_a_ratio_one_can_read():
-    length, empty = findings([Demonstration(f"q{i}", "", "w " * 4) for i in range(4)])
-    assert length.startswith("Negatives are 4.0 times as long as positives (4.0 against 0.0 words")
-    assert empty.startswith("4 positive completions are empty")
-
-
 def test_texts_too_long_for_the_context_are_counted(llama):
     # A byte is a token here; with <bos> and the space before the answer the first text has exactly n_ctx of them.
     answer, room = "yes it is", llama.cfg.n_ctx - 2
     fits = Demonstration("p" * (room - len(answer)), answer, "no not so", "it may be")
     over = Demonstration("p" * (room - len(answer) + 1), answer, "no not so", "it may be")
-    assert findings([*clean(), fits], llama) == ()
+    assert findings([*clean(), fits], llama) == findings([*clean(), fits, over], llama.tokenizer) == ()
     (finding,) = findings([*clean(), fits, over], llama)
     assert finding.startswith(f"3 texts are longer than the model's context of {llama.cfg.n_ctx} tokens")
 
@@ -139,13 +125,15 @@ def test_the_neutral_role_is_reported_once_every_row_has_one():
     assert list(Demonstrations(tuple(unasked)).check().table.index) == ["positive", "negative"]
 
 
-def test_a_report_of_many_rows_takes_little_beside_them():
+def test_a_report_of_many_rows_takes_little_beside_them(tmp_path):
     rows = [Demonstration(f"Is it {i}?", f"yes it is {i}", f"no not so {i}", f"it could be {i}") for i in range(4000)]
     many = Demonstrations((*rows, rows[7], rows[8]))
-    many.check()  # what pandas takes once is not meant
+    many.check()  # pandas takes some memory once
     tracemalloc.start()
     check = many.check()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert check.findings == ("2 rows repeat an earlier row; they count twice. Drop them unless that is meant.",)
+    assert len(check.findings) == 1
     assert peak < 100 * len(many)
+    check.save(tmp_path)
+    assert str(DemonstrationCheck.load(tmp_path)) == str(check)
