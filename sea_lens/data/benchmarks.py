@@ -210,8 +210,8 @@ def _bias_of(record: Record, answers: Sequence[str]) -> tuple[str | None, tuple[
     groups = metadata.get("stereotyped_groups") if isinstance(metadata, dict) else None
     if polarity not in ("neg", "nonneg") or not isinstance(info, dict) or not isinstance(groups, list):
         raise InputError(
-            f"{record.where}: stereotypes need a `question_polarity` of neg or nonneg, an `answer_info` object and "
-            "`stereotyped_groups` in `additional_metadata`. Correct the row, or leave out all three."
+            f"{record.where}: `question_polarity` must be neg or nonneg, `answer_info` an object, and `additional_metadata` "
+            "an object with `stereotyped_groups`. Correct the row, or leave out all three."
         )
     described: list[list[str]] = []
     for i in range(3):

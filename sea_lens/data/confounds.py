@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from sea_lens.data.prompts import HasTokenizer, Tokenizer, join, tokenizer_of
+from sea_lens.results import Result
 
 LENGTH_RATIO = 1.5
 ENDING_GAP = 0.2
@@ -43,8 +44,8 @@ class ReadsTexts(HasTokenizer, Protocol):
         """The model's configuration."""
 
 
-@dataclass(frozen=True)
-class DemonstrationCheck:
+@dataclass(frozen=True, repr=False)
+class DemonstrationCheck(Result):
     """The report of `Demonstrations.check`; print it.
 
     Attributes:
@@ -56,9 +57,12 @@ class DemonstrationCheck:
     """
 
     table: pd.DataFrame
-    findings: tuple[str, ...]
+    findings: Sequence[str]
     n: int
     length_separates: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "findings", tuple(self.findings))
 
     @classmethod
     def of(
@@ -90,7 +94,7 @@ class DemonstrationCheck:
                 },
                 "empty": {role: sum(not answer.strip() for answer in values) for role, values in answers.items()},
             }
-        )
+        ).rename_axis("role")
         longer = fmean((n > p) + 0.5 * (n == p) for p, n in zip(lengths["positive"], lengths["negative"], strict=True))
         separates = max(longer, 1 - longer)
         findings = [
@@ -106,16 +110,16 @@ class DemonstrationCheck:
         ]
         return cls(table, tuple(findings), len(prompts), separates)
 
-    def __str__(self) -> str:
-        lines = [f"{self.n} demonstrations", self.table.round(2).to_string()]
+    def __repr__(self) -> str:
+        lines = [f"{self.n} demonstrations", self.table.rename_axis(None).round(2).to_string()]
         lines += [f"! {finding}" for finding in self.findings] or ["Nothing but meaning was found to separate them."]
         return "\n".join(lines)
 
-    __repr__ = __str__
-
     def _repr_html_(self) -> str:
         items = "".join(f"<li>{html.escape(finding)}</li>" for finding in self.findings)
-        return f"<p>{self.n} demonstrations</p>{self.table.round(2).to_html(notebook=True)}<ul>{items}</ul>"
+        return (
+            f"<p>{self.n} demonstrations</p>{self.table.rename_axis(None).round(2).to_html(border=0)}<ul>{items}</ul>"
+        )
 
 
 def _token_lengths(

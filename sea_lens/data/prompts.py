@@ -296,7 +296,7 @@ class PromptRows(Sequence[RowT], Generic[RowT]):
         return f"{type(self).__name__}({len(self)} from {self.source}; first prompt: {_short(self.rows[0].prompt)})"
 
     def _repr_html_(self) -> str:
-        head = pd.DataFrame([vars(row) for row in self.rows[:5]]).to_html(max_rows=5, notebook=True)
+        head = pd.DataFrame([vars(row) for row in self.rows[:5]]).to_html(border=0)
         return f"<p>{html.escape(repr(self))}</p>{head}"
 
 

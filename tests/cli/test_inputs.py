@@ -122,7 +122,7 @@ def test_a_layout_given_is_taken_at_its_word(tmp_path):
     with pytest.raises(ValueError, match="not valid JSON"):
         read_demonstrations(path, DataFormat.jsonl, None, 0)
     path.write_text(json.dumps(PLAIN))
-    with pytest.raises(InputError, match="no column 'question'"):
+    with pytest.raises(InputError, match="there is no 'question'"):
         read_demonstrations(path, DataFormat.halueval, None, 0)
 
 

@@ -52,9 +52,9 @@ def test_other_layouts_are_not_taken_for_published_ones(tmp_path):
 def test_halueval(shared_data):
     path = shared_data / "halueval_qa_500.json"
     rows, read = published(path), Demonstrations.from_halueval(path)
-    assert [
-        Demonstration(row["question"], row["right_answer"], row["hallucinated_answer"]) for row in rows
-    ] == list(read)
+    assert [Demonstration(row["question"], row["right_answer"], row["hallucinated_answer"]) for row in rows] == list(
+        read
+    )
     assert len(read) == 500
     with_knowledge = Demonstrations.from_halueval(path, with_knowledge=True)
     assert [row.prompt for row in with_knowledge] == [f"{row['knowledge']}\n{row['question']}" for row in rows]
@@ -66,7 +66,7 @@ def test_halueval(shared_data):
 @pytest.mark.parametrize(
     ("name", "condition", "n"),
     [
-        ("bbq_disambig_4000.jsonl", "disambig", 4000),
+        ("bbq_Religion.jsonl", "disambig", 600),
         ("bbq_Religion.jsonl", "ambig", 600),
         ("bbq_Religion.jsonl", None, 1200),
     ],

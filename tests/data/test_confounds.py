@@ -41,7 +41,9 @@ def test_halueval_is_told_apart_by_length_and_periods(shared_data):
     right, hallucinated = (fmean(len(pair[side].split()) for pair in texts) for side in (0, 1))
     check = Demonstrations.from_halueval(path).check()
     length, ending = check.findings
-    assert length.startswith(f"Negatives are {hallucinated / right:.1f} times as long as positives (9.6 against 2.1 words")
+    assert length.startswith(
+        f"Negatives are {hallucinated / right:.1f} times as long as positives (9.6 against 2.1 words"
+    )
     assert "1% of positives and 89% of negatives end in a period" in ending
     assert "with_answer_ending" in ending
     assert all(finding in str(check) and finding[:9] in check._repr_html_() for finding in check.findings)

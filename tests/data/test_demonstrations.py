@@ -52,7 +52,9 @@ def test_round_trip_keeps_neutral_answers_row_by_row(tmp_path, neutrals):
     Demonstrations(rows).to_jsonl(tmp_path / "rows.jsonl")
     assert Demonstrations.from_jsonl(tmp_path / "rows.jsonl").rows == rows
     for missing in (None, float("nan"), pd.NA):
-        frame = pd.DataFrame([{**vars(row), "neutral": missing if row.neutral is None else row.neutral} for row in rows])
+        frame = pd.DataFrame(
+            [{**vars(row), "neutral": missing if row.neutral is None else row.neutral} for row in rows]
+        )
         assert Demonstrations.from_dataframe(frame).rows == rows
 
 

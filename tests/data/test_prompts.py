@@ -62,7 +62,9 @@ def test_sample_is_seeded_and_without_replacement():
     assert len(set(sample)) == 12
     assert set(sample) < set(rows) == set(rows.sample(20))
     for n in (0, -1, 21):
-        with pytest.raises(InputError, match=f"{n} questions were asked for and lists has 20. Give a number from 1 to 20"):
+        with pytest.raises(
+            InputError, match=f"{n} questions were asked for and lists has 20. Give a number from 1 to 20"
+        ):
             rows.sample(n)
 
 
@@ -156,7 +158,12 @@ def test_a_tokenizer_is_read_off_its_model(llama):
 
 def test_rows_of_another_type_are_refused(without_type_checks):
     assert Questions([Question("q", "one", ["two"])]).rows == (Question("q", ("one",), ("two",)),)
-    for rows, kind in [((("q", "a", "b"),), Demonstrations), (ROWS, Questions), ("abc", Questions), (3, Demonstrations)]:
+    for rows, kind in [
+        ((("q", "a", "b"),), Demonstrations),
+        (ROWS, Questions),
+        ("abc", Questions),
+        (3, Demonstrations),
+    ]:
         with pytest.raises(InputError, match=r"must be a (list of )?(Demonstration|Question)"):
             kind(rows)
     for make in (
@@ -177,7 +184,12 @@ def test_rows_never_change():
     for changed, name in ((rows, "rows"), (rows[0], "prompt")):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(changed, name, ())
-    for other in (rows.sample(2), rows.split()[0], rows.with_answer_ending("!"), rows.with_prompt_template("Q: {prompt}")):
+    for other in (
+        rows.sample(2),
+        rows.split()[0],
+        rows.with_answer_ending("!"),
+        rows.with_prompt_template("Q: {prompt}"),
+    ):
         assert other != rows == Demonstrations(ROWS)
 
 
