@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 if TYPE_CHECKING:
     from sea_lens import Demonstrations, Editor
-    from sea_lens.editing.edits import LowRankEdit
+    from sea_lens.editing.affine import AffineEdit
     from sea_lens.models.bridge import Model
 
 Result = TypeVar("Result")
@@ -103,7 +103,7 @@ def measure(mode: Mode, n: int) -> Peak:
     _fit(model, worlds.demonstrations(20, prefix=""), mode == "in memory")
     demonstrations = worlds.demonstrations(n, prefix="")
     megabytes, editor = peak_of(partial(_fit, model, demonstrations, mode == "in memory"))
-    facts = editor.card.layers.values()
+    facts = editor.card.reports.values()
     ranks = " ".join(f"{found['rank_positive']}+{found['rank_negative']}" for found in facts)
     if mode != "checked":
         return Peak(megabytes, ranks)
@@ -111,7 +111,7 @@ def measure(mode: Mode, n: int) -> Peak:
     return Peak(megabytes, ranks, max(_apart(editor[layer], other[layer]) for layer in editor.layers))
 
 
-def _apart(one: LowRankEdit, other: LowRankEdit) -> float:
+def _apart(one: AffineEdit, other: AffineEdit) -> float:
     ours, theirs = ((edit.directions * edit.eigenvalues) @ edit.directions.T for edit in (one, other))
     return float((ours - theirs).abs().max())
 

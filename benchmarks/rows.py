@@ -17,8 +17,8 @@ from benchmarks.timing import Row, in_turns, seconds
 from sea_lens import Activations, Editor, SeaLensWarning, collect_activations, fit_sea
 from sea_lens.analysis.layers import Mode, ablate_layers
 from sea_lens.analysis.measurements import log_probability_difference
-from sea_lens.editing.edits import LowRankEdit
-from sea_lens.methods.sea.sea import SEARule
+from sea_lens.editing.affine import AffineEdit
+from sea_lens.methods.sea.rule import SEARule
 from sea_lens.methods.sea.spectral import CrossCovariance, principal_angles
 from sea_lens.models.activations import ROLES
 from sea_lens.models.bridge import FwdHook
@@ -32,7 +32,7 @@ SHARE = 0.998
 
 
 def fit_rows() -> Iterator[Row]:
-    """One layer, at the paper's size and at half of it; and centered, where the spectrum decays too slowly for a short cut."""
+    """One layer, at the paper's size and at half of it; and centered, where the spectrum decays slowly."""
     yield _fit(2048, 1000, center=False, wanted=20, baseline_repeats=2)
     yield _fit(2048, 1000, center=True, wanted=None, baseline_repeats=1)
     yield _fit(4096, 2000, center=False, wanted=50, baseline_repeats=1)
@@ -65,7 +65,7 @@ def _fit(d: int, n: int, center: bool, wanted: float | None, baseline_repeats: i
 def apply_rows() -> Iterator[Row]:
     """One edit on one token, and on a batch of them."""
     edit = worlds.random_editor(4096, 1, 64)[0]
-    assert isinstance(edit, LowRankEdit)
+    assert isinstance(edit, AffineEdit)
     keep, remove = _dense(edit)
     for tokens in (1, 256):
         h = torch.randn(1, tokens, 4096, generator=torch.Generator().manual_seed(1))
@@ -258,7 +258,7 @@ ROWS: dict[str, Callable[[], Iterator[Row]]] = {
 """By the name that `--only` takes."""
 
 
-def _dense(edit: LowRankEdit) -> tuple[torch.Tensor, torch.Tensor]:
+def _dense(edit: AffineEdit) -> tuple[torch.Tensor, torch.Tensor]:
     """`P+` and `P-` with `P+ + P- = I + W diag(lam) W^T`: as dense as the published ones, whatever they are made of."""
     w, lam = edit.directions, edit.eigenvalues
     up, down = w[:, lam > 0], w[:, lam < 0]
@@ -269,7 +269,7 @@ def _dense_hooks(editor: Editor) -> list[FwdHook]:
     hooks: list[FwdHook] = []
     for layer in editor.layers:
         edit = editor[layer]
-        assert isinstance(edit, LowRankEdit)
+        assert isinstance(edit, AffineEdit)
         hooks.append((act_name("resid_post", layer), partial(_dense_hook, _dense(edit))))
     return hooks
 

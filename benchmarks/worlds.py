@@ -10,8 +10,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from sea_lens import Demonstration, Demonstrations, Editor, Question, Questions
+from sea_lens.editing.affine import AffineEdit
 from sea_lens.editing.card import EditorCard
-from sea_lens.editing.edits import LowRankEdit
 
 
 def activations(n: int, d: int, seed: int = 0) -> list[Float[Tensor, "n d_model"]]:
@@ -87,7 +87,7 @@ def random_editor(d_model: int, n_layers: int, rank: int, seed: int = 0) -> Edit
     for layer in range(n_layers):
         basis = torch.linalg.qr(torch.randn(d_model, 2 * rank, generator=generator))[0]
         sines = torch.rand(rank, generator=generator).sort(descending=True).values.clamp_min(0.05)
-        edits[layer] = LowRankEdit(basis, torch.cat([sines, -sines.flip(0)]))
+        edits[layer] = AffineEdit.of_eigenvalues(basis, torch.cat([sines, -sines.flip(0)]), restore_norm=True)
     return Editor(edits, EditorCard("random", {}))
 
 

@@ -1,81 +1,79 @@
-"""Edit a language model's residual stream in closed form, and see why the edit works."""
+"""Edit a language model's activations, and see exactly what the edit did."""
 
-from sea_lens import plotting
-from sea_lens.analysis.effects import measure_effects
-from sea_lens.analysis.layers import ablate_layers, measure_interactions, select_layers
-from sea_lens.analysis.massive import massive_activations, massive_tokens
-from sea_lens.analysis.probes import probe_activations
-from sea_lens.analysis.subspaces import layer_signatures, measure_spectra
-from sea_lens.analysis.tokens import read_directions
-from sea_lens.data.demonstrations import Demonstration, Demonstrations
-from sea_lens.data.questions import Question, Questions
-from sea_lens.editing.card import EditorCard
-from sea_lens.editing.controls import random_editor_like
-from sea_lens.editing.editor import Editor
-from sea_lens.errors import SeaLensWarning
-from sea_lens.evaluation.bbq import evaluate_bbq
-from sea_lens.evaluation.compare import compare
-from sea_lens.evaluation.crows_pairs import evaluate_crows_pairs
-from sea_lens.evaluation.data_efficiency import data_efficiency
-from sea_lens.evaluation.lm_eval import evaluate_lm_eval
-from sea_lens.evaluation.perplexity import evaluate_perplexity
-from sea_lens.evaluation.transfer import transfer
-from sea_lens.evaluation.truthfulqa import evaluate_truthfulqa, generate_answers
-from sea_lens.methods.sea.feature_space import ELU, FeatureMap, Identity, SquaredExponential, Tanh
-from sea_lens.methods.sea.sea import fit_sea, refit_sea
-from sea_lens.methods.sea.statistics import collect_statistics
-from sea_lens.methods.sea.streaming import SEAFitter
-from sea_lens.methods.tune import tune_sea
-from sea_lens.models.activations import Activations
-from sea_lens.models.answers import answer_greedily, prefer_right
-from sea_lens.models.collect import collect_activations
-from sea_lens.models.divergence import kl_to_unedited
-from sea_lens.worlds.load import load_bias_organism, load_organism
+from importlib import import_module
+from typing import Any
 
-__all__ = [
-    "ELU",
-    "Activations",
-    "Demonstration",
-    "Demonstrations",
-    "Editor",
-    "EditorCard",
-    "FeatureMap",
-    "Identity",
-    "Question",
-    "Questions",
-    "SEAFitter",
-    "SeaLensWarning",
-    "SquaredExponential",
-    "Tanh",
-    "ablate_layers",
-    "answer_greedily",
-    "collect_activations",
-    "collect_statistics",
-    "compare",
-    "data_efficiency",
-    "evaluate_bbq",
-    "evaluate_crows_pairs",
-    "evaluate_lm_eval",
-    "evaluate_perplexity",
-    "evaluate_truthfulqa",
-    "fit_sea",
-    "generate_answers",
-    "kl_to_unedited",
-    "layer_signatures",
-    "load_bias_organism",
-    "load_organism",
-    "massive_activations",
-    "massive_tokens",
-    "measure_effects",
-    "measure_interactions",
-    "measure_spectra",
-    "plotting",
-    "prefer_right",
-    "probe_activations",
-    "random_editor_like",
-    "read_directions",
-    "refit_sea",
-    "select_layers",
-    "transfer",
-    "tune_sea",
-]
+_HOME = {
+    "Activations": "models.activations",
+    "AffineEdit": "editing.affine",
+    "Demonstration": "data.demonstrations",
+    "Demonstrations": "data.demonstrations",
+    "ELU": "methods.sea.feature_space",
+    "Editor": "editing.editor",
+    "EditorCard": "editing.card",
+    "FeatureMap": "methods.sea.feature_space",
+    "Identity": "methods.sea.feature_space",
+    "Question": "data.questions",
+    "Questions": "data.questions",
+    "SEAFitter": "methods.sea.streaming",
+    "SeaLensWarning": "errors",
+    "Site": "models.sites",
+    "SquaredExponential": "methods.sea.feature_space",
+    "Tanh": "methods.sea.feature_space",
+    "WhenAligned": "editing.where",
+    "ablate_layers": "analysis.layers",
+    "answer_greedily": "models.answers",
+    "collect_activations": "models.collect",
+    "collect_statistics": "methods.sea.statistics",
+    "compare": "evaluation.compare",
+    "data_efficiency": "evaluation.data_efficiency",
+    "evaluate_bbq": "evaluation.bbq",
+    "evaluate_crows_pairs": "evaluation.crows_pairs",
+    "evaluate_lm_eval": "evaluation.lm_eval",
+    "evaluate_perplexity": "evaluation.perplexity",
+    "evaluate_truthfulqa": "evaluation.truthfulqa",
+    "fit_sea": "methods.sea.sea",
+    "generate_answers": "evaluation.truthfulqa",
+    "kl_to_unedited": "models.divergence",
+    "layer_signatures": "analysis.subspaces",
+    "load_bias_organism": "worlds.load",
+    "load_organism": "worlds.load",
+    "massive_activations": "analysis.massive",
+    "massive_tokens": "analysis.massive",
+    "measure_effects": "analysis.effects",
+    "measure_interactions": "analysis.layers",
+    "measure_spectra": "analysis.subspaces",
+    "prefer_right": "models.answers",
+    "probe_activations": "analysis.probes",
+    "random_editor_like": "editing.controls",
+    "read_directions": "analysis.tokens",
+    "read_published_editor": "methods.sea.published",
+    "refit": "methods.method",
+    "refit_sea": "methods.sea.sea",
+    "register_edit": "editing.registry",
+    "register_method": "methods.method",
+    "register_value": "editing.registry",
+    "select_layers": "analysis.layers",
+    "transfer": "evaluation.transfer",
+    "tune_sea": "methods.tune",
+}
+"""Where each public name lives. Names are imported when they are first asked for, so that `import sea_lens` is quick."""
+
+_PACKAGES = ("analysis", "cli", "data", "editing", "evaluation", "methods", "models", "plotting", "worlds")
+
+__all__ = [*sorted(_HOME), "plotting"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return import_module(f"sea_lens.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'sea_lens' has no attribute {name!r}")
+    import_module("sea_lens.methods")  # so that every method and edit is registered before a file is read
+    found = getattr(import_module(f"sea_lens.{_HOME[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.recipes.recipe import Behaviour, Recipe
-from sea_lens.cache import write_text
+from sea_lens.cache import JSON, write_text
 from sea_lens.data.demonstrations import Demonstrations
 from sea_lens.data.prompts import BBQ_EXAMPLES, TRUTHFULQA_EXAMPLES, with_prompt
 from sea_lens.data.questions import Questions
-from sea_lens.editing.card import JSON
 from sea_lens.editing.editor import Editor
 from sea_lens.evaluation.bbq import evaluate_bbq
 from sea_lens.evaluation.evaluation import Evaluation

@@ -26,7 +26,7 @@ from sea_lens.editing.controls import random_editor_like
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import SeaLensWarning
 from sea_lens.methods.sea.feature_space import ELU, FeatureMap, SquaredExponential, Tanh
-from sea_lens.methods.sea.sea import SEARule
+from sea_lens.methods.sea.rule import SEARule
 from sea_lens.methods.sea.spectral import CrossCovariance
 from sea_lens.methods.tune import EXPLAINED_VARIANCES, Tuning, tune_sea
 from sea_lens.models.activations import Activations, TokenChoice
@@ -135,7 +135,7 @@ def tune(model: Model, world: World, variant: Variant) -> Tuning:
 
 def best_setting(tuning: Tuning) -> Setting:
     """The first row of a tuning as a setting."""
-    row, feature_map = tuning.table.iloc[0], tuning.best.card.hyper_parameters.get("feature_map")
+    row, feature_map = tuning.table.iloc[0], tuning.best.card.settings.get("feature_map")
     scales = [value for name, value in feature_map.items() if name != "name"] if isinstance(feature_map, dict) else []
     return Setting(
         float(row["explained_variance"]),

@@ -136,7 +136,7 @@ def probe_activations(
         regularization=regularization,
         seed=seed,
         editor=None if edited is None else edited.editor,
-        site=activations.site,
+        site=activations.sites[0].name,
         token=activations.token,
     )
 
@@ -154,7 +154,7 @@ def check_pair(activations: Activations, edited: Activations | None) -> list[int
         )
     if edited is None:
         return activations.layers
-    for name in ("n", "d_model", "site", "token", "demonstrations"):
+    for name in ("n", "width", "token", "demonstrations"):
         one, other = getattr(activations, name), getattr(edited, name)
         if one != other and (name != "demonstrations" or None not in (one, other)):
             raise InputError(

@@ -9,8 +9,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from sea_lens.editing.affine import AffineEdit
 from sea_lens.editing.editor import Editor
-from sea_lens.editing.edits import Edit, LowRankEdit, displacement
+from sea_lens.editing.edits import Edit, displacement
 from sea_lens.methods.sea.sea import rule_of
 from sea_lens.methods.sea.spectral import effective_rank, principal_angles
 from sea_lens.models.activations import ROLES, Activations
@@ -55,7 +56,7 @@ def measure_spectra(editor: Editor, activations: Activations) -> Spectra:
     if absent:
         rule.fit(activations, [size], editor.layers, progress=False)  # refuses them in its own words
     rows, curves, angles = [], [], []
-    for layer, edit in editor.edits.items():
+    for layer, edit in ((layer, editor[layer]) for layer in editor.layers):
         covariances = rule.decompose(activations, layer)
         positive, negative = rule.subspaces(covariances, size)
         between = principal_angles(positive.basis, negative.basis)
@@ -96,13 +97,13 @@ def _cosine(edit: Edit, h: Tensor) -> float:
 
 
 def _eigenvalue_error(edit: Edit, angles: Tensor, rank_positive: int, rank_negative: int) -> float:
-    if not isinstance(edit, LowRankEdit):
+    if edit.gains is None or not isinstance(edit, AffineEdit) or not edit.rank:
         return nan
     sines = angles.sin()
     alone = torch.ones(abs(rank_positive - rank_negative), dtype=torch.float64)
     expected = torch.cat([sines, sines, alone]).sort(descending=True).values
     found = torch.zeros_like(expected)
-    values = edit.eigenvalues.double().abs().sort(descending=True).values
+    values = edit.gains.double().abs().sort(descending=True).values
     # Equal directions have an eigenvalue of zero and no place in the edit.
     found[: len(values)] = values
     return float((found - expected).abs().max())

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from sea_lens.editing.editor import Editor
-from sea_lens.editing.edits import LowRankEdit
 from sea_lens.errors import InputError
 from sea_lens.models.activations import Activations
 from sea_lens.models.bridge import Model, tokenizer_of
@@ -58,15 +57,13 @@ def read_directions(
 
     editor.check(model)
     edit = editor[layer]
-    if not isinstance(edit, LowRankEdit):
+    if edit.directions is None or edit.gains is None:
         raise InputError(
             f"The edit at layer {layer} is a {type(edit).__name__}, whose directions (if any) are not ones of the residual "
             "stream, so no token can be read off them. Fit without a feature map."
         )
-    if not edit.rank:
-        raise InputError(f"The edit at layer {layer} has no directions: it {edit.summary}.")
     directions = edit.directions.T.float()
-    component = torch.full((edit.rank,), nan, dtype=torch.float64)
+    component = torch.full((len(edit.gains),), nan, dtype=torch.float64)
     if activations is not None:
         if layer not in activations.layers:
             raise InputError(f"Layer {layer} was asked for; activations are there of {activations.layers}.")
@@ -82,7 +79,7 @@ def read_directions(
         raise InputError(f"k is 1 to the vocabulary's {logits.shape[1]} tokens, and {k} was given.")
     tokenizer = tokenizer_of(model)
     rows: list[dict[str, object]] = []
-    for row, eigenvalue in zip(logits, (edit.strength * edit.eigenvalues.double()).tolist(), strict=True):
+    for row, eigenvalue in zip(logits, (edit.strength * edit.gains.double()).tolist(), strict=True):
         raised, lowered = row.topk(k), row.topk(k, largest=False)
         rows.append(
             {

@@ -38,7 +38,6 @@ from sea_lens.cli.inputs import (
 from sea_lens.cli.output import UNFINISHED, show, write
 from sea_lens.data.questions import Questions
 from sea_lens.editing.editor import Editor
-from sea_lens.editing.edits import LowRankEdit
 from sea_lens.errors import InputError
 from sea_lens.models.activations import Activations
 from sea_lens.models.bridge import Model
@@ -171,7 +170,7 @@ def _collected(
     data = with_answers(data, model, ending, max_new_tokens, batch_size, None)
     if fitted.card.demonstrations not in (None, data.fingerprint):
         typer.echo("note: these are not the demonstrations (or not the neutral answers) that the editor was fitted on.")
-    token, site = parse_token(str(fitted.card.token)), fitted.card.site
+    token, site = parse_token(str(fitted.card.token)), fitted.sites[0].name
     plain = collect_activations(model, data, token=token, site=site, batch_size=batch_size)
     if not edited:
         return plain, None
@@ -248,8 +247,8 @@ def spectrum(
         "angles": plotting.plot_principal_angles(spectra),
         "massive": plotting.plot_massive_activations(massive),
     }
-    for layer, edit in fitted.edits.items():
-        if isinstance(edit, LowRankEdit) and edit.rank:
+    for layer in fitted.layers:
+        if fitted[layer].directions is not None:
             directions = read_directions(bridge, fitted, layer, k, plain)
             tables[f"directions-{layer}"] = directions.table
             figures[f"directions-{layer}"] = plotting.plot_directions(directions)

@@ -17,8 +17,8 @@ from sea_lens.cli.inputs import (
     NewTokens,
     load_model,
 )
+from sea_lens.editing.card import FitReport
 from sea_lens.editing.editor import Editor
-from sea_lens.editing.edits import LowRankEdit
 from sea_lens.models.generate import greedy_answers
 from sea_lens.models.sites import named_layers
 
@@ -58,10 +58,9 @@ def inspect(editor: EditorName) -> None:
     card = fitted.card.to_json()
     for name in (
         "method",
-        "site",
         "token",
         "model",
-        "hyper_parameters",
+        "settings",
         "n_demonstrations",
         "demonstrations",
         "versions",
@@ -69,23 +68,25 @@ def inspect(editor: EditorName) -> None:
         value = card[name]
         text = ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else str(value)
         typer.echo(f"{name.replace('_', ' '):<18} {text}")
-    if fitted.positions is not None:
-        typer.echo(f"{'positions':<18} from {fitted.positions} on")
-    mapped = any("unit" in found for found in fitted.card.layers.values())
+    typer.echo(f"{'sites':<18} {', '.join(sorted({site.name for site in fitted.sites}))}")
+    if fitted.where is not None:
+        typer.echo(f"{'where':<18} {fitted.where}")
+    mapped = any("unit" in found for found in fitted.card.reports.values())
     extremes, ours = ["lowest", "highest"], ["unit", "outside", "clamped"]
     table = Table(
         "layer", "rank", "k+", "k-", *([] if mapped else extremes), "strength", "moved", *(ours if mapped else [])
     )
-    for layer, edit in fitted.edits.items():
-        found = fitted.card.layers.get(layer, {})
-        cells = [str(layer), str(edit.rank), *(str(found.get(f"rank_{role}", "")) for role in ("positive", "negative"))]
-        if isinstance(edit, LowRankEdit) and edit.rank:
-            cells += [f"{edit.eigenvalues.min():+.3f}", f"{edit.eigenvalues.max():+.3f}"]
+    for site, edit in fitted.edits.items():
+        found = fitted.card.reports.get(site, FitReport(edit.rank))
+        ranks = (found.numbers.get(f"rank_{role}") for role in ("positive", "negative"))
+        cells = [str(site.layer), str(edit.rank), *("" if rank is None else f"{rank:g}" for rank in ranks)]
+        if edit.gains is not None and edit.rank:
+            cells += [f"{edit.gains.min():+.3f}", f"{edit.gains.max():+.3f}"]
         elif not mapped:
             cells += ["", ""]
-        cells += [f"{edit.strength:g}", f"{float(str(found['displacement'])):.1%}" if "displacement" in found else ""]
+        cells += [f"{edit.strength:g}", "" if found.displacement is None else f"{found.displacement:.1%}"]
         if mapped:
-            shares = [float(str(found[f"clamped_{what}"])) for what in ("activations", "features")]
-            cells += [f"{float(str(found['unit'])):.3g}", *(f"{share:.2%}" for share in shares)]
+            shares = [found[f"clamped_{what}"] for what in ("activations", "features")]
+            cells += [f"{found['unit']:.3g}", *(f"{share:.2%}" for share in shares)]
         table.add_row(*cells)
     console.print(table)

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Optional
 import typer
 
 from sea_lens import plotting
+from sea_lens.cache import JSON
 from sea_lens.cli.app import app
 from sea_lens.cli.benchmarks import (
     Benchmark,
@@ -23,7 +24,6 @@ from sea_lens.cli.benchmarks import (
 )
 from sea_lens.cli.inputs import BatchSize, Device, DType, DTypeName, ModelName, Sampled, Template, load_model
 from sea_lens.cli.output import UNFINISHED, finish, show
-from sea_lens.editing.card import JSON
 from sea_lens.editing.editor import Editor
 from sea_lens.evaluation.evaluation import Evaluation, file_hash
 from sea_lens.evaluation.lm_eval import evaluate_lm_eval

@@ -31,10 +31,9 @@ from sea_lens.cli.inputs import (
 )
 from sea_lens.cli.options import FitOptions, ReadingOptions, spread
 from sea_lens.data.questions import Questions
-from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
-from sea_lens.methods.sea.published import FeatureFunction, Normalization
-from sea_lens.methods.sea.sea import SEARule
+from sea_lens.methods.sea.published import FeatureFunction, Normalization, read_published_editor
+from sea_lens.methods.sea.rule import SEARule
 from sea_lens.methods.tune import EXPLAINED_VARIANCES, describe_setting, tune_sea
 from sea_lens.models.activations import Activations
 from sea_lens.models.sites import named_layers
@@ -213,7 +212,7 @@ def convert(
     ] = None,
 ) -> None:
     """Makes an editor of the projections that the SEA authors released."""
-    editor = Editor.from_published_projections(
+    editor = read_published_editor(
         positive, negative, site=site, normalization=normalization, feature_function=feature_function
     )
     if layers != "all":

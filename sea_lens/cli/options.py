@@ -41,7 +41,8 @@ from sea_lens.cli.inputs import (
 from sea_lens.data.demonstrations import Demonstrations
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
-from sea_lens.methods.sea.sea import SEARule, fit_sea
+from sea_lens.methods.sea.rule import SEARule
+from sea_lens.methods.sea.sea import fit_sea
 from sea_lens.models.activations import Activations
 from sea_lens.models.bridge import Model
 from sea_lens.models.collect import collect_activations

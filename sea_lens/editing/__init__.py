@@ -1,1 +1,1 @@
-"""."""
+"""Edits, where they act, and the editor that hooks them into a model; knows no method."""

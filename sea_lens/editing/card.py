@@ -1,16 +1,40 @@
-"""Where an editor came from: method, hyper-parameters, model, site, ranks, versions, demonstrations."""
+"""Where an editor came from: method, settings, model, demonstrations, versions, and what the fit found at each site."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from sea_lens.cache import JSON as JSON
+from sea_lens.cache import JSON
+from sea_lens.editing.registry import from_plain, to_plain
 from sea_lens.errors import FileFormatError
 from sea_lens.models.bridge import ModelDescription
+from sea_lens.models.sites import Site
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """What a fit found at one site.
+
+    Attributes:
+        rank: Directions that the edit changes.
+        displacement: How far the edit moves the fit's activations at strength 1, as a share of their norm.
+        measured_on: Activations that this was measured on, where a sample.
+        numbers: What else the method has to say, by name.
+    """
+
+    rank: int
+    displacement: float | None = None
+    measured_on: int | None = None
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> float:
+        return self.numbers[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.numbers
 
 
 @dataclass(frozen=True)
@@ -18,47 +42,93 @@ class EditorCard:
     """Where an editor came from.
 
     Attributes:
-        method: Name of the fitting function, such as `"sea"`.
-        hyper_parameters: What it was called with.
-        site: The hook it was fitted at and acts at.
+        method: The method's registered name, such as `"sea"`.
+        settings: Its settings, with which it can be fitted again.
         token: Which token of each text it was fitted on.
         model: The model it was fitted on, where known.
         n_demonstrations: How many demonstrations it was fitted on.
-        demonstrations: Their fingerprint, where known.
-        layers: By layer, what the fit found: ranks and displacement.
+        demonstrations: Their digest, where known.
+        reports: What the fit found, by site.
         versions: Of sea_lens, torch and (where it took part) transformer_lens.
     """
 
     method: str
-    hyper_parameters: Mapping[str, JSON]
-    site: str = "resid_post"
+    settings: Mapping[str, Any] = field(default_factory=dict)
     token: str | int = "last"
     model: ModelDescription | None = None
     n_demonstrations: int | None = None
     demonstrations: str | None = None
-    layers: Mapping[int, Mapping[str, JSON]] = field(default_factory=dict)
+    reports: Mapping[Site, FitReport] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, JSON]:
-        """The card as plain JSON values."""
-        plain: dict[str, JSON] = json.loads(json.dumps(asdict(self)))
-        return plain
+        """The card as plain JSON values.
+
+        Raises:
+            InputError: If a setting cannot be written.
+        """
+        return {
+            "method": self.method,
+            "settings": {name: to_plain(value, path=f"The setting {name}") for name, value in self.settings.items()},
+            "token": self.token,
+            "model": None if self.model is None else asdict(self.model),
+            "n_demonstrations": self.n_demonstrations,
+            "demonstrations": self.demonstrations,
+            "reports": {
+                site.hook_name: {**asdict(found), "numbers": dict(found.numbers)}
+                for site, found in self.reports.items()
+            },
+            "versions": dict(self.versions),
+        }
 
     @classmethod
-    def from_json(cls, plain: dict[str, Any]) -> EditorCard:
-        """Reads what `to_json` wrote.
+    def from_json(cls, plain: Mapping[str, Any]) -> EditorCard:
+        """Reads what `to_json` wrote, of this version and of 0.1. Fields of later versions are left out.
 
         Raises:
             FileFormatError: If it is not a card.
         """
         try:
-            fields = {"model": None, "layers": {}, **plain}
-            if fields["model"] is not None:
-                fields["model"] = ModelDescription(**fields["model"])
-            fields["layers"] = {int(layer): found for layer, found in fields["layers"].items()}
-            return cls(**fields)
-        except (TypeError, ValueError, AttributeError) as error:
+            given = {one.name: plain[one.name] for one in fields(cls) if one.name in plain}
+            if "hyper_parameters" in plain:
+                given |= _of_0_1(plain)
+            else:
+                given["settings"] = {name: from_plain(value, {}) for name, value in plain["settings"].items()}
+                given["reports"] = {Site.of(site): FitReport(**found) for site, found in plain["reports"].items()}
+            if given.get("model") is not None:
+                given["model"] = ModelDescription(**given["model"])
+            return cls(**given)
+        except FileFormatError:
+            raise
+        except (TypeError, ValueError, AttributeError, KeyError) as error:
             raise FileFormatError(f"This is not an editor's card: {error}") from error
+
+
+NOT_NUMBERS = ("rank", "displacement", "measured_on")
+
+
+def _of_0_1(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings and reports of a card of version 0.1, which was spelled otherwise."""
+    settings = {name.replace("centre", "center"): _setting(value) for name, value in plain["hyper_parameters"].items()}
+    reports = {
+        Site(int(layer), plain.get("site", "resid_post")): FitReport(
+            int(found.get("rank", 0)),
+            found.get("displacement"),
+            found.get("measured_on"),
+            {name: value for name, value in found.items() if name not in NOT_NUMBERS},
+        )
+        for layer, found in plain.get("layers", {}).items()
+    }
+    return {"settings": settings, "reports": reports}
+
+
+def _setting(value: Any) -> Any:
+    """A pair, or a feature map by its name and parameters."""
+    if isinstance(value, dict) and "name" in value:
+        return from_plain(
+            {"kind": value["name"], "fields": {name: one for name, one in value.items() if name != "name"}}, {}
+        )
+    return tuple(value) if isinstance(value, list) else value
 
 
 def library_versions() -> dict[str, str]:

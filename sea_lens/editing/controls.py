@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -12,41 +13,45 @@ from torch import Tensor
 
 from sea_lens.editing.editor import Editor
 from sea_lens.editing.edits import Edit
+from sea_lens.editing.registry import register_edit, register_value
 from sea_lens.errors import InputError
 
 
+@register_value("random rotation")
 @dataclass(frozen=True, eq=False)
 class RandomRotation:
-    """A random rotation of activations, in memory and time that hardly grow with d_model.
+    """A random rotation of activations, in memory and time that hardly grow with width.
 
     Random signs, then a circular convolution that only turns phases, then random signs again. Every one of the three is
     orthogonal, and a fixed vector comes out in a direction that is all but uniformly random.
 
     Attributes:
-        signs: Before and after, `[2, d_model]`.
-        phases: Of unit length in the complex plane, `[d_model // 2 + 1]`.
+        signs: Before and after, `[2, width]`.
+        angles: Of the phases, in radians, `[width // 2 + 1]`.
     """
 
-    signs: Float[Tensor, "two d_model"]
-    phases: Tensor
+    signs: Float[Tensor, "two width"]
+    angles: Float[Tensor, " n_frequencies"]
 
     @classmethod
-    def of(cls, d_model: int, generator: torch.Generator) -> RandomRotation:
+    def of(cls, width: int, generator: torch.Generator) -> RandomRotation:
         """Draws one."""
-        signs = 2.0 * torch.randint(2, (2, d_model), generator=generator, dtype=torch.float64) - 1
-        angles = 2 * math.pi * torch.rand(d_model // 2 + 1, generator=generator, dtype=torch.float64)
-        ends = [0, -1] if d_model % 2 == 0 else [0]
+        signs = 2.0 * torch.randint(2, (2, width), generator=generator, dtype=torch.float64) - 1
+        angles = 2 * math.pi * torch.rand(width // 2 + 1, generator=generator, dtype=torch.float64)
+        ends = [0, -1] if width % 2 == 0 else [0]
         angles[ends] = math.pi * (angles[ends] > math.pi).double()
-        return cls(signs, torch.polar(torch.ones_like(angles), angles))
+        return cls(signs, angles)
 
-    def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+    def __call__(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         """Turns float32 or float64 activations of any leading shape."""
         before, after = self.signs.to(x)
-        phases = self.phases.to(x.device, torch.complex128 if x.dtype == torch.float64 else torch.complex64)
+        phases = torch.polar(torch.ones_like(self.angles), self.angles)
+        phases = phases.to(x.device, torch.complex128 if x.dtype == torch.float64 else torch.complex64)
         turned: Tensor = torch.fft.irfft(torch.fft.rfft(x * before) * phases, n=x.shape[-1]) * after
         return turned
 
 
+@register_edit("random directions")
 @dataclass(frozen=True, eq=False)
 class RandomDirectionEdit:
     """Moves an activation as far as a fitted edit does, in random directions instead of the fitted ones.
@@ -63,10 +68,14 @@ class RandomDirectionEdit:
     fitted: Edit
     rotation: RandomRotation
 
+    kind: ClassVar[str]
+    directions: ClassVar[None] = None
+    gains: ClassVar[None] = None
+
     @property
-    def d_model(self) -> int:
+    def width(self) -> int:
         """Width of the activations it edits."""
-        return self.fitted.d_model
+        return self.fitted.width
 
     @property
     def rank(self) -> int:
@@ -77,6 +86,11 @@ class RandomDirectionEdit:
     def strength(self) -> float:
         """The fitted edit's strength."""
         return self.fitted.strength
+
+    @property
+    def token_local(self) -> bool:
+        """As the fitted edit."""
+        return self.fitted.token_local
 
     @property
     def is_identity(self) -> bool:
@@ -92,7 +106,7 @@ class RandomDirectionEdit:
         """The control of the scaled edit."""
         return replace(self, fitted=self.fitted.scaled(factor))
 
-    def __call__(self, h: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+    def __call__(self, h: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         """Edits activations of any leading shape; dtype and device are kept."""
         if self.is_identity:
             return h
@@ -118,13 +132,12 @@ def random_editor_like(editor: Editor, seed: int) -> Editor:
     """
     generator = torch.Generator().manual_seed(seed)
     edits = {
-        layer: RandomDirectionEdit(edit, RandomRotation.of(edit.d_model, generator))
-        for layer, edit in editor.edits.items()
+        site: RandomDirectionEdit(edit, RandomRotation.of(edit.width, generator)) for site, edit in editor.edits.items()
     }
     card = replace(
         editor.card,
         method=f"random control of {editor.card.method}",
-        hyper_parameters={**editor.card.hyper_parameters, "seed": seed},
+        settings={**editor.card.settings, "seed": seed},
     )
     return replace(editor, edits=edits, card=card)
 
@@ -140,6 +153,9 @@ def control_editors(editor: Editor, control: int | Sequence[Editor], seed: int) 
             raise InputError(f"control is a number of random editors, or editors, and {control} was given.")
         return [random_editor_like(editor, seed + number) for number in range(control)]
     for number, other in enumerate(control):
-        if other.layers != editor.layers:
-            raise InputError(f"Control {number} edits layers {other.layers}, and the editor layers {editor.layers}.")
+        if other.sites != editor.sites:
+            raise InputError(
+                f"Control {number} edits {', '.join(map(str, other.sites))}, and the editor "
+                f"{', '.join(map(str, editor.sites))}. Give controls of the same sites."
+            )
     return list(control)

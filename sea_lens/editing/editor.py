@@ -1,28 +1,27 @@
-"""An editor: one edit a layer, hooked into a model, with a card that says where it came from."""
+"""An editor: edits by site, hooked into a model, with a card that says where they came from."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar, TypeVar
 
 from huggingface_hub import ModelHubMixin
-from jaxtyping import Float, Int
-from torch import Tensor
 
-from sea_lens.cache import fingerprint
+from sea_lens.cache import digest
+from sea_lens.editing.affine import in_sequence
 from sea_lens.editing.card import EditorCard
 from sea_lens.editing.edits import Edit
 from sea_lens.editing.files import fetch_editor_folder, read_editor_files, write_editor_files
-from sea_lens.editing.where import CONTINUED_FROM, Positions, check_positions, describe_positions, keep_positions
+from sea_lens.editing.hooks import EditHooks
+from sea_lens.editing.where import Both, Positions, Where, where_of
 from sea_lens.errors import HookNeverFiredError, InputError, ModelMismatchError, SeaLensWarning
-from sea_lens.methods.sea.feature_space import FeatureMap
-from sea_lens.methods.sea.published import FeatureFunction, Normalization, PublishedEdit, published_edits
 from sea_lens.models.bridge import UNKNOWN_MODEL, FwdHook, Model, ModelDescription
+from sea_lens.models.passes import tracked
 from sea_lens.models.sites import Site, check_layers
 
 ModelType = TypeVar("ModelType", bound=Model)
@@ -30,9 +29,7 @@ MODEL_CARD = """---
 {{ card_data }}
 ---
 
-An activation editor made with sea_lens (Spectral Editing of Activations,
-[arXiv 2405.09719](https://arxiv.org/abs/2405.09719)).
-What it was fitted on, and how, stands in `config.json` under `card`.
+An activation editor made with sea_lens. Its method, settings, model and demonstrations stand in `config.json` under `card`.
 
 ```python
 import sea_lens as sl
@@ -51,110 +48,171 @@ class Editor(
     tags=["activation-editing", "transformer-lens"],
     model_card_template=MODEL_CARD,
 ):
-    """Edits by layer, immutable. Every view shares the tensors of the editor it is taken from.
+    """Edits by site, immutable. Every view shares the tensors of the editor it is taken from.
 
-    `editor[layer]` is that layer's edit, a function of any `[..., d_model]` tensor. Saving and loading go through
+    `editor[layer]` is that layer's edit, a function of any `[..., width]` tensor. Saving and loading go through
     `save_pretrained`, `from_pretrained` and `push_to_hub`, as on the Hugging Face hub: safetensors and JSON, nothing
-    executable.
+    executable. Editors combine: `truthful + fair`, `-editor`, `2 * editor`.
+
+    Example:
+        >>> editor = sl.Editor({3: sl.AffineEdit.of_shift(torch.ones(8))})
+        >>> gentle = editor.scaled(0.5).at_positions("generated")
+        >>> with gentle.attached(model):
+        ...     model.generate("The capital of France is")
 
     Attributes:
-        edits: By layer.
+        edits: By site; integers are layers of `resid_post`, and hook names are read in either form of TransformerLens.
         card: Where they came from.
-        positions: Which positions of a sequence are edited; None for all (the paper's choice).
+        where: Which tokens are edited; None for all.
     """
 
-    edits: Mapping[int, Edit]
-    card: EditorCard
-    positions: Positions | None = None
+    edits: Mapping[Site, Edit]
+    card: EditorCard = field(default_factory=lambda: EditorCard("by hand"))
+    where: Where | None = None
 
     # Set here so that the hub mixin finds it and never writes to a frozen instance.
     _hub_mixin_config: ClassVar[dict[str, str]] = {"library_name": "sea_lens"}  # type: ignore[misc]
 
     def __post_init__(self) -> None:
-        if not self.edits:
+        edits = {Site.of(site): edit for site, edit in self.edits.items()}
+        if not edits:
             raise InputError("An editor needs at least one layer, and no layer is left. Check the layers asked for.")
-        widths = {layer: edit.d_model for layer, edit in self.edits.items()}
-        if len(set(widths.values())) > 1:
-            raise InputError(f"All edits of an editor must share one d_model; they have {widths}.")
-        object.__setattr__(self, "edits", MappingProxyType(dict(sorted(self.edits.items()))))
+        widths: dict[str, set[int]] = {}
+        for site, edit in edits.items():
+            widths.setdefault(site.name, set()).add(edit.width)
+        odd = {name: sorted(found) for name, found in widths.items() if len(found) > 1}
+        if odd:
+            raise InputError(f"All edits of one site must share one width; they have {odd}.")
+        reads = None if self.where is None else self.where.reads
+        if reads is not None and min(edits) < reads:
+            raise InputError(
+                f"The condition reads {reads}, which comes after the first edit, {min(edits)}. Read an earlier site."
+            )
+        object.__setattr__(self, "edits", MappingProxyType(dict(sorted(edits.items()))))
 
     # --- what it is --------------------------------------------------------------------------------------------------
 
-    def __getitem__(self, layer: int) -> Edit:
-        if layer not in self.edits:
-            raise ModelMismatchError(f"This editor has no layer {layer}; it edits layers {self.layers}.")
-        return self.edits[layer]
+    def __getitem__(self, site: Site | int | str) -> Edit:
+        return self.edits[self._site(site)]
+
+    def _site(self, site: Site | int | str) -> Site:
+        """The one site that a layer, a name or a site stands for."""
+        if isinstance(site, int):
+            layer = self._layer(site)
+            there = [one for one in self.edits if one.layer == layer]
+            if len(there) > 1:
+                raise InputError(
+                    f"This editor edits several sites of layer {layer}: {', '.join(map(str, there))}. Name one."
+                )
+            if there:
+                return there[0]
+        elif Site.of(site) in self.edits:
+            return Site.of(site)
+        raise ModelMismatchError(
+            f"This editor has no layer {site}; it edits layers {self.layers}."
+            if isinstance(site, int)
+            else (f"This editor has no site {site}; it edits {', '.join(map(str, self.edits))}.")
+        )
+
+    def _layer(self, layer: int) -> int:
+        return layer + self.n_layers if layer < 0 else layer
 
     @property
-    def layers(self) -> list[int]:
-        """The layers it edits, ascending."""
+    def sites(self) -> list[Site]:
+        """The sites it edits, as a pass comes to them."""
         return list(self.edits)
 
     @property
-    def d_model(self) -> int:
-        """Width of the activations it edits."""
-        return next(iter(self.edits.values())).d_model
+    def layers(self) -> list[int]:
+        """The layers it edits, ascending. A site outside the blocks has none."""
+        return sorted({site.layer for site in self.edits if site.layer is not None})
+
+    @property
+    def width(self) -> int:
+        """Width of the activations it edits, at its first site."""
+        return next(iter(self.edits.values())).width
 
     @property
     def n_layers(self) -> int:
         """Depth of the model it is for; for editors of unknown origin, up to their last layer."""
-        return self.card.model.n_layers if self.card.model is not None else self.layers[-1] + 1
+        return self.card.model.n_layers if self.card.model is not None else max(self.layers, default=-1) + 1
 
     @property
     def is_identity(self) -> bool:
-        """Whether it provably changes nothing at any layer."""
+        """Whether it provably changes nothing at any site."""
         return all(edit.is_identity for edit in self.edits.values())
 
     @property
+    def token_local(self) -> bool:
+        """Whether texts may be run in parts and rows in batches: edits look at single tokens and their position."""
+        return all(edit.token_local for edit in self.edits.values()) and (self.where is None or self.where.token_local)
+
+    @property
     def fingerprint(self) -> str:
-        """Its method, and a digest of all that decides what it does: tensors, strengths, layers, positions and site."""
-        return f"{self.card.method} {fingerprint(dict(self.edits), self.positions, self.card.site)}"
+        """Its method, and a digest of all that decides what it does: tensors, strengths, sites and where."""
+        return f"{self.card.method} {digest({str(site): edit for site, edit in self.edits.items()}, self.where)}"
 
     def __repr__(self) -> str:
         origin = UNKNOWN_MODEL if self.card.model is None else self.card.model.name
         strengths = sorted({edit.strength for edit in self.edits.values()})
-        where = "every position" if self.positions is None else "positions " + describe_positions(self.positions)
+        names = sorted({site.name for site in self.edits})
+        widths = sorted({edit.width for edit in self.edits.values()})
         head = (
-            f"Editor({self.card.method}, fitted on {origin}, {self.card.site}, d_model {self.d_model}, {where}, "
+            f"Editor({self.card.method}, fitted on {origin}, {', '.join(names)}, width {', '.join(map(str, widths))}, "
+            f"{'every position' if self.where is None else self.where}, "
             f"strength {', '.join(f'{strength:g}' for strength in strengths)})"
         )
-        return "\n".join([head, *(f"  layer {layer:>2}: {self._line(layer)}" for layer in self.layers)])
+        return "\n".join([head, *(f"  {self._called(site)}: {self._line(site)}" for site in self.edits)])
 
-    def _line(self, layer: int) -> str:
-        found, text = self.card.layers.get(layer, {}), self.edits[layer].summary
+    def _called(self, site: Site) -> str:
+        one_name = len({other.name for other in self.edits}) == 1
+        return f"layer {site.layer:>2}" if one_name and site.layer is not None else str(site)
+
+    def _line(self, site: Site) -> str:
+        found, text = self.card.reports.get(site), self.edits[site].summary
+        if found is None:
+            return text
         if "rank_positive" in found:
-            text += f" (positive {found['rank_positive']}, negative {found['rank_negative']})"
-        if "displacement" in found:
-            text += (
-                f", at strength 1 moves the fit's activations by {float(str(found['displacement'])):.1%} of their norm"
-            )
+            text += f" (positive {found['rank_positive']:g}, negative {found['rank_negative']:g})"
+        if found.displacement is not None:
+            text += f", at strength 1 moves the fit's activations by {found.displacement:.1%} of their norm"
         if "unit" in found:
-            outside, beyond = (float(str(found[f"clamped_{what}"])) for what in ("activations", "features"))
+            outside, beyond = (found[f"clamped_{what}"] for what in ("activations", "features"))
             text += f", clamps {outside:.2%} of their entries and {beyond:.2%} of the edited features"
         return text
 
     def __reduce__(self) -> tuple[type[Editor], tuple[object, ...]]:
-        return Editor, (dict(self.edits), self.card, self.positions)
+        return Editor, (dict(self.edits), self.card, self.where)
 
     # --- views -------------------------------------------------------------------------------------------------------
 
-    def at_layers(self, layers: Iterable[int]) -> Editor:
-        """Only these layers.
+    def at_layers(self, layers: Iterable[int | str | Site]) -> Editor:
+        """Only these layers; -1 is the model's last. A hook name or a `Site` chooses one site of a layer.
 
         Raises:
             ModelMismatchError: If it does not edit one of them.
         """
-        return replace(self, edits={layer: self[layer] for layer in layers})
+        return replace(self, edits={site: self.edits[site] for site in self._chosen(layers)})
 
-    def without_layers(self, layers: Iterable[int]) -> Editor:
+    def without_layers(self, layers: Iterable[int | str | Site]) -> Editor:
         """All layers but these.
 
         Raises:
             ModelMismatchError: If it does not edit one of them.
             InputError: If none is left.
         """
-        dropped = {layer for layer in layers if self[layer] is not None}
-        return replace(self, edits={layer: edit for layer, edit in self.edits.items() if layer not in dropped})
+        dropped = self._chosen(layers)
+        return replace(self, edits={site: edit for site, edit in self.edits.items() if site not in dropped})
+
+    def _chosen(self, layers: Iterable[int | str | Site]) -> list[Site]:
+        chosen: list[Site] = []
+        for layer in layers:
+            if isinstance(layer, int):
+                there = [site for site in self.edits if site.layer == self._layer(layer)]
+                chosen += there or [self._site(layer)]
+            else:
+                chosen.append(self._site(layer))
+        return chosen
 
     def first_layers(self, n: int) -> Editor:
         """Those of its layers that are among the model's first `n`."""
@@ -166,81 +224,128 @@ class Editor(
 
     def _count(self, n: int) -> int:
         if not 1 <= n <= self.n_layers:
-            raise InputError(f"{n} layers were asked for, and the model has {self.n_layers}. Ask for 1 to that.")
+            raise InputError(f"{n} layers were asked for. Give a number from 1 to {self.n_layers}, the model's layers.")
         return n
 
     def _within(self, layers: range) -> Editor:
-        return replace(self, edits={layer: edit for layer, edit in self.edits.items() if layer in layers})
+        return replace(self, edits={site: edit for site, edit in self.edits.items() if site.layer in layers})
 
     def scaled(self, factor: float) -> Editor:
-        """Every layer's strength multiplied by `factor`: 0 is the identity, 1 leaves it as it is."""
-        return replace(self, edits={layer: edit.scaled(factor) for layer, edit in self.edits.items()})
+        """Every strength multiplied by `factor`: 0 is the identity, 1 leaves it as it is."""
+        return replace(self, edits={site: edit.scaled(factor) for site, edit in self.edits.items()})
 
-    def at_positions(self, positions: Positions | Int[Tensor, "n_prompts prompt_length"]) -> Editor:
-        """Edits only some positions of the prompt, and everything generated after it.
+    def at_positions(self, positions: Positions) -> Editor:
+        """Edits only some tokens. Positions are true ones: padding is not counted, and a KV cache is.
 
-        With and without a KV cache the same tokens are edited: a pass over a single token is taken to go on where the
-        last one ended, and positions beyond a mask were generated. Positions count columns, padding included. Passes of
-        several tokens over a cached prefix are not supported, and `fwd_hooks()` are to be taken anew for each text.
+        Example:
+            >>> editor.at_positions(1)                  # all but the first token; the same as "not first"
+            >>> editor.at_positions(-1)                 # from the prompt's last token on
+            >>> editor.at_positions(slice(1, 20))
+            >>> editor.at_positions([0, 5, -1])
+            >>> editor.at_positions("prompt")           # or "generated", "not first", "all"
 
         Args:
-            positions: The first position to edit (`1` spares the first token, `prompt_length - 1` edits from the
-                prompt's last token on), or a mask `[batch, pos]` over the tokens of a prompt batch.
+            positions: The first position to edit; a slice; a list; `"prompt"`, `"generated"`, `"not first"` or `"all"`;
+                or a mask `[batch, pos]` over the columns of one batch of prompts, padding included, with everything
+                generated after it. Negative positions count from the end of the prompt. The prompt is what `generate`
+                is given, and what questions and benchmarks put before an answer; all of a text that is run at once.
 
         Raises:
-            InputError: If the first position is negative: how far from the end it lies changes as text is generated.
+            InputError: If they are something else.
         """
-        return replace(self, positions=check_positions(positions))
+        return replace(self, where=where_of(positions))
+
+    def when(self, condition: Where) -> Editor:
+        """Edits only texts that meet a condition on their prompt, at the positions chosen before.
+
+        Args:
+            condition: Such as `sea_lens.WhenAligned(site, direction, threshold)`.
+
+        Raises:
+            InputError: If there is a condition already, or it reads a site after the first edit.
+        """
+        return replace(self, where=condition if self.where is None else Both(self.where, condition))
+
+    def __add__(self, other: Editor) -> Editor:
+        """This editor and then the other. At a site of both, affine edits that restore no norm become one.
+
+        Raises:
+            InputError: If they edit different tokens.
+        """
+        if not isinstance(other, Editor):
+            return NotImplemented
+        if digest(self.where) != digest(other.where):
+            raise InputError(
+                "Editors of different positions cannot be added. Attach one inside the other: "
+                "with one.attached(model), other.attached(model)."
+            )
+        edits = {**self.edits, **other.edits}
+        for site in self.edits.keys() & other.edits.keys():
+            edits[site] = in_sequence(self.edits[site], other.edits[site])
+        card = EditorCard(
+            f"{self.card.method} + {other.card.method}",
+            {"parts": [dict(self.card.settings), dict(other.card.settings)]},
+            self.card.token,
+            self.card.model or other.card.model,
+            versions=self.card.versions,
+        )
+        return Editor(edits, card, self.where)
+
+    def __neg__(self) -> Editor:
+        """Every strength with its sign changed."""
+        return self.scaled(-1.0)
+
+    def __mul__(self, factor: float) -> Editor:
+        """`scaled(factor)`."""
+        return self.scaled(float(factor)) if isinstance(factor, int | float) else NotImplemented
+
+    __rmul__ = __mul__
 
     # --- at work -----------------------------------------------------------------------------------------------------
 
-    def fwd_hooks(self) -> list[FwdHook]:
-        """Hooks for `model.run_with_hooks(tokens, fwd_hooks=...)` or `model.hooks(fwd_hooks=...)`.
+    def fwd_hooks(self, model: Model | None = None) -> list[FwdHook]:
+        """Hooks for `model.run_with_hooks(tokens, fwd_hooks=...)` or `model.hooks(fwd_hooks=...)`. A list serves many passes.
 
-        These check d_model only; `attached` also checks depth, site and weight processing, and that a hook fired.
+        A hook sees one tensor, and not what the model was called with. So by themselves these hooks know the tokens of
+        a pass and not its padding or its cache: they take columns for positions, and all of a pass for its prompt. That
+        is exact for an editor of every position, and for whole texts that are not padded on the left. A pass over one
+        token may be a text of one token or the next step of a generation: an editor with positions refuses it. With
+        `model`, hooks are exact for every caller, because the model's passes are tracked while the list lives.
+        `attached` also checks depth, site and weights, and that a hook fired.
+
+        Args:
+            model: The model they are for; checked if given.
+
+        Raises:
+            ModelMismatchError: If the editor does not fit `model`.
         """
-        return [(Site(layer, self.card.site).hook_name, self._hook(layer, lambda: None)) for layer in self.layers]
+        if model is None:
+            return EditHooks(self.edits, self.where).hooks({site: site.hook_name for site in self._read_sites()})
+        self.check(model)
+        return EditHooks(self.edits, self.where, tracking=model).hooks({s: s.check(model) for s in self._read_sites()})
 
-    def _hook(self, layer: int, fired: Callable[[], None]) -> Callable[..., Tensor | None]:
-        edit, positions = self.edits[layer], self.positions
-        seen = 0  # tokens so far: a pass over a single token goes on where the last pass ended
-
-        def hook(tensor: Float[Tensor, "batch pos d_model"], hook: object) -> Tensor | None:
-            nonlocal seen
-            length = tensor.shape[1]
-            continued = CONTINUED_FROM.get()
-            if continued is not None and isinstance(edit, PublishedEdit):
-                raise InputError(
-                    "By the published rule an edit depends on all tokens of a pass, so a common prefix cannot be run apart. "
-                    "Score with share_prefix=False."
-                )
-            start = continued if continued is not None else seen if length == 1 else 0
-            seen = start + length
-            if not isinstance(positions, int) or positions < seen:
-                fired()
-            if edit.is_identity:
-                return None
-            edited = edit(tensor)
-            return edited if positions is None else keep_positions(tensor, edited, positions, start)
-
-        return hook
+    def _read_sites(self) -> list[Site]:
+        reads = None if self.where is None else self.where.reads
+        return [*self.edits] if reads is None else [reads, *self.edits]
 
     def check(self, model: Model) -> None:
         """Checks that this editor fits a model.
 
         Raises:
-            ModelMismatchError: If d_model, depth or weight processing differ from the model it was fitted on, or the
+            ModelMismatchError: If width, depth or weight processing differ from the model it was fitted on, or the
                 model lacks a layer or the site.
         """
         theirs, ours = ModelDescription.of(model), self.card.model
-        if theirs.d_model != self.d_model:
-            raise ModelMismatchError(
-                f"This editor is for d_model {self.d_model}, and {theirs.name} has d_model {theirs.d_model}. "
-                "Fit an editor on this model."
-            )
-        check_layers(self.layers, theirs.n_layers)
-        for layer in self.layers:
-            Site(layer, self.card.site).check(model)
+        for site, edit in self.edits.items():
+            if site.in_stream and theirs.d_model != edit.width:
+                raise ModelMismatchError(
+                    f"This editor is for d_model {edit.width}, and {theirs.name} has d_model {theirs.d_model}. "
+                    "Fit an editor on this model."
+                )
+        if self.layers:
+            check_layers(self.layers, theirs.n_layers)
+        for site in self._read_sites():
+            site.check(model)
         if ours is None:
             return
         if ours.n_layers != theirs.n_layers:
@@ -251,7 +356,7 @@ class Editor(
         if ours.weights != theirs.weights:
             raise ModelMismatchError(
                 f"This editor was fitted with {ours.weights} weights, and {theirs.name} has {theirs.weights} ones: "
-                f"{self.card.site} holds other values then. Call enable_compatibility_mode() both when fitting and "
+                "its site holds other values then. Call enable_compatibility_mode() both when fitting and "
                 "when editing, or neither time."
             )
         if ours.name not in (theirs.name, UNKNOWN_MODEL):
@@ -267,6 +372,10 @@ class Editor(
 
         Contexts nest, and compose in the order they were entered; hooks of your own are left alone.
 
+        Example:
+            >>> with editor.attached(model):
+            ...     print(model.generate("Where were fortune cookies invented?"))
+
         Args:
             model: The model to edit.
 
@@ -280,32 +389,28 @@ class Editor(
         self.check(model)
         if self.is_identity and any(edit.strength for edit in self.edits.values()):
             warnings.warn(
-                "This editor changes nothing at any layer: its positive and negative subspaces are the same. Fit another; "
-                "fit_sea says what to try.",
+                f"This editor of {self.card.method!r} changes nothing at any layer. Fit another: other settings, other "
+                "demonstrations or another token.",
                 SeaLensWarning,
                 stacklevel=3,
             )
-        firings = dict.fromkeys(self.layers, 0)
-
-        def count(layer: int) -> Callable[[], None]:
-            def fired() -> None:
-                firings[layer] += 1
-
-            return fired
-
-        hooks = [(Site(layer, self.card.site).check(model), self._hook(layer, count(layer))) for layer in self.layers]
-        with model.hooks(fwd_hooks=hooks):
+        names = {site: site.hook_name for site in self._read_sites()}
+        with ExitStack() as stack:
+            passes = None if self.where is None else stack.enter_context(tracked(model))
+            hooks = EditHooks(self.edits, self.where, passes)
+            stack.enter_context(model.hooks(fwd_hooks=hooks.hooks(names)))
             yield model
-        if not any(firings.values()):
+        fired = hooks.fired
+        if not any(fired.values()):
             raise HookNeverFiredError(
-                f"The editor was attached at {self.card.site} of layers {self.layers}, and no forward pass reached any"
-                f"{'' if self.positions is None else ' at the positions chosen'}, so nothing was edited. Run the model "
+                f"The editor was attached at {', '.join(map(str, self.edits))}, and no forward pass reached any"
+                f"{'' if self.where is None else ' at the positions chosen'}, so nothing was edited. Run the model "
                 "inside the with block, and not with a stop_at_layer below them."
             )
-        silent = [layer for layer, count_ in firings.items() if not count_]
+        silent = [str(site) for site, did in fired.items() if not did]
         if silent:
             warnings.warn(
-                f"The editor's hooks at layers {silent} never fired; the others did. Was the pass stopped early?",
+                f"The editor's hooks at {', '.join(silent)} never fired; the others did. Was the pass stopped early?",
                 SeaLensWarning,
                 stacklevel=3,
             )
@@ -313,9 +418,7 @@ class Editor(
     # --- on disk -----------------------------------------------------------------------------------------------------
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        if isinstance(self.positions, Tensor):
-            raise InputError("This editor holds a position mask of one batch. Save the editor it was made from.")
-        write_editor_files(save_directory, self.edits, self.card, self.positions)
+        write_editor_files(save_directory, self.edits, self.card, self.where)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # the mixin's takes any further keyword, and reads config.json itself
@@ -327,9 +430,8 @@ class Editor(
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         revision: str | None = None,
-        feature_map: FeatureMap | None = None,
     ) -> Editor:
-        """Reads what `save_pretrained` or `push_to_hub` wrote.
+        """Reads what `save_pretrained` or `push_to_hub` wrote, by this version or 0.1.
 
         Args:
             pretrained_model_name_or_path: A folder, or a repository's name on the hub.
@@ -338,53 +440,12 @@ class Editor(
             cache_dir: Where downloads are kept.
             local_files_only: Whether to use only what is cached.
             revision: A branch, tag or commit.
-            feature_map: The feature map of an editor that was fitted with one of your own: files hold no code.
 
         Raises:
             FileFormatError: If a file is missing, truncated, changed since it was written, or not an editor's, or if it
-                names a feature map that is not the library's and none is given.
+                holds an edit or a value whose class is not registered here.
         """
         folder = fetch_editor_folder(
             str(pretrained_model_name_or_path), revision, cache_dir, force_download, local_files_only, token
         )
-        return cls(*read_editor_files(folder, feature_map))
-
-    @classmethod
-    def from_published_projections(
-        cls,
-        positive: str | Path | Tensor,
-        negative: str | Path | Tensor,
-        layers: Iterable[int] | None = None,
-        *,
-        site: str = "mlp_out",
-        normalization: Normalization = "token",
-        feature_function: FeatureFunction | None = None,
-        model: Model | None = None,
-        progress: bool = True,
-    ) -> Editor:
-        """Makes an editor of the projections that the SEA authors' code writes and their release holds.
-
-        Their dense `P+` and `P-` become low-rank factors, after a check that they are projectors; the ranks stand in the
-        editor's repr and on its card.
-
-        Args:
-            positive: `uu_positive.pt`, or its tensor `[n_layers, d_model, d_model]`: `P+ = U U^T`.
-            negative: `uu_negative.pt`: `P- = I - U U^T`.
-            layers: Layers to edit; all in the file for None. (They edit the last 21 for truthfulness: `.last_layers(21)`.)
-            site: Where to edit. Their code edits MLP outputs, with projections fitted on the residual stream.
-            normalization: `"token"` restores each token's norm, as everywhere in this library. `"feature"` is their rule,
-                for reproducing their numbers: each feature's norm over the positions of a pass. It is not causal, changes
-                with the KV cache and with padding, and leaves nothing but signs of a single cached token.
-            feature_function: With `"feature"`, the function whose published inverse is applied, for their non-linear runs.
-            model: The model they are for, to check sizes against and to name on the card.
-            progress: Whether to show a progress bar once it takes longer than two seconds.
-
-        Raises:
-            FileFormatError: If a file does not hold a tensor. No code is loaded from it.
-            InputError: If shapes are wrong, or a matrix is not a projector (which layer, and how far from it).
-            ModelMismatchError: If a layer does not exist, or the projections do not fit `model`.
-
-        Warns:
-            SeaLensWarning: With `normalization="feature"`, of what it does; if the files look exchanged.
-        """
-        return cls(*published_edits(positive, negative, layers, site, normalization, feature_function, model, progress))
+        return cls(*read_editor_files(folder))

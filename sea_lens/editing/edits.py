@@ -1,24 +1,26 @@
-"""What one layer's edit does to an activation. Tensors only: no model, no hook."""
+"""What an edit does to an activation: functions of `[..., width]`. A new kind has the members of `Edit` and is registered."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sea_lens.editing.registry import register_edit
 from sea_lens.errors import InputError, ModelMismatchError
 
 
 @runtime_checkable
 class Edit(Protocol):
-    """What an editor needs of one layer's edit."""
+    """What an editor needs of an edit."""
+
+    kind: ClassVar[str]
 
     @property
-    def d_model(self) -> int:
+    def width(self) -> int:
         """Width of the activations it edits."""
 
     @property
@@ -34,134 +36,114 @@ class Edit(Protocol):
         """Whether it provably changes nothing."""
 
     @property
+    def token_local(self) -> bool:
+        """Whether a token's edit depends on that token alone, so that passes may be split and rows batched."""
+
+    @property
+    def directions(self) -> Float[Tensor, "width n_directions"] | None:
+        """Unit vectors that it moves activations along; None where it has none."""
+
+    @property
+    def gains(self) -> Float[Tensor, " n_directions"] | None:
+        """How much it adds along each of them, at strength 1: eigenvalues, or the length of a shift."""
+
+    @property
     def summary(self) -> str:
         """One line for an editor's repr."""
 
     def scaled(self, factor: float) -> Edit:
-        """The same edit with its strength multiplied."""
+        """The same edit with its strength multiplied; tensors are shared."""
 
-    def __call__(self, h: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+    def __call__(self, h: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         """Edits activations of any leading shape; dtype and device are kept."""
 
 
+@register_edit("sequence")
 @dataclass(frozen=True, eq=False)
-class LowRankEdit:
-    """`h + strength * ((kept - 1) h + (h W) diag(lam) W^T + shift)`, then (if asked) rescaled to the token's own norm.
-
-    Computed in float32 (float64 for float64 activations) and cast back. A rank of 0 without a shift, or a strength of
-    0, returns the activation untouched, bit for bit.
+class SequenceEdit:
+    """Edits one after the other, each of what the one before it made.
 
     Attributes:
-        directions: W, `[d_model, rank]`.
-        eigenvalues: lam, `[rank]`: positive directions are promoted, negative ones suppressed.
-        shift: Added to every activation, `[d_model]`, or None. A centered edit puts `-mu W diag(lam) W^T` here.
-        strength: 1 is the published method, 0 the identity.
-        restore_norm: Whether each edited token is rescaled to its norm before the edit (paper, section 3.2).
-        kept: How much of the activation itself stays: 1 for SEA's merge, 0 for its positive projection alone.
+        edits: In the order in which they act.
     """
 
-    directions: Float[Tensor, "d_model rank"]
-    eigenvalues: Float[Tensor, " rank"]
-    shift: Float[Tensor, " d_model"] | None = None
-    strength: float = 1.0
-    restore_norm: bool = True
-    kept: float = 1.0
-    _placed: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor, Tensor | None]] = field(
-        default_factory=dict, repr=False, init=False
-    )
+    edits: tuple[Edit, ...]
+
+    kind: ClassVar[str]
 
     def __post_init__(self) -> None:
-        tensors = [self.directions, self.eigenvalues] + ([] if self.shift is None else [self.shift])
-        if not all(bool(tensor.isfinite().all()) for tensor in tensors):
-            raise InputError("An edit's tensors must be finite, and these hold NaN or infinity.")
-        for name, value in (("strength", self.strength), ("kept", self.kept)):
-            if not math.isfinite(value):
-                raise InputError(f"An edit's {name} must be a finite number, and it is {value}.")
+        widths = [edit.width for edit in self.edits]
+        if not widths or len(set(widths)) > 1:
+            raise InputError(f"Edits that follow each other must have one width, and theirs are {widths}.")
 
     @property
-    def d_model(self) -> int:
+    def width(self) -> int:
         """Width of the activations it edits."""
-        return self.directions.shape[0]
+        return self.edits[0].width
 
     @property
     def rank(self) -> int:
-        """Number of directions it changes."""
-        return self.directions.shape[1]
+        """Number of directions that its edits change."""
+        return sum(edit.rank for edit in self.edits)
+
+    @property
+    def strength(self) -> float:
+        """Of its first edit."""
+        return self.edits[0].strength
 
     @property
     def is_identity(self) -> bool:
         """Whether it provably changes nothing."""
-        return self.strength == 0 or (self.rank == 0 and self.shift is None and self.kept == 1)
+        return all(edit.is_identity for edit in self.edits)
+
+    @property
+    def token_local(self) -> bool:
+        """Whether all of its edits are."""
+        return all(edit.token_local for edit in self.edits)
+
+    @property
+    def directions(self) -> Float[Tensor, "width n_directions"] | None:
+        """Those of all its edits."""
+        found = [edit.directions for edit in self.edits if edit.directions is not None]
+        return torch.cat(found, dim=1) if found else None
+
+    @property
+    def gains(self) -> Float[Tensor, " n_directions"] | None:
+        """Those of all its edits."""
+        found = [edit.gains for edit in self.edits if edit.gains is not None]
+        return torch.cat(found) if found else None
 
     @property
     def summary(self) -> str:
         """One line for an editor's repr."""
-        if self.is_identity:
-            return "changes nothing"
-        if self.rank == 0:
-            return "a shift" if self.kept == 1 else f"keeps {self.kept:g} of the activation"
-        return f"rank {self.rank}, eigenvalues {self.eigenvalues.min():+.3f} to {self.eigenvalues.max():+.3f}"
+        return ", then ".join(edit.summary for edit in self.edits)
 
-    def scaled(self, factor: float) -> LowRankEdit:
-        """The same edit with its strength multiplied; tensors are shared."""
-        return replace(self, strength=self.strength * factor)
+    def scaled(self, factor: float) -> SequenceEdit:
+        """Every edit with its strength multiplied."""
+        return SequenceEdit(tuple(edit.scaled(factor) for edit in self.edits))
 
-    def cast(self, dtype: torch.dtype) -> LowRankEdit:
-        """The same edit with its tensors in another dtype."""
-        shift = None if self.shift is None else self.shift.to(dtype)
-        return replace(self, directions=self.directions.to(dtype), eigenvalues=self.eigenvalues.to(dtype), shift=shift)
-
-    def __call__(self, h: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """Edits activations of any leading shape; dtype and device are kept.
-
-        Raises:
-            ModelMismatchError: If the last dimension is not `d_model`.
-        """
-        check_width(self, h)
-        if self.is_identity:
-            return h
-        dtype = torch.promote_types(h.dtype, torch.float32)
-        x = h.to(dtype).reshape(-1, self.d_model)
-        directions, factors, shift = self._on(h.device, dtype)
-        # One tall and one wide product, the sum with what stays of x in the same pass as the latter. Both read the same
-        # memory, which is most of what an edit of one token costs.
-        edited = torch.addmm(x, (x @ directions.T) * factors, directions, beta=1 + self.strength * (self.kept - 1))
-        in_place = not edited.requires_grad  # of a tensor of our own, unless it is part of a graph
-        if shift is not None:
-            edited = edited.add_(shift) if in_place else edited + shift
-        if self.restore_norm:
-            edited = with_norms_of(x, edited, in_place=in_place)
-        return edited.reshape(h.shape).to(h.dtype)
-
-    def _on(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
-        """`W^T` (rows in memory), `strength * lam` and `strength * shift`, where and as the activation is; kept."""
-        placed = self._placed.get((device, dtype))
-        if placed is None:
-            with torch.inference_mode(False):  # what is kept must also serve a later pass that builds a graph
-                placed = (
-                    self.directions.to(device, dtype).T.contiguous(),
-                    self.strength * self.eigenvalues.to(device, dtype),
-                    None if self.shift is None else self.strength * self.shift.to(device, dtype),
-                )
-            self._placed[device, dtype] = placed
-        return placed
+    def __call__(self, h: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        """Edits activations of any leading shape; dtype and device are kept."""
+        for edit in self.edits:
+            h = edit(h)
+        return h
 
 
 def check_width(edit: Edit, h: Float[Tensor, "*batch width"]) -> None:
     """Refuses activations of another width.
 
     Raises:
-        ModelMismatchError: If the last dimension is not the edit's `d_model`.
+        ModelMismatchError: If the last dimension is not the edit's `width`.
     """
-    if h.shape[-1] != edit.d_model:
+    if h.shape[-1] != edit.width:
         raise ModelMismatchError(
-            f"This edit was made for d_model {edit.d_model}, and the activation's last dimension is {h.shape[-1]}."
+            f"This edit was made for width {edit.width}, and the activation's last dimension is {h.shape[-1]}."
         )
 
 
 def with_norms_of(
-    x: Float[Tensor, "*batch d_model"], edited: Float[Tensor, "*batch d_model"], dim: int = -1, in_place: bool = False
-) -> Float[Tensor, "*batch d_model"]:
+    x: Float[Tensor, "*batch width"], edited: Float[Tensor, "*batch width"], dim: int = -1, in_place: bool = False
+) -> Float[Tensor, "*batch width"]:
     """`edited` with the Euclidean norms that `x` has along a dimension: along -1, those of its tokens.
 
     With `in_place`, `edited` itself is overwritten.
@@ -173,10 +155,10 @@ def with_norms_of(
 
 
 ROWS_AT_ONCE = 256
-"""Rows whose displacement is taken together, so that what is computed on the way stays small."""
+"""Rows whose displacement is taken together. Bounds memory."""
 
 
-def displacement(edit: Edit, h: Float[Tensor, "n d_model"]) -> float:
+def displacement(edit: Edit, h: Float[Tensor, "n width"]) -> float:
     """Mean of `|edited - h| / |h|` over rows: how far an edit moves these activations."""
     moved = []
     for rows in torch.split(h, ROWS_AT_ONCE):

@@ -13,55 +13,50 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from torch import Tensor
 
 from sea_lens.cache import load_tensors, save_tensors, write_text
-from sea_lens.editing.card import JSON, EditorCard
-from sea_lens.editing.edits import Edit, LowRankEdit
-from sea_lens.errors import FileFormatError, InputError
-from sea_lens.methods.sea.feature_space import KNOWN, FeatureMap, FeatureSpaceEdit, parameters_of
-from sea_lens.methods.sea.published import PublishedEdit
+from sea_lens.editing.card import EditorCard
+from sea_lens.editing.edits import Edit
+from sea_lens.editing.registry import edit_of_0_1, from_plain, to_plain
+from sea_lens.editing.where import From, Where
+from sea_lens.errors import FileFormatError
+from sea_lens.models.sites import Site
 
-SavedEdit = LowRankEdit | FeatureSpaceEdit | PublishedEdit
-FORMAT = "sea_lens.editing.editor/1"
+FORMAT = "sea_lens.editor/2"
+FORMAT_OF_0_1 = "sea_lens.editor/1"
 TENSORS = "editor.safetensors"
 CONFIG = "config.json"
 
 
-def write_editor_files(folder: Path, edits: Mapping[int, Edit], card: EditorCard, positions: int | None) -> None:
-    """Writes the tensors, then the JSON with a digest over both."""
+def write_editor_files(folder: Path, edits: Mapping[Site, Edit], card: EditorCard, where: Where | None) -> None:
+    """Writes the tensors, then the JSON with a digest over both.
+
+    Raises:
+        InputError: If an edit, a setting or the choice of tokens cannot be written.
+    """
     tensors: dict[str, Tensor] = {}
-    facts: dict[str, JSON] = {}
-    for layer, edit in edits.items():
-        their_tensors, facts[str(layer)] = _write_edit(edit, layer)
-        tensors |= {f"{layer}.{name}": tensor for name, tensor in their_tensors.items()}
-    save_tensors({name: tensor.cpu() for name, tensor in tensors.items()}, folder / TENSORS, {"format": FORMAT})
-    config: dict[str, JSON] = {
+    config: dict[str, Any] = {
         "format": FORMAT,
         "library_name": "sea_lens",
-        "positions": positions,
-        "edits": facts,
+        "edits": {site.hook_name: to_plain(edit, tensors, site.hook_name) for site, edit in edits.items()},
+        "where": to_plain(where, tensors, "where"),
         "card": card.to_json(),
     }
+    save_tensors(tensors, folder / TENSORS, {"format": FORMAT})
     config["sha256"] = _digest(config, folder / TENSORS)
     write_text(folder / CONFIG, json.dumps(config, indent=1) + "\n")
 
 
-def read_editor_files(
-    folder: Path, feature_map: FeatureMap | None = None
-) -> tuple[dict[int, SavedEdit], EditorCard, int | None]:
-    """Reads edits, card and positions.
-
-    Args:
-        folder: Where they are.
-        feature_map: Stands in for a feature map that is not one of ours, of which the file holds only the name.
+def read_editor_files(folder: Path) -> tuple[dict[Site, Edit], EditorCard, Where | None]:
+    """Reads edits, card and choice of tokens, of this version and of 0.1.
 
     Raises:
-        FileFormatError: If a file is missing, truncated, changed since it was written, or not an editor's, or if it names a
-            feature map that is not ours and none is given.
+        FileFormatError: If a file is missing, truncated, changed since it was written, or not an editor's, or if it
+            holds a kind of edit that is not registered.
     """
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FileFormatError(f"{folder / CONFIG} could not be read as JSON: {error}") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
+    if not isinstance(config, dict) or config.get("format") not in (FORMAT, FORMAT_OF_0_1):
         raise FileFormatError(f"{folder} does not hold an editor of sea_lens ({FORMAT}).")
     tensors, _ = load_tensors(folder / TENSORS)
     if config.pop("sha256", None) != _digest(config, folder / TENSORS):
@@ -69,15 +64,31 @@ def read_editor_files(
             f"The editor in {folder} was changed after it was saved (its digest does not match). Save or fetch it anew."
         )
     try:
-        edits = {
-            int(layer): _read_edit(facts, {name: tensors[f"{layer}.{name}"] for name in facts["tensors"]}, feature_map)
-            for layer, facts in config["edits"].items()
-        }
-        return edits, EditorCard.from_json(config["card"]), config["positions"]
-    except FileFormatError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        card = EditorCard.from_json(config["card"])
+        if config["format"] == FORMAT_OF_0_1:
+            return (
+                _edits_of_0_1(config, tensors),
+                card,
+                None if config["positions"] is None else From(config["positions"]),
+            )
+        edits = {Site.of(site): from_plain(plain, tensors) for site, plain in config["edits"].items()}
+        where = from_plain(config["where"], tensors)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise FileFormatError(f"The editor in {folder} is damaged: {error}") from error
+    strange = [type(one).__name__ for one in edits.values() if not isinstance(one, Edit)]
+    if strange or not (where is None or isinstance(where, Where)):
+        raise FileFormatError(
+            f"The editor in {folder} is damaged: it holds {strange or type(where).__name__} as an edit."
+        )
+    return edits, card, where
+
+
+def _edits_of_0_1(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[Site, Edit]:
+    site = config["card"].get("site", "resid_post")
+    return {
+        Site(int(layer), site): edit_of_0_1(facts, {name: tensors[f"{layer}.{name}"] for name in facts["tensors"]})
+        for layer, facts in config["edits"].items()
+    }
 
 
 def fetch_editor_folder(
@@ -120,91 +131,7 @@ def fetch_editor_folder(
     return Path(paths[0]).parent
 
 
-def _write_edit(edit: Edit, layer: int) -> tuple[dict[str, Tensor], dict[str, JSON]]:
-    """The tensors of an edit, and all else about it."""
-    if isinstance(edit, LowRankEdit):
-        tensors = {"directions": edit.directions, "eigenvalues": edit.eigenvalues}
-        if edit.shift is not None:
-            tensors["shift"] = edit.shift
-        facts: dict[str, JSON] = {"kind": "low rank", "restore_norm": edit.restore_norm, "kept": edit.kept}
-    elif isinstance(edit, FeatureSpaceEdit):
-        parts = [_write_edit(part, layer) for part in edit.parts]
-        tensors = {
-            f"{index}.{name}": tensor for index, (found, _) in enumerate(parts) for name, tensor in found.items()
-        }
-        facts = {
-            "kind": "feature space",
-            "feature_map": type(edit.feature_map).__name__,
-            "parameters": dict(parameters_of(edit.feature_map))
-            if _is_ours(edit.feature_map)
-            else str(edit.feature_map),
-            "parts": [part for _, part in parts],
-            "unit": edit.unit,
-            "weight": edit.weight,
-            "restore_norm": edit.restore_norm,
-        }
-    elif isinstance(edit, PublishedEdit):
-        tensors = {"kept": edit.kept, "removed": edit.removed}
-        facts = {"kind": "published", "feature_function": edit.feature_function}
-    else:
-        raise InputError(
-            f"Layer {layer} holds a {type(edit).__name__}, which is not saved. Save the editor it was made from."
-        )
-    return tensors, {**facts, "strength": edit.strength, "tensors": list(tensors)}
-
-
-def _read_edit(facts: Mapping[str, Any], tensors: Mapping[str, Tensor], feature_map: FeatureMap | None) -> SavedEdit:
-    if facts["kind"] == "low rank":
-        return _read_low_rank(facts, tensors)
-    if facts["kind"] == "published":
-        return PublishedEdit(tensors["kept"], tensors["removed"], facts["feature_function"], facts["strength"])
-    if facts["kind"] != "feature space":
-        raise FileFormatError(f"It holds an edit of a kind that this version does not know: {facts['kind']!r}.")
-    return FeatureSpaceEdit(
-        _feature_map(facts["feature_map"], facts["parameters"], feature_map),
-        tuple(_read_low_rank(part, tensors, f"{index}.") for index, part in enumerate(facts["parts"])),
-        unit=facts["unit"],
-        weight=facts["weight"],
-        strength=facts["strength"],
-        restore_norm=facts["restore_norm"],
-    )
-
-
-def _read_low_rank(facts: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str = "") -> LowRankEdit:
-    return LowRankEdit(
-        tensors[f"{prefix}directions"],
-        tensors[f"{prefix}eigenvalues"],
-        tensors.get(f"{prefix}shift"),
-        strength=facts["strength"],
-        restore_norm=facts["restore_norm"],
-        kept=facts["kept"],
-    )
-
-
-def _is_ours(feature_map: FeatureMap) -> bool:
-    return type(feature_map) is KNOWN.get(type(feature_map).__name__)
-
-
-def _feature_map(name: str, parameters: Mapping[str, float] | str, own: FeatureMap | None) -> FeatureMap:
-    """One of ours out of its parameters; one of the user's out of what they give, checked against its saved text."""
-    if not isinstance(parameters, str):
-        ours = KNOWN[name](**parameters)
-        if own is not None and own != ours:
-            raise FileFormatError(
-                f"The editor was fitted with {ours}, and feature_map={own} was given. Leave that out."
-            )
-        return ours
-    if own is None or type(own).__name__ != name:
-        raise FileFormatError(
-            f"The editor was fitted with a feature map of its maker's own, {name}, and files hold no code. Give it: "
-            f"from_pretrained(..., feature_map={name}(...))."
-        )
-    if " at 0x" not in parameters and str(own) != parameters:  # the text of an object that tells its parameters
-        raise FileFormatError(f"The editor was fitted with {parameters}, and feature_map={own} was given.")
-    return own
-
-
-def _digest(config: dict[str, JSON], tensors: Path) -> str:
+def _digest(config: Mapping[str, Any], tensors: Path) -> str:
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     digest.update(tensors.read_bytes())
     return digest.hexdigest()

@@ -1,82 +1,341 @@
-"""Which positions of a sequence an editor edits: from one on, or those of a mask over the prompt."""
+"""Which tokens an editor edits: from a position on, a slice, the prompt, what is generated, texts that meet a condition.
+
+Positions are true ones: padding is not counted, and a KV cache is. So the same tokens are edited whatever the batch.
+"""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sea_lens.editing.registry import register_value
 from sea_lens.errors import InputError
+from sea_lens.models.passes import Pass
+from sea_lens.models.sites import Site
 
-Positions = int | Bool[Tensor, "n_prompts prompt_length"]
-"""The first position edited, or a mask over the prompt's positions; see `Editor.at_positions`."""
-CONTINUED_FROM: ContextVar[int | None] = ContextVar("continued_from", default=None)
-"""Position of the first token of a pass over a cached prefix, which no hook can see; None where passes start a text."""
-
-
-@contextmanager
-def continuing_from(position: int) -> Iterator[None]:
-    """Tells editors that the passes inside go on after a cached prefix of that many tokens."""
-    token = CONTINUED_FROM.set(position)
-    try:
-        yield
-    finally:
-        CONTINUED_FROM.reset(token)
+Mask = Bool[Tensor, "batch pos"]
 
 
-def check_positions(positions: Positions | Int[Tensor, "n_prompts prompt_length"]) -> Positions:
-    """Positions as the rest of this file takes them.
+@runtime_checkable
+class Where(Protocol):
+    """A choice of tokens. A new one is a frozen dataclass with these members under `@register_value`."""
+
+    @property
+    def token_local(self) -> bool:
+        """Whether positions from the beginning alone decide, so that texts may be run in parts and in batches."""
+
+    @property
+    def reads(self) -> Site | None:
+        """The site whose activations of the prompt decide; None for none."""
+
+    def decide(self, read: Float[Tensor, "batch pos width"], seen: Pass) -> Bool[Tensor, " batch"]:
+        """Which rows are edited at all, from the pass that begins them. It holds for the generation."""
+
+    def mask(self, seen: Pass, decided: Bool[Tensor, " batch"] | None) -> Mask:
+        """Which tokens of a pass are edited."""
+
+
+Positions = int | slice | Sequence[int] | Tensor | str | Where | None
+"""What `Editor.at_positions` takes."""
+
+
+@dataclass(frozen=True, eq=False)
+class _ByPosition:
+    """What choices that read no activations have in common."""
+
+    token_local: ClassVar[bool] = True
+    reads: ClassVar[Site | None] = None
+
+    def decide(self, read: Float[Tensor, "batch pos width"], seen: Pass) -> Bool[Tensor, " batch"]:
+        """Every row."""
+        return torch.ones(len(read), dtype=torch.bool, device=read.device)
+
+
+@register_value("from")
+@dataclass(frozen=True)
+class From(_ByPosition):
+    """From a position on. `From(1)` spares the first token, which is an attention sink in many models.
+
+    Attributes:
+        first: The first position edited. A negative one counts from the end of the prompt: -1 is its last token.
+    """
+
+    first: int
+
+    @property
+    def token_local(self) -> bool:  # type: ignore[override]
+        """Unless it counts from the prompt's end."""
+        return self.first >= 0
+
+    def mask(self, seen: Pass, decided: Tensor | None) -> Mask:
+        """Positions at or after the first."""
+        return (seen.positions >= 0) & (seen.positions >= _bound(self.first, seen))
+
+    def __str__(self) -> str:
+        return f"positions from {self.first} on"
+
+
+@register_value("slice")
+@dataclass(frozen=True)
+class Slice(_ByPosition):
+    """Positions `start:stop:step`. Negative bounds count from the end of the prompt.
+
+    Attributes:
+        start: The first position; None for the beginning.
+        stop: Where to stop; None for no end, so that what is generated is edited too.
+        step: Every how many positions, from `start` on.
+    """
+
+    start: int | None = None
+    stop: int | None = None
+    step: int = 1
+
+    def __post_init__(self) -> None:
+        if self.step < 1:
+            raise InputError(f"A slice of positions needs a step of at least 1, and {self.step} was given.")
+
+    @property
+    def token_local(self) -> bool:  # type: ignore[override]
+        """Unless it counts from the prompt's end."""
+        return (self.start or 0) >= 0 and (self.stop is None or self.stop >= 0)
+
+    def mask(self, seen: Pass, decided: Tensor | None) -> Mask:
+        """Positions inside the slice."""
+        start = _bound(self.start or 0, seen)
+        inside = (seen.positions >= 0) & (seen.positions >= start) & ((seen.positions - start) % self.step == 0)
+        return inside if self.stop is None else inside & (seen.positions < _bound(self.stop, seen))
+
+    def __str__(self) -> str:
+        ends = ["" if end is None else str(end) for end in (self.start, self.stop)]
+        return "positions " + ":".join(ends + ([str(self.step)] if self.step != 1 else []))
+
+
+@register_value("positions")
+@dataclass(frozen=True)
+class At(_ByPosition):
+    """A list of positions. Negative ones count from the end of the prompt.
+
+    Attributes:
+        positions: Which.
+    """
+
+    positions: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.positions:
+            raise InputError("A list of positions needs at least one.")
+        object.__setattr__(self, "positions", tuple(self.positions))
+
+    @property
+    def token_local(self) -> bool:  # type: ignore[override]
+        """Unless it counts from the prompt's end."""
+        return min(self.positions) >= 0
+
+    def mask(self, seen: Pass, decided: Tensor | None) -> Mask:
+        """Positions in the list."""
+        found = torch.zeros_like(seen.positions, dtype=torch.bool)
+        for position in self.positions:
+            found = found | (seen.positions == _bound(position, seen))
+        return found & (seen.positions >= 0)
+
+    def __str__(self) -> str:
+        return "positions " + ", ".join(map(str, self.positions))
+
+
+@register_value("prompt")
+@dataclass(frozen=True)
+class PromptOnly(_ByPosition):
+    """The prompt's tokens, and nothing that is generated or scored after it."""
+
+    def mask(self, seen: Pass, decided: Tensor | None) -> Mask:
+        """Positions in the prompt."""
+        return (seen.positions >= 0) & (seen.positions < seen.prompt_lengths[:, None])
+
+    def __str__(self) -> str:
+        return "the prompt only"
+
+
+@register_value("generated")
+@dataclass(frozen=True)
+class GeneratedOnly(_ByPosition):
+    """What is generated or scored after the prompt, and not the prompt."""
+
+    def mask(self, seen: Pass, decided: Tensor | None) -> Mask:
+        """Positions after the prompt."""
+        return seen.positions >= seen.prompt_lengths[:, None]
+
+    def __str__(self) -> str:
+        return "generated tokens only"
+
+
+@dataclass(frozen=True, eq=False)
+class OfBatch(_ByPosition):
+    """The tokens of a mask over one batch of prompts, padding columns included, and everything generated after them.
+
+    Attributes:
+        chosen: True where a token is edited, `[batch, pos]`.
+    """
+
+    chosen: Bool[Tensor, "n_prompts prompt_length"]
+
+    def mask(self, seen: Pass, decided: Tensor | None) -> Mask:
+        """Columns of the mask that lie in the pass.
+
+        Raises:
+            InputError: If the pass is of another batch.
+        """
+        batch, covered = self.chosen.shape
+        if batch != len(seen.positions) or (seen.begins and covered > len(seen.columns)):
+            raise InputError(
+                f"The position mask is for a batch of shape {tuple(self.chosen.shape)}, and the model ran on "
+                f"{tuple(seen.positions.shape)}. Give at_positions a mask of the prompt batch it is used with."
+            )
+        chosen = self.chosen.to(seen.columns.device)
+        inside = chosen[:, seen.columns.clamp(max=covered - 1)]
+        return torch.where(seen.columns < covered, inside, torch.ones_like(inside))
+
+    def __str__(self) -> str:
+        return f"positions of a mask of shape {tuple(self.chosen.shape)}"
+
+
+@register_value("when aligned")
+@dataclass(frozen=True, eq=False)
+class WhenAligned:
+    """Texts whose prompt points along a direction (conditional activation steering, Lee et al. 2024, arXiv 2409.05907).
+
+    The cosine of the direction with the mean activation of the prompt's tokens decides, once for each row, in the pass that
+    begins it. The decision holds for all that is generated after it.
+
+    Attributes:
+        site: Whose activations are read. Edits must come after it.
+        direction: `[width]`.
+        threshold: A row is edited where the cosine is above it.
+        below: Edit where the cosine is below the threshold instead.
+    """
+
+    site: Site
+    direction: Float[Tensor, " width"]
+    threshold: float = 0.0
+    below: bool = False
+
+    token_local: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.direction.ndim != 1 or not bool(self.direction.isfinite().all()) or not bool(self.direction.any()):
+            raise InputError("The direction of a condition must be one vector of finite numbers, not all zero.")
+        object.__setattr__(self, "site", Site.of(self.site))
+
+    @property
+    def reads(self) -> Site | None:
+        """Its site."""
+        return self.site
+
+    def decide(self, read: Float[Tensor, "batch pos width"], seen: Pass) -> Bool[Tensor, " batch"]:
+        """Compares the mean of the prompt's activations with the direction."""
+        inside = (seen.positions >= 0) & (seen.positions < seen.prompt_lengths[:, None])
+        weights = inside.to(read.device, torch.float32)[..., None]
+        mean = (read.float() * weights).sum(1) / weights.sum(1).clamp_min(1)
+        cosine = torch.cosine_similarity(mean, self.direction.to(mean)[None], dim=-1)
+        return cosine < self.threshold if self.below else cosine > self.threshold
+
+    def mask(self, seen: Pass, decided: Tensor | None) -> Mask:
+        """All tokens of the rows that were decided on."""
+        assert decided is not None
+        return (seen.positions >= 0) & decided.to(seen.positions.device)[:, None]
+
+    def __str__(self) -> str:
+        return f"where the prompt's cosine at {self.site} is {'below' if self.below else 'above'} {self.threshold:g}"
+
+
+@register_value("both")
+@dataclass(frozen=True, eq=False)
+class Both:
+    """Tokens that two choices have in common; one of them at most may read activations.
+
+    Attributes:
+        one: A choice.
+        other: A choice.
+    """
+
+    one: Where
+    other: Where
+
+    def __post_init__(self) -> None:
+        if self.one.reads is not None and self.other.reads is not None:
+            raise InputError("An editor can have one condition on the prompt, and two were given.")
+
+    @property
+    def token_local(self) -> bool:
+        """Whether both are."""
+        return self.one.token_local and self.other.token_local
+
+    @property
+    def reads(self) -> Site | None:
+        """The site that one of them reads."""
+        return self.one.reads or self.other.reads
+
+    def decide(self, read: Float[Tensor, "batch pos width"], seen: Pass) -> Bool[Tensor, " batch"]:
+        """As the one that reads."""
+        return (self.one if self.one.reads is not None else self.other).decide(read, seen)
+
+    def mask(self, seen: Pass, decided: Tensor | None) -> Mask:
+        """What both choose."""
+        return self.one.mask(seen, decided) & self.other.mask(seen, decided)
+
+    def __str__(self) -> str:
+        return f"{self.one}, {self.other}"
+
+
+NAMED: dict[str, Where | None] = {
+    "all": None,
+    "prompt": PromptOnly(),
+    "generated": GeneratedOnly(),
+    "not first": From(1),
+}
+
+
+def where_of(positions: Positions) -> Where | None:
+    """The choice that a caller's positions stand for; None for every token.
+
+    Args:
+        positions: An integer (from there on), a slice, a list of positions, a mask `[batch, pos]` over a batch of
+            prompts, one of the names, or a choice itself. Negative positions count from the end of the prompt.
 
     Raises:
-        InputError: If they are neither a position counted from the start nor a mask.
+        InputError: If they are something else.
     """
+    if positions is None or (isinstance(positions, Where) and not isinstance(positions, type)):
+        return positions
+    if isinstance(positions, str) and positions in NAMED:
+        return NAMED[positions]
+    if isinstance(positions, slice):
+        return Slice(positions.start, positions.stop, 1 if positions.step is None else positions.step)
     if isinstance(positions, Tensor) and positions.ndim == 2:
         values = positions if positions.dtype == torch.bool else positions.bool()
         if not torch.equal(values.to(positions.dtype), positions):
             raise InputError("A position mask holds true and false, or 1 and 0, and other numbers were given.")
-        return values
+        return OfBatch(values)
     try:
-        first = operator.index(positions)
-    except (TypeError, RuntimeError) as error:
-        raise InputError(
-            "Positions are the first position to edit, or a mask [batch, pos] over the tokens of a prompt batch; "
-            f"{positions!r} was given."
-        ) from error
-    if isinstance(positions, bool) or first < 0:
-        raise InputError(
-            f"Position {positions} is not counted from the start of the prompt. An end would move while text is "
-            "generated, so give the position from the start (prompt length - 1 for the last token), or a mask."
-        )
-    return first
+        if isinstance(positions, Sequence | range) and not isinstance(positions, str):
+            return At(tuple(operator.index(position) for position in positions))
+        if not isinstance(positions, bool):
+            return From(operator.index(positions))  # type: ignore[arg-type]
+    except (TypeError, RuntimeError):
+        pass
+    raise InputError(
+        f"Positions are a first position, a slice, a list, a mask [batch, pos] over a prompt batch, or one of "
+        f"{', '.join(NAMED)}; {positions!r} was given."
+    )
 
 
-def keep_positions(
-    tensor: Float[Tensor, "batch pos d_model"],
-    edited: Float[Tensor, "batch pos d_model"],
-    positions: Positions,
-    start: int,
-) -> Float[Tensor, "batch pos d_model"]:
-    """Undoes an edit outside the chosen positions; `start` is the position of the tensor's first column."""
-    length = tensor.shape[1]
-    if isinstance(positions, int):
-        chosen = torch.arange(start, start + length, device=tensor.device) >= positions
-        return edited.where(chosen[None, :, None], tensor)
-    covered = positions.shape[1]
-    if positions.shape[0] != tensor.shape[0] or (start == 0 and covered > length):
-        raise InputError(
-            f"The position mask is for a batch of shape {tuple(positions.shape)}, and the model ran on "
-            f"{tuple(tensor.shape[:2])}. Give at_positions a mask of the prompt batch it is used with."
-        )
-    generated = positions.new_ones(positions.shape[0], max(0, start + length - covered))
-    mask = torch.cat([positions, generated], dim=1)[:, start : start + length].to(tensor.device)
-    return edited.where(mask[..., None], tensor)
-
-
-def describe_positions(positions: Positions) -> str:
-    """In words, for an editor's repr."""
-    return f"from {positions} on" if isinstance(positions, int) else f"by a mask of shape {tuple(positions.shape)}"
+def _bound(position: int, seen: Pass) -> Int[Tensor, "batch one"]:
+    """A position, counted from the end of each row's prompt where it is negative."""
+    if position >= 0:
+        return seen.prompt_lengths.new_tensor([[position]])
+    return seen.prompt_lengths[:, None] + position

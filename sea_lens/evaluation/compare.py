@@ -15,8 +15,7 @@ from typing import Protocol, runtime_checkable
 import pandas as pd
 from tqdm.auto import tqdm
 
-from sea_lens.cache import write_text
-from sea_lens.editing.card import JSON
+from sea_lens.cache import JSON, write_text
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
 from sea_lens.evaluation.costs import bytes_on_disk, forward_slowdown, timing_batch

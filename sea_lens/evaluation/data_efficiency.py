@@ -14,14 +14,13 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from sea_lens.cache import fingerprint, write_text
-from sea_lens.editing.card import JSON
+from sea_lens.cache import JSON, fingerprint, write_text
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import FileFormatError, InputError, SeaLensWarning
 from sea_lens.evaluation.compare import Benchmark, scores_kept_in
 from sea_lens.evaluation.evaluation import Evaluation
 from sea_lens.methods.sea.sea import fit_sea
-from sea_lens.models.activations import ROLES, Activations
+from sea_lens.models.activations import Activations, BySite
 from sea_lens.models.bridge import Model
 from sea_lens.tables import interval_text, to_latex, to_markdown
 
@@ -226,12 +225,13 @@ def draw(activations: Activations, size: int, seed: int) -> Activations:
     if not 1 <= size <= activations.n:
         raise InputError(f"{size} demonstrations were asked for, and there are {activations.n}.")
     rows = torch.randperm(activations.n, generator=torch.Generator().manual_seed(seed))[:size].sort().values
-    neutral, positive, negative = (
-        {layer: tensor[rows.to(tensor.device)] for layer, tensor in activations[role].items()} for role in ROLES
-    )
+    sides = {
+        role: BySite({site: tensor[rows.to(tensor.device)] for site, tensor in side.items()})
+        for role, side in activations.sides.items()
+    }
     known = activations.demonstrations
     known = None if known is None or size == activations.n else f"{known} {size} of {activations.n}, seed {seed}"
-    return replace(activations, neutral=neutral, positive=positive, negative=negative, demonstrations=known)
+    return replace(activations, sides=sides, demonstrations=known)
 
 
 def _numbers(evaluation: Evaluation) -> Mapping[str, float]:

@@ -15,9 +15,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from sea_lens.cache import write_text
+from sea_lens.cache import JSON, write_text
 from sea_lens.data.questions import Questions
-from sea_lens.editing.card import JSON, library_versions
+from sea_lens.editing.card import library_versions
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.evaluation.metrics import Columns, Metric, Scale, metric_table, metrics_by_category
@@ -283,8 +283,8 @@ def provenance(
         made_by = {
             "fingerprint": editor.fingerprint,
             "method": editor.card.method,
-            "hyper_parameters": dict(editor.card.hyper_parameters),
-            "site": editor.card.site,
+            "settings": editor.card.to_json()["settings"],
+            "sites": [str(site) for site in editor.sites],
             "layers": list(editor.layers),
             "strengths": [editor[layer].strength for layer in editor.layers],
             "demonstrations": editor.card.demonstrations,

@@ -23,13 +23,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from sea_lens.cache import fingerprint, write_text
-from sea_lens.editing.card import JSON
+from sea_lens.cache import JSON, fingerprint, write_text
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError, ModelMismatchError
 from sea_lens.evaluation.evaluation import Evaluation, check_unhooked, provenance
 from sea_lens.evaluation.lm_eval_results import TaskResults, read_results, sample_table, score_scales, score_table
-from sea_lens.methods.sea.published import PublishedEdit
 from sea_lens.models.bridge import Model, tokenizer_of, weights_digest
 
 KEPT = (
@@ -113,7 +111,7 @@ def evaluate_lm_eval(
     check_unhooked(model, folder)
     if editor is not None:
         editor.check(model)
-        if any(isinstance(edit, PublishedEdit) for edit in editor.edits.values()):
+        if not editor.token_local:
             batch_size = 1  # what it does to a token depends on the pass, padding included
     asked: dict[str, JSON] = {
         "num_fewshot": num_fewshot,
@@ -212,7 +210,7 @@ def _run(
 ) -> dict[str, JSON]:
     """One task on one model: what lm-eval returns, as far as it is needed, as plain values."""
     lm_eval = _lm_eval()
-    hf_model = cast(torch.nn.Module, model.original_model)  # type: ignore[attr-defined]
+    hf_model = model.original_model
     with left_as_it_was(hf_model):
         log = logging.getLogger("lm_eval")
         level = log.level

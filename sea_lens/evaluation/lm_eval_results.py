@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from sea_lens.editing.card import JSON
+from sea_lens.cache import JSON
 from sea_lens.errors import InputError
 from sea_lens.evaluation.metrics import Scale, mean, metric_table
 

@@ -23,10 +23,10 @@ from sea_lens.cache import Shards, fingerprint
 from sea_lens.data.records import read_texts
 from sea_lens.editing.editor import Editor
 from sea_lens.editing.edits import precise_dtype
+from sea_lens.editing.where import OfBatch
 from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.evaluation.evaluation import Evaluation, check_unhooked, provenance
 from sea_lens.evaluation.metrics import COST, SHARE, Metric, Scale, mean, metric_table
-from sea_lens.methods.sea.published import PublishedEdit
 from sea_lens.models.bridge import Model, tokenizer_of, weights_digest
 from sea_lens.models.tokens import PaddedTokens, token_ids
 
@@ -144,9 +144,9 @@ def evaluate_perplexity(
     check_unhooked(model, folder)
     if editor is not None:
         editor.check(model)
-        if isinstance(editor.positions, Tensor):
+        if isinstance(editor.where, OfBatch):
             raise InputError("This editor holds a position mask of one batch. Give the one it was made from.")
-        if any(isinstance(edit, PublishedEdit) for edit in editor.edits.values()):
+        if not editor.token_local:
             batch_size = 1  # what it does to a token depends on the pass, padding included
     windows = _windows(model, texts, length, stride)
     batches = [windows[start : start + batch_size] for start in range(0, len(windows), batch_size)]

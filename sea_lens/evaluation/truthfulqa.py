@@ -23,7 +23,6 @@ from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
 from sea_lens.evaluation.evaluation import Evaluation, check_unhooked, evaluate_answers, provenance
 from sea_lens.evaluation.metrics import FAULT, PART, SHARE, Scale, mean, metric_table, metrics_by_category
-from sea_lens.methods.sea.published import PublishedEdit
 from sea_lens.models.bridge import Model, weights_digest
 from sea_lens.models.generate import greedy_batches
 from sea_lens.models.log_probs import AnswerScores
@@ -288,7 +287,7 @@ def _answers(
     left = sorted(set(range(len(questions))) - set(found))
     attached = editor.attached(model) if editor is not None and left else nullcontext()
     # What a published edit does to a token depends on the pass.
-    share_prefix = editor is None or not any(isinstance(edit, PublishedEdit) for edit in editor.edits.values())
+    share_prefix = editor is None or editor.token_local
     bar = tqdm(total=len(questions), initial=len(found), desc="answers", unit="prompt", disable=not progress)
     with bar, attached:
         prompts = [questions[index].prompt for index in left]

@@ -1,1 +1,5 @@
-"""One published method a file; each is one `fit_*` function from activations to an editor."""
+"""One published method a file: settings in, editor out."""
+
+from sea_lens.methods import sea
+
+__all__ = ["sea"]

@@ -230,13 +230,13 @@ def _layer_sets(
 
 
 def _ranks(editor: Editor, layer: int) -> str:
-    found = editor.card.layers[layer]
+    found = editor.card.reports[editor.at_layers([layer]).sites[0]]
     return f"{found['rank_positive']}+{found['rank_negative']}"
 
 
 def _clamped(editor: Editor) -> float:
     names = ("clamped_activations", "clamped_features")
-    return max(float(str(editor.card.layers[layer][name])) for layer in editor.layers for name in names)
+    return max(editor.card.reports[site][name] for site in editor.sites for name in names)
 
 
 def _score(measure: Literal["answers", "preference"] | Measure, max_new_tokens: int, batch_size: int) -> Measure:
@@ -274,7 +274,7 @@ def _manifest(
         if isinstance(measure, str)
         else getattr(measure, "__qualname__", type(measure).__qualname__),
         "max_new_tokens": max_new_tokens,
-        "site": activations.site,
+        "sites": [str(site) for site in activations.sites],
     }
 
 

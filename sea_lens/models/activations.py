@@ -1,88 +1,157 @@
-"""Activations of demonstrations: one site, every layer, one vector a text."""
+"""Activations of demonstrations: any sites, one vector per text."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from sea_lens.cache import load_tensors, save_tensors
 from sea_lens.errors import FileFormatError, InputError
 from sea_lens.models.bridge import Model, ModelDescription
+from sea_lens.models.sites import Site
 
 Role = Literal["neutral", "positive", "negative"]
 ROLES: tuple[Role, ...] = ("neutral", "positive", "negative")
 TokenChoice = Literal["last", "last_content", "mean"] | int
 """Which token's activation stands for a text: see `sea_lens.collect_activations`."""
-LayerActivations = Mapping[int, Float[Tensor, "n d_model"]]
-FORMAT = "sea_lens.models.activations/1"
+
+FORMAT = "sea_lens.activations/2"
+FORMAT_OF_0_1 = "sea_lens.activations/1"
+
+
+class BySite(Mapping[Site, Tensor]):
+    """Activations of one side of the demonstrations, `[n, width]` by site.
+
+    A site may be asked for as a `Site`, by its hook name, or as a layer where there is one site of that layer.
+    """
+
+    def __init__(
+        self, tensors: Mapping[Site, Tensor] | Mapping[int, Tensor] | Mapping[str, Tensor], site: str = "resid_post"
+    ):
+        """From tensors by site; integers are layers of `site`."""
+        named = {Site.of(key, site): tensor for key, tensor in tensors.items()}
+        self._tensors = dict(sorted(named.items()))
+
+    def __getitem__(self, site: Site | int | str) -> Tensor:
+        return self._tensors[site if isinstance(site, Site) else self._named(site)]
+
+    def _named(self, site: int | str) -> Site:
+        if isinstance(site, str):
+            return Site.of(site)
+        there = [one for one in self._tensors if one.layer == site]
+        if len(there) > 1:
+            raise InputError(f"There are several sites of layer {site}: {', '.join(map(str, there))}. Name one.")
+        return there[0] if there else Site(site)
+
+    def __contains__(self, site: object) -> bool:
+        if isinstance(site, int) and site < 0:
+            return False
+        return (
+            isinstance(site, Site | int | str)
+            and (site if isinstance(site, Site) else self._named(site)) in self._tensors
+        )
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{site}: {list(tensor.shape)}" for site, tensor in list(self._tensors.items())[:4])
+        return f"BySite({shapes}{', ...' if len(self) > 4 else ''})"
 
 
 @dataclass(frozen=True, eq=False)
 class Activations:
-    """Activations of n demonstrations: `activations.positive[layer]` is `[n, d_model]`.
+    """Activations of n demonstrations: `activations.positive[layer]` is `[n, width]`.
+
+    Example:
+        >>> activations = Activations.from_tensors(positive={3: torch.randn(50, 8)}, negative={3: torch.randn(50, 8)})
+        >>> activations.positive[3].shape
+        torch.Size([50, 8])
 
     Attributes:
-        neutral: By layer, `[n, d_model]`: the prompt with the model's own answer.
-        positive: The same with the positive completion; row i belongs to the same demonstration everywhere.
-        negative: The same with the negative completion.
-        site: TransformerLens's short name of the hook they come from, and at which an editor will act.
+        sides: By role, of those there are: `positive`, `negative` and (for methods that need it) `neutral`, the prompt
+            with the model's own answer. Row i belongs to the same demonstration everywhere.
         token: Which token of a text they belong to.
         model: The model they come from, where known.
-        demonstrations: Fingerprint of the demonstrations, where known.
+        demonstrations: Digest of the demonstrations, where known.
         editor: Fingerprint of the editor they were collected under; None for those of the unedited model.
     """
 
-    neutral: LayerActivations
-    positive: LayerActivations
-    negative: LayerActivations
-    site: str = "resid_post"
+    sides: Mapping[Role, BySite]
     token: TokenChoice = "last"
     model: ModelDescription | None = None
     demonstrations: str | None = None
-    editor: str | None = None
+    editor: str | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        layers = {role: sorted(self[role]) for role in ROLES}
-        if not layers["neutral"] or len({tuple(found) for found in layers.values()}) > 1:
-            raise InputError(f"The three roles must have the same layers, at least one; they have {layers}.")
-        shapes = {(role, layer): tuple(self[role][layer].shape) for role in ROLES for layer in layers["neutral"]}
-        if len(set(shapes.values())) > 1 or len(shapes["neutral", layers["neutral"][0]]) != 2:
-            different = {f"{role} layer {layer}": shape for (role, layer), shape in shapes.items()}
+        object.__setattr__(self, "sides", {role: self.sides[role] for role in ROLES if role in self.sides})
+        sites = {role: list(side) for role, side in self.sides.items()}
+        if not sites or not next(iter(sites.values())) or any(found != self.sites for found in sites.values()):
+            named = {role: [str(site) for site in found] for role, found in sites.items()}
+            raise InputError(f"All roles must have the same layers, at least one; they have {named}.")
+        shapes = {(role, site): tuple(side[site].shape) for role, side in self.sides.items() for site in side}
+        of_name: dict[str, set[tuple[int, ...]]] = {}
+        for (_, site), shape in shapes.items():
+            of_name.setdefault(site.name, set()).add(shape)
+        if any(len(found) > 1 for found in of_name.values()) or any(len(shape) != 2 for shape in shapes.values()):
             raise InputError(
-                "All activations must be [n, d_model] with one n and one d_model, row i belonging to demonstration i "
-                f"in every role; the shapes are {different}."
+                "All activations of a site must be [n, width] with one n and one width, row i belonging to demonstration i "
+                f"in every role; the shapes are { ({f'{role} {site}': shape for (role, site), shape in shapes.items()}) }."
             )
-        if self.n == 0:
-            raise InputError("There are no activations: n is 0. At least one demonstration is needed.")
-        for role in ROLES:
-            for layer, tensor in self[role].items():
+        if len({shape[0] for shape in shapes.values()}) > 1 or self.n == 0:
+            raise InputError(
+                "All sites need activations of the same demonstrations, at least one; "
+                f"n is {sorted({shape[0] for shape in shapes.values()})}."
+            )
+        for role, side in self.sides.items():
+            for site, tensor in side.items():
                 bad = (~tensor.isfinite().all(dim=1)).nonzero().flatten().tolist()
                 if bad:
                     raise InputError(
-                        f"The {role} activations of layer {layer} hold NaN or infinity in {len(bad)} of {self.n} rows: "
+                        f"The {role} activations of {_called(site)} hold NaN or infinity in {len(bad)} of {self.n} rows: "
                         f"{bad[:10]}. Look at those demonstrations, or run the model in float32 or bfloat16."
                     )
-        for role in ROLES:
-            object.__setattr__(self, role, MappingProxyType(dict(sorted(self[role].items()))))
 
-    def __getitem__(self, role: Role) -> LayerActivations:
-        return {"neutral": self.neutral, "positive": self.positive, "negative": self.negative}[role]
+    def __getitem__(self, role: Role) -> BySite:
+        if role not in self.sides:
+            raise InputError(f"There are no {role} activations; there are {', '.join(self.roles)} ones.")
+        return self.sides[role]
+
+    @property
+    def neutral(self) -> BySite:
+        """Of the prompt with the model's own answer.
+
+        Raises:
+            InputError: If there are none.
+        """
+        return self["neutral"]
+
+    @property
+    def positive(self) -> BySite:
+        """Of the prompt with the positive completion."""
+        return self["positive"]
+
+    @property
+    def negative(self) -> BySite:
+        """Of the prompt with the negative completion."""
+        return self["negative"]
 
     @classmethod
     def from_tensors(
         cls,
         *,
-        neutral: LayerActivations,
-        positive: LayerActivations,
-        negative: LayerActivations,
+        positive: Mapping[int, Tensor] | Mapping[str, Tensor] | Mapping[Site, Tensor],
+        negative: Mapping[int, Tensor] | Mapping[str, Tensor] | Mapping[Site, Tensor],
+        neutral: Mapping[int, Tensor] | Mapping[str, Tensor] | Mapping[Site, Tensor] | None = None,
         site: str = "resid_post",
         token: TokenChoice = "last",
         model: Model | None = None,
@@ -90,81 +159,112 @@ class Activations:
         """Builds activations from tensors of your own.
 
         Args:
-            neutral: By layer, `[n, d_model]`.
-            positive: By layer, `[n, d_model]`.
-            negative: By layer, `[n, d_model]`.
-            site: The hook they come from.
+            positive: `[n, width]` by site: integers are layers of `site`, texts are hook names.
+            negative: The same.
+            neutral: The same; None where the method needs none.
+            site: What integers are layers of.
             token: The token they belong to; goes on the card of editors fitted on them.
             model: The model they come from; editors fitted on them then know its depth and name.
 
         Raises:
-            InputError: If roles differ in layers or shapes, or hold NaN or infinity (which rows and layer).
+            InputError: If roles differ in sites or shapes, or hold NaN or infinity (which rows and layer).
         """
-        copied = [
-            {layer: t.detach().to("cpu", copy=True) for layer, t in role.items()}
-            for role in (neutral, positive, negative)
-        ]
-        description = None if model is None else ModelDescription.of(model)
-        return cls(copied[0], copied[1], copied[2], site=site, token=token, model=description)
+        given: dict[Role, object] = {"neutral": neutral, "positive": positive, "negative": negative}
+        sides: dict[Role, BySite] = {}
+        for role, tensors in given.items():
+            if tensors is None:
+                continue
+            if not isinstance(tensors, Mapping) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+                raise InputError(f"{role} is tensors [n, width] by layer, and a {type(tensors).__name__} was given.")
+            sides[role] = BySite({key: t.detach().to("cpu", copy=True) for key, t in tensors.items()}, site)
+        return cls(sides, token, None if model is None else ModelDescription.of(model))
+
+    @property
+    def roles(self) -> list[Role]:
+        """The sides there are."""
+        return list(self.sides)
+
+    @property
+    def sites(self) -> list[Site]:
+        """The sites there are, as a pass comes to them."""
+        return list(next(iter(self.sides.values())))
 
     @property
     def layers(self) -> list[int]:
         """The layers there are, ascending."""
-        return list(self.neutral)
+        return sorted({site.layer for site in self.sites if site.layer is not None})
 
     @property
     def n(self) -> int:
         """Number of demonstrations."""
-        return next(iter(self.neutral.values())).shape[0]
+        return self._first.shape[0]
 
     @property
-    def d_model(self) -> int:
-        """Width of the activations."""
-        return next(iter(self.neutral.values())).shape[1]
+    def width(self) -> int:
+        """Width of the activations at the first site."""
+        return self._first.shape[1]
+
+    @property
+    def _first(self) -> Tensor:
+        return next(iter(next(iter(self.sides.values())).values()))
+
+    def at_sites(self, sites: Iterable[Site | int | str]) -> Activations:
+        """Only these sites.
+
+        Raises:
+            InputError: If one is not there.
+        """
+        chosen = list(sites)
+        side = next(iter(self.sides.values()))
+        absent = [str(site) for site in chosen if site not in side]
+        if absent or not chosen:
+            asked = f"Layers {absent} were asked for" if chosen else "No layers were asked for"
+            raise InputError(f"{asked}; activations are there of {', '.join(map(str, self.sites))}.")
+        keys = [site if isinstance(site, Site) else side._named(site) for site in chosen]
+        return replace(self, sides={role: BySite({key: one[key] for key in keys}) for role, one in self.sides.items()})
 
     def swapped(self) -> Activations:
         """Positive and negative exchanged: an editor fitted on these should do the opposite."""
-        known = _toggle(self.demonstrations, " swapped")
-        return replace(self, positive=self.negative, negative=self.positive, demonstrations=known)
+        sides = {**self.sides, "positive": self.negative, "negative": self.positive}
+        return replace(self, sides=sides, demonstrations=_toggle(self.demonstrations, " swapped"))
 
     def shuffled(self, seed: int) -> Activations:
         """Positive and negative exchanged in a random half of the demonstrations: the control that should do nothing.
 
-        Each demonstration is exchanged with probability 1/2, at every layer alike.
+        Each demonstration is exchanged with probability 1/2, at every site alike.
 
         Args:
             seed: Decides which.
         """
         exchanged = torch.rand(self.n, generator=torch.Generator().manual_seed(seed)) < 0.5
         one, other = (
-            {
-                layer: torch.where(exchanged[:, None].to(first[layer].device), second[layer], first[layer])
-                for layer in self.layers
-            }
+            BySite(
+                {
+                    site: torch.where(exchanged[:, None].to(first[site].device), second[site], first[site])
+                    for site in self.sites
+                }
+            )
             for first, second in ((self.positive, self.negative), (self.negative, self.positive))
         )
         known = _toggle(self.demonstrations, f" shuffled {seed}")
-        return replace(self, positive=one, negative=other, demonstrations=known)
-
-    def __reduce__(self) -> tuple[type[Activations], tuple[object, ...]]:
-        roles = (dict(self.neutral), dict(self.positive), dict(self.negative))
-        return Activations, (*roles, self.site, self.token, self.model, self.demonstrations, self.editor)
+        return replace(self, sides={**self.sides, "positive": one, "negative": other}, demonstrations=known)
 
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file; what is not a tensor goes into its header as JSON."""
         facts = {
-            "site": self.site,
             "token": self.token,
             "model": None if self.model is None else asdict(self.model),
             "demonstrations": self.demonstrations,
             "editor": self.editor,
         }
-        tensors = {f"{role}.{layer}": t for role in ROLES for layer, t in self[role].items()}
+        tensors = {
+            f"{role}/{site.hook_name}": tensor for role, side in self.sides.items() for site, tensor in side.items()
+        }
         save_tensors(tensors, Path(path), {FORMAT: json.dumps(facts)})  # one key: their order is random
 
     @classmethod
     def load(cls, path: str | Path) -> Activations:
-        """Reads what `save` wrote, or the folder of a finished `collect_activations(..., folder=...)`.
+        """Reads what `save` wrote in this version or 0.1, or the folder of a finished `collect_activations(..., folder=...)`.
 
         Raises:
             FileFormatError: If the file is missing, truncated, not ours, or its collection is unfinished.
@@ -178,34 +278,34 @@ class Activations:
                 )
             path = path / "activations.safetensors"
         tensors, metadata = load_tensors(path)
-        if FORMAT not in metadata:
+        found = next((known for known in (FORMAT, FORMAT_OF_0_1) if known in metadata), None)
+        if found is None:
             raise FileFormatError(f"{path} is not an activations file of sea_lens ({FORMAT}).")
         try:
-            facts = json.loads(metadata[FORMAT])
-            roles: dict[str, dict[int, Tensor]] = {role: {} for role in ROLES}
+            facts = json.loads(metadata[found])
+            sides: dict[Role, dict[Site, Tensor]] = {}
             for key, tensor in tensors.items():
-                role, layer = key.split(".")
-                roles[role][int(layer)] = tensor
+                role, site = key.split("/" if found == FORMAT else ".", 1)
+                place = Site.of(site) if found == FORMAT else Site(int(site), facts["site"])
+                sides.setdefault(_role(role), {})[place] = tensor
             model = None if facts["model"] is None else ModelDescription(**facts["model"])
             return cls(
-                roles["neutral"],
-                roles["positive"],
-                roles["negative"],
-                site=facts["site"],
-                token=facts["token"],
-                model=model,
-                demonstrations=facts["demonstrations"],
-                editor=facts.get("editor"),  # files of earlier versions lack it
+                {role: BySite(side) for role, side in sides.items()},
+                facts["token"],
+                model,
+                facts["demonstrations"],
+                editor=facts.get("editor"),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise FileFormatError(f"{path} is damaged: {error}") from error
 
     def __repr__(self) -> str:
         source = "tensors" if self.model is None else self.model.name
         edited = "" if self.editor is None else f" edited by {self.editor}"
+        names = ", ".join(sorted({site.name for site in self.sites}))
         return (
-            f"Activations({self.n} demonstrations, {self.site} of layers {self.layers}, d_model {self.d_model}, "
-            f"token {self.token!r}, from {source}{edited})"
+            f"Activations({self.n} demonstrations, {', '.join(self.roles)}, {names} of layers {self.layers}, "
+            f"width {self.width}, token {self.token!r}, from {source}{edited})"
         )
 
 
@@ -213,22 +313,33 @@ class Activations:
 class ActivationKind:
     """What activations must have in common to be put together; attributes as those of `Activations`."""
 
-    site: str
     token: TokenChoice
     model: ModelDescription | None
     editor: str | None
-    layers: tuple[int, ...]
-    d_model: int
+    sites: tuple[Site, ...]
+    widths: tuple[int, ...]
 
     @classmethod
     def of(cls, activations: Activations) -> ActivationKind:
         """Reads it off activations."""
-        a = activations
-        return cls(a.site, a.token, a.model, a.editor, tuple(a.layers), a.d_model)
+        side = activations[activations.roles[0]]
+        widths = tuple(side[site].shape[1] for site in activations.sites)
+        return cls(activations.token, activations.model, activations.editor, tuple(activations.sites), widths)
+
+
+def _called(site: Site) -> str:
+    return f"layer {site.layer}" if site.name == "resid_post" else str(site)
+
+
+def _role(name: str) -> Role:
+    for role in ROLES:
+        if role == name:
+            return role
+    raise ValueError(f"there is no role {name!r}")
 
 
 def _toggle(demonstrations: str | None, mark: str) -> str | None:
-    """A fingerprint with a mark for an exchange; without it when the same exchange is made again, which undoes it."""
+    """A digest with a mark for an exchange; without it when the same exchange is made again, which undoes it."""
     if demonstrations is None:
         return None
     return demonstrations.removesuffix(mark) if demonstrations.endswith(mark) else demonstrations + mark

@@ -16,9 +16,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sea_lens.cache import digest
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.models.bridge import FwdHook, Model
+from sea_lens.models.passes import telling
 from sea_lens.models.sites import Site
 from sea_lens.models.tokens import PaddedTokens
 
@@ -44,15 +46,16 @@ class BranchingRuns:
 
     def __post_init__(self) -> None:
         given = [editor for editor in self.editors if editor is not None]
-        sites = sorted({editor.card.site for editor in given})
-        if not self.editors or len(sites) > 1:
-            raise InputError(f"At least one run is needed, and all editors must act at one site; theirs are {sites}.")
-        checked: dict[int, set[int]] = {}  # by card: views of a checked editor need not be, and a check lists all hooks
+        if not self.editors:
+            raise InputError("At least one run is needed, and there are no editors.")
+        checked: dict[
+            int, set[Site]
+        ] = {}  # by card: views of a checked editor need not be, and a check lists all hooks
         for editor in given:
-            layers = checked.setdefault(id(editor.card), set())
-            if not layers.issuperset(editor.layers):
+            sites = checked.setdefault(id(editor.card), set())
+            if not sites.issuperset(editor.sites):
                 editor.check(self.model)
-                layers.update(editor.layers)
+                sites.update(editor.sites)
 
     def logits(self, tokens: PaddedTokens) -> Iterator[tuple[int, Logits]]:
         """Logits of one batch under every editor, as (index of the editor, logits); the first editor comes first.
@@ -64,11 +67,15 @@ class BranchingRuns:
             SeaLensWarning: If this model's blocks cannot be skipped, so that full runs are made.
         """
         left = list(range(len(self.editors)))
-        if self.skips_blocks and self._exact != [False]:
-            for index, logits in self._shared(tokens, list(left)):
-                left.remove(index)
-                yield index, logits
-        yield from ((index, self._full_run(tokens, index)) for index in left)
+        with telling(self.model, tokens.prompt_lengths):
+            reads = any(
+                one is not None and one.where is not None and one.where.reads is not None for one in self.editors
+            )
+            if self.skips_blocks and self._exact != [False] and not reads:  # a block that is skipped is not read
+                for index, logits in self._shared(tokens, list(left)):
+                    left.remove(index)
+                    yield index, logits
+            yield from ((index, self._full_run(tokens, index)) for index in left)
 
     def _shared(self, tokens: PaddedTokens, indices: Sequence[int]) -> Iterator[tuple[int, Logits]]:
         """Runs that share blocks; the first that skips some is given if it came out as its full run does, to the bit."""
@@ -96,7 +103,7 @@ class BranchingRuns:
 
     def _full_run(self, tokens: PaddedTokens, index: int) -> Logits:
         editor = self.editors[index]
-        with torch.no_grad(), self.model.hooks(fwd_hooks=[] if editor is None else editor.fwd_hooks()):
+        with torch.no_grad(), self.model.hooks(fwd_hooks=[] if editor is None else editor.fwd_hooks(self.model)):
             return self.model(tokens.ids, **tokens.forward_options())
 
     def _branch(
@@ -112,14 +119,16 @@ class BranchingRuns:
             else:
                 apart.setdefault((layer, self._edit_there(index, layer)), []).append(index)
         # An edit of resid_post acts on a block's finished output; any other acts inside, and the block is run again.
-        inside = any(editor is not None and editor.card.site != "resid_post" for editor in self.editors)
+        inside = any(
+            editor is not None and any(site.name != "resid_post" for site in editor.sites) for editor in self.editors
+        )
         needed = {layer - inside for layer, _ in apart} - {-1}
         streams: dict[int, Stream] = {}
         hooks: list[FwdHook] = [(Site(layer).check(self.model), _keep(streams, layer)) for layer in sorted(needed)]
         editor = self.editors[main]
         if editor is not None:  # after those that keep a stream, which must see it unedited
-            later = [layer for layer in editor.layers if layer >= first]
-            hooks += editor.at_layers(later).fwd_hooks() if later else []
+            later = [site for site in editor.sites if site.layer is None or site.layer >= first]
+            hooks += editor.at_layers(later).fwd_hooks(self.model) if later else []
         with torch.no_grad(), _starting_after(self.model, start), self.model.hooks(fwd_hooks=hooks):
             logits = self.model(tokens.ids, **tokens.forward_options())
         for index in alike:
@@ -136,22 +145,25 @@ class BranchingRuns:
     def _edited(self, index: int, layer: int, stream: Stream) -> Stream:
         """A block's output as an editor leaves it."""
         editor = self.editors[index]
-        if editor is None or layer not in editor.edits:
+        if editor is None or Site(layer) not in editor.edits:
             return stream
-        ((_, hook),) = editor.at_layers([layer]).fwd_hooks()
+        ((_, hook),) = editor.at_layers([layer]).fwd_hooks(self.model)
         edited = hook(stream, hook=None)
         return stream if edited is None else edited
 
-    def _edit_there(self, index: int, layer: int) -> tuple[int, int] | None:
-        """What tells apart what editors do at a layer: the edit, and the positions it is kept to."""
+    def _edit_there(self, index: int, layer: int) -> object:
+        """What an editor does at a layer, and where; at the layer after the last, outside the blocks."""
         editor = self.editors[index]
-        if editor is None or layer not in editor.edits:
-            return None
-        where = editor.positions
-        return id(editor.edits[layer]), -1 if where is None else where if isinstance(where, int) else id(where)
+        there = None if layer == self.model.cfg.n_layers else layer
+        found = (
+            ()
+            if editor is None
+            else tuple((site, id(edit)) for site, edit in editor.edits.items() if site.layer == there)
+        )
+        return (found, digest(editor.where)) if editor is not None and found else None
 
     def _first_difference(self, one: int, other: int, first: int) -> int | None:
-        layers = range(first, self.model.cfg.n_layers)
+        layers = range(first, self.model.cfg.n_layers + 1)
         return next((k for k in layers if self._edit_there(one, k) != self._edit_there(other, k)), None)
 
 

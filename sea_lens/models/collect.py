@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from sea_lens.cache import Shards
 from sea_lens.data.demonstrations import Demonstrations
 from sea_lens.editing.editor import Editor
-from sea_lens.models.activations import FORMAT, ROLES, Activations, TokenChoice
+from sea_lens.models.activations import FORMAT, ROLES, Activations, BySite, Role, TokenChoice
 from sea_lens.models.bridge import Model
 from sea_lens.models.distributed import every_process, from_each, in_turn, n_processes, rank, wait_for_all
 from sea_lens.models.streaming import ActivationStream
@@ -98,8 +98,8 @@ def collect_activations(
                 shards.write(number, found)
         return found
 
-    n, d_model = len(demonstrations), model.cfg.d_model
-    by_role = {role: {layer: torch.empty(n, d_model) for layer in stream.layers} for role in ROLES}
+    n, width = len(demonstrations), stream.width
+    by_role = {role: {layer: torch.empty(n, width) for layer in stream.layers} for role in ROLES}
     silent = not progress or rank() > 0
     with tqdm(total=n, desc="activations", unit="demonstration", disable=silent) as bar:
         for first in range(0, len(stream), n_processes()):
@@ -109,16 +109,11 @@ def collect_activations(
                     for column, layer in enumerate(stream.layers):
                         by_role[role][layer][rows] = gathered[:, number, column]
                 bar.update(len(rows))
-    activations = Activations(
-        by_role["neutral"],
-        by_role["positive"],
-        by_role["negative"],
-        site=site,
-        token=token,
-        model=stream.kind.model,
-        demonstrations=demonstrations.fingerprint,
-        editor=stream.kind.editor,
-    )
+    sides: dict[Role, BySite] = {
+        role: BySite({site: by_role[role][site.layer] for site in stream.sites if site.layer is not None})
+        for role in ROLES
+    }
+    activations = Activations(sides, token, stream.kind.model, demonstrations.fingerprint, editor=stream.kind.editor)
     if shards is not None:
         if rank() == 0:
             activations.save(shards.folder / "activations.safetensors")

@@ -108,8 +108,8 @@ class Passes:
         try:
             past = self._lengths.get(cache, 0)
             self._lengths[cache] = past + length
-        except TypeError:  # a list or tuple, which cannot be remembered
-            return 0
+        except TypeError:  # a list of states, which cannot be remembered: it goes on after the last pass
+            past = 0 if self.current is None else int(self.current.columns[-1]) + 1
         return past
 
     def _prompt_lengths(self, tokens: Tensor, positions: Tensor, past: int) -> Tensor:
@@ -144,6 +144,13 @@ def _positions(kwargs: Mapping[str, Any], columns: Int[Tensor, " pos"], batch: i
     if isinstance(given, Tensor) and given.ndim == 2 and given.shape[1] == length:
         return given.to(columns.device).expand(batch, length)
     return columns.expand(batch, length)
+
+
+@contextmanager
+def telling(model: Model, prompt_lengths: Int[Tensor, " batch"] | int | None) -> Iterator[None]:
+    """For runners: says how many tokens of each row are its prompt, to whoever acts on the passes inside."""
+    with tracked(model) as passes, passes.telling(prompt_lengths):
+        yield
 
 
 _TRACKED: WeakKeyDictionary[nn.Module, Passes] = WeakKeyDictionary()

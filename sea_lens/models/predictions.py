@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -132,7 +132,10 @@ class QuestionBatch:
             starts.append(start)
             completions.append([(offset + n, text.ids[start:]) for n, text in zip(where, texts, strict=True)])
         n_right = [len(questions[index].right) for index in indices]
-        return cls(list(indices), PaddedTokens.of(model, rows), first_rows, starts, completions, n_right)
+        tokens = PaddedTokens.of(model, rows)
+        owners = [question for question, found in enumerate(completions) for _ in {row for row, _ in found}]
+        lengths = torch.tensor([starts[question] for question in owners], device=tokens.ids.device)
+        return cls(list(indices), replace(tokens, prompt_lengths=lengths), first_rows, starts, completions, n_right)
 
     def predictions(self, logits: Float[Tensor, "rows pos d_vocab"]) -> Predictions:
         """Reads the predictions off the logits of `tokens`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any, Protocol, runtime_checkable
@@ -13,8 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sea_lens.editing.where import continuing_from
 from sea_lens.models.bridge import Model
+from sea_lens.models.passes import telling
 from sea_lens.models.tokens import PaddedTokens, TokenizedAnswer
 
 LEAST_PREFIX = 16
@@ -63,7 +62,7 @@ class CachedPrefix:
         """
         tokens = PaddedTokens(ids, torch.ones_like(ids, dtype=torch.bool))
         options = {**self._options(tokens, follows, keep=keep), "use_cache": True, "return_type": "logits_and_cache"}
-        with continuing_from(self.length) if self.cache is not None else nullcontext():
+        with telling(self.model, self.length + ids.shape[1]):
             logits, cache = self.model(ids, **options)
         return logits, CachedPrefix(self.model, self.length + ids.shape[1], cache)
 
@@ -81,7 +80,7 @@ class CachedPrefix:
         if cache is None:
             cache = _empty_cache(self.model)
             options |= {"past_key_values": cache, "use_cache": True}
-        with continuing_from(self.length) if self.cache is not None else nullcontext():
+        with telling(self.model, self.length + ids.shape[1]):
             self.model(ids, **options, **_stopping(self.model, layer))
         return CachedPrefix(self.model, self.length + ids.shape[1], cache)
 
@@ -99,9 +98,7 @@ class CachedPrefix:
         options = self._options(tokens, [0] * len(tokens.ids) if follows is None else follows)
         if stop_at_layer is not None:
             options |= _stopping(self.model, stop_at_layer)
-        if self.cache is None:
-            return self.model(tokens.ids, **options)
-        with continuing_from(self.length):
+        with telling(self.model, tokens.prompt_lengths if tokens.prompt_lengths is not None else self.length or None):
             return self.model(tokens.ids, **options)
 
     def _options(self, tokens: PaddedTokens, follows: Sequence[int], *, keep: bool = True) -> dict[str, Any]:
@@ -123,7 +120,7 @@ def _stopping(model: Model, layer: int) -> dict[str, Any]:
     if layer < model.cfg.n_layers:
         return {"stop_at_layer": layer}
     # After the last block TransformerLens does not stop, and logits of every token can cost as much as several blocks.
-    takes = signature(model.original_model.forward).parameters  # type: ignore[attr-defined]
+    takes = signature(model.original_model.forward).parameters
     return {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
 
 
@@ -131,7 +128,7 @@ def _empty_cache(model: Model) -> KeyValueCache:
     """A cache with what each layer needs, sliding windows among them, as Hugging Face's decoders make theirs."""
     from transformers import DynamicCache  # late: it takes a second to import, which `import sea_lens` need not cost
 
-    config = model.original_model.config  # type: ignore[attr-defined]  # of Hugging Face's model inside the bridge
+    config = model.original_model.config  # of Hugging Face's model inside the bridge
     cache: KeyValueCache = DynamicCache(config=config)
     return cache
 

@@ -15,8 +15,7 @@ from torch import Tensor
 from sea_lens.data.demonstrations import Demonstrations
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError, ModelMismatchError, SeaLensWarning
-from sea_lens.methods.sea.published import PublishedEdit
-from sea_lens.models.activations import ROLES, ActivationKind, Activations, TokenChoice
+from sea_lens.models.activations import ROLES, ActivationKind, Activations, BySite, Role, TokenChoice
 from sea_lens.models.bridge import FwdHook, Model, ModelDescription, weights_digest
 from sea_lens.models.demonstration_texts import DemonstrationTexts, label_of
 from sea_lens.models.prefixes import LEAST_PREFIX, CachedPrefix, common_length
@@ -65,18 +64,17 @@ class ActivationStream:
         if editor is not None:
             editor.check(model)
             _check_reach(editor, self.layers, max(survey.lengths))
-        # By the published rule an edit depends on all tokens of a pass, so that no beginning can be run apart.
-        published = editor is not None and any(isinstance(edit, PublishedEdit) for edit in editor.edits.values())
-        self.shares_prefix = share_prefix and not published
+        self.shares_prefix = share_prefix and (editor is None or editor.token_local)
         self._common = survey.common if self.shares_prefix and len(survey.common) >= LEAST_PREFIX else []
         self._order = torch.tensor(survey.lengths).argsort(descending=True, stable=True)
+        self.sites = [Site(layer, site) for layer in self.layers]
+        self.width = self.sites[0].width(model)
         self.kind = ActivationKind(
-            site,
             token,
             ModelDescription.of(model),
             None if editor is None else editor.fingerprint,
-            tuple(self.layers),
-            model.cfg.d_model,
+            tuple(self.sites),
+            (self.width,) * len(self.sites),
         )
 
     # --- what is in it -----------------------------------------------------------------------------------------------
@@ -90,7 +88,7 @@ class ActivationStream:
 
     def shape(self, number: int) -> tuple[int, int, int, int]:
         """Of what `gather` gives."""
-        return len(self.rows(number)), len(ROLES), len(self.layers), self.kind.d_model
+        return len(self.rows(number)), len(ROLES), len(self.layers), self.width
 
     def facts(self) -> dict[str, Any]:
         """All that decides its numbers, for the manifest of a folder."""
@@ -123,18 +121,11 @@ class ActivationStream:
 
     def activations(self, gathered: Float[Tensor, "rows roles n_layers d_model"]) -> Activations:
         """Some rows, with where they come from. Of which demonstrations is for those to say who hold them all."""
-        by_role = [
-            {layer: gathered[:, role, column] for column, layer in enumerate(self.layers)} for role in range(len(ROLES))
-        ]
-        return Activations(
-            by_role[0],
-            by_role[1],
-            by_role[2],
-            site=self.site,
-            token=self.token,
-            model=self.kind.model,
-            editor=self.kind.editor,
-        )
+        sides: dict[Role, BySite] = {
+            role: BySite({site: gathered[:, number, column] for column, site in enumerate(self.sites)})
+            for number, role in enumerate(ROLES)
+        }
+        return Activations(sides, self.token, self.kind.model, editor=self.kind.editor)
 
     @torch.no_grad()
     def gather(self, number: int) -> Float[Tensor, "rows roles n_layers d_model"]:
@@ -151,7 +142,7 @@ class ActivationStream:
         spans = [self.texts.span(text, label) for text, label in zip(texts, labels, strict=True)]
         prefix, of_group = self._prompts(groups)
         follows = [group if of_group else 0 for group in range(len(groups)) for _ in ROLES]
-        gathered = torch.empty(len(texts), len(self.layers), self.kind.d_model)
+        gathered = torch.empty(len(texts), len(self.layers), self.width)
         order = sorted(
             range(len(texts)), key=lambda index: -len(texts[index].ids)
         )  # like lengths together: less padding
@@ -166,9 +157,10 @@ class ActivationStream:
         _check_finite(gathered, labels, self.layers)
         return gathered.view(len(rows), len(ROLES), *gathered.shape[1:])
 
+    @cached_property
     def _edits(self) -> list[FwdHook]:
-        """The editor's hooks, taken anew for each pass: they count tokens from a text's beginning on."""
-        return [] if self.editor is None else self.editor.fwd_hooks()
+        """The editor's hooks."""
+        return [] if self.editor is None else self.editor.fwd_hooks(self.model)
 
     @property
     def _stop(self) -> int:
@@ -180,7 +172,7 @@ class ActivationStream:
         nothing = CachedPrefix(self.model, 0, None)
         if not self._common:
             return nothing
-        with self.model.hooks(fwd_hooks=self._edits()):
+        with self.model.hooks(fwd_hooks=self._edits):
             ids = torch.tensor([self._common], device=self.model.cfg.device)
             return nothing.extended_below(ids, [0], self._stop)
 
@@ -191,7 +183,7 @@ class ActivationStream:
         if not self.shares_prefix or length - beginning.length < LEAST_PREFIX:
             return beginning, False
         ids = torch.tensor([group[0].ids[beginning.length : length] for group in groups], device=self.model.cfg.device)
-        with self.model.hooks(fwd_hooks=self._edits()):
+        with self.model.hooks(fwd_hooks=self._edits):
             return beginning.extended_below(ids, [0] * len(groups), self._stop), True
 
     def _pass(
@@ -215,7 +207,10 @@ class ActivationStream:
             def hook(tensor: Tensor, hook: object) -> None:
                 # Everything follows the activation's device: the layers of one model may lie on several.
                 where = positions.to(tensor.device)
-                picked = tensor[torch.arange(len(texts), device=tensor.device)[:, None], where].float()
+                picked = Site(layer, self.site).read(tensor)[
+                    torch.arange(len(texts), device=tensor.device)[:, None], where
+                ]
+                picked = picked.float()
                 weights = (inside / counts).to(picked)
                 gathered[layer] = (picked * weights[..., None]).sum(1).cpu()
 
@@ -223,7 +218,7 @@ class ActivationStream:
 
         # The editor's hooks go first, for hooks run in this order.
         with self.model.hooks(
-            fwd_hooks=[*self._edits(), *((name, gather_at(layer)) for layer, name in self._names.items())]
+            fwd_hooks=[*self._edits, *((name, gather_at(layer)) for layer, name in self._names.items())]
         ):
             prefix.continued(tokens, follows, stop_at_layer=self._stop)
         absent = [name for layer, name in self._names.items() if layer not in gathered]
@@ -236,16 +231,6 @@ class ActivationStream:
 
 def _check_reach(editor: Editor, layers: Sequence[int], longest: int) -> None:
     """Refuses positions that name other tokens, or none, in these texts; warns if nothing collected can be edited."""
-    if isinstance(editor.positions, Tensor):
-        raise InputError(
-            "This editor holds a position mask of one batch, and activations are collected in batches of our own making. "
-            "Give the first position to edit, editor.at_positions(1) for example, or the editor it was made from."
-        )
-    if editor.positions is not None and editor.positions >= longest:
-        raise InputError(
-            f"This editor edits from position {editor.positions} on, and the longest text has {longest} tokens, so nothing "
-            "would be edited. Choose an earlier position."
-        )
     if editor.layers[0] > layers[-1]:
         warnings.warn(
             f"The editor's first layer is {editor.layers[0]} and the last one collected is {layers[-1]}, which the edit does "

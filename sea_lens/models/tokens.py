@@ -83,10 +83,12 @@ class PaddedTokens:
     Attributes:
         ids: Token ids, `[batch, pos]`.
         mask: True where a token is real, `[batch, pos]`.
+        prompt_lengths: Tokens of each text that are its prompt, counted from the text's beginning; None where all are.
     """
 
     ids: Int[Tensor, "batch pos"]
     mask: Bool[Tensor, "batch pos"]
+    prompt_lengths: Int[Tensor, " batch"] | None = None
 
     @classmethod
     def of(cls, model: Model, rows: Sequence[Sequence[int]], side: Literal["left", "right"] = "right") -> PaddedTokens:

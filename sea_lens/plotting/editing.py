@@ -11,7 +11,6 @@ from matplotlib.ticker import PercentFormatter
 from sea_lens.analysis.subspaces import Spectra
 from sea_lens.analysis.tokens import Directions
 from sea_lens.editing.editor import Editor
-from sea_lens.editing.edits import LowRankEdit
 from sea_lens.methods.tune import Tuning
 from sea_lens.plotting.style import (
     GREY,
@@ -44,8 +43,8 @@ def plot_editor(editor: Editor, *, axes: Axes | None = None) -> Figure:
     """
     axes = one_panel(axes, max(4.5, 0.3 * len(editor.layers) + 2), 3.4)
     axes.axhline(0, color=GREY, linewidth=1)
-    for layer, edit in editor.edits.items():
-        values = (edit.strength * edit.eigenvalues.float()).tolist() if isinstance(edit, LowRankEdit) else []
+    for layer, edit in ((layer, editor[layer]) for layer in editor.layers):
+        values = [] if edit.gains is None else (edit.strength * edit.gains.float()).tolist()
         places = [layer] * len(values)
         axes.vlines(places, 0, values, color=GREY, linewidth=1)
         axes.scatter(places, values, c=[PROMOTED if value > 0 else SUPPRESSED for value in values], s=28, zorder=3)

@@ -9,21 +9,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sea_lens.editing.affine import AffineEdit
 from sea_lens.editing.edits import (
-    LowRankEdit,
     check_width,
     precise_dtype,
     with_norms_of,
 )
+from sea_lens.editing.registry import edit_of_0_1, from_plain, reads_files_of_0_1, register_edit, register_value
 from sea_lens.errors import InputError
 
 
+@register_edit("feature space")
 @dataclass(frozen=True, eq=False)
 class FeatureSpaceEdit:
     """An edit made in the space of a feature map: `h + strength * (weight * sum_i phi^-1(part_i(phi(h))) - phi^-1(phi(h)))`.
@@ -42,23 +44,28 @@ class FeatureSpaceEdit:
     """
 
     feature_map: FeatureMap
-    parts: tuple[LowRankEdit, ...]
+    parts: tuple[AffineEdit, ...]
     unit: float = 1.0
     weight: float = 1.0
     strength: float = 1.0
     restore_norm: bool = True
 
+    kind: ClassVar[str]
+    token_local: ClassVar[bool] = True
+    directions: ClassVar[None] = None  # its directions are of the feature space, not of activations
+    gains: ClassVar[None] = None
+
     def __post_init__(self) -> None:
-        if not self.parts or any(part.restore_norm or part.d_model != self.d_model for part in self.parts):
+        if not self.parts or any(part.restore_norm or part.width != self.width for part in self.parts):
             raise InputError("A feature-space edit needs parts of one width, made with restore_norm=False.")
         for name, value in (("strength", self.strength), ("weight", self.weight), ("unit", self.unit)):
             if not math.isfinite(value) or (name == "unit" and value <= 0):
                 raise InputError(f"An edit's {name} must be finite, and a unit above zero; {value} was given.")
 
     @property
-    def d_model(self) -> int:
+    def width(self) -> int:
         """Width of the activations it edits."""
-        return self.parts[0].d_model
+        return self.parts[0].width
 
     @property
     def rank(self) -> int:
@@ -86,11 +93,11 @@ class FeatureSpaceEdit:
         """The same edit with its tensors in another dtype."""
         return replace(self, parts=tuple(part.cast(dtype) for part in self.parts))
 
-    def __call__(self, h: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+    def __call__(self, h: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         """Edits activations of any leading shape; dtype and device are kept.
 
         Raises:
-            ModelMismatchError: If the last dimension is not `d_model`.
+            ModelMismatchError: If the last dimension is not `width`.
         """
         check_width(self, h)
         if self.is_identity:
@@ -104,7 +111,7 @@ class FeatureSpaceEdit:
         edited = x + self.strength * self.unit * change
         return (with_norms_of(x, edited) if self.restore_norm else edited).to(h.dtype)
 
-    def clamped(self, h: Float[Tensor, "*batch d_model"]) -> tuple[float, float]:
+    def clamped(self, h: Float[Tensor, "*batch width"]) -> tuple[float, float]:
         """Shares of clamped entries: of activations outside the map's domain, and of edited features outside its range."""
         x = h.to(precise_dtype(h.device))
         low, high = self.feature_map.domain
@@ -113,7 +120,7 @@ class FeatureSpaceEdit:
         beyond = [bounded(self.feature_map, features) != features for features in edited]
         return float(outside.double().mean()), float(torch.stack(beyond).double().mean())
 
-    def _features(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+    def _features(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         return self.feature_map.forward((x / self.unit).clamp(*self.feature_map.domain))
 
 
@@ -145,6 +152,7 @@ class FeatureMap(Protocol):
         """The activations that have these features."""
 
 
+@register_value("Identity")
 @dataclass(frozen=True)
 class Identity:
     """No map: an edit in its feature space is the linear edit."""
@@ -163,6 +171,7 @@ class Identity:
         return features
 
 
+@register_value("SquaredExponential")
 @dataclass(frozen=True)
 class SquaredExponential:
     """`sign(x) (1 - exp(-x^2 / 2 l^2))`: flat around zero, saturating far from it.
@@ -195,6 +204,7 @@ class SquaredExponential:
         return torch.sign(features) * self.length_scale * torch.sqrt(squares)
 
 
+@register_value("Tanh")
 @dataclass(frozen=True)
 class Tanh:
     """`tanh(x / scale)`: linear around zero, saturating far from it.
@@ -223,6 +233,7 @@ class Tanh:
         return self.scale * torch.atanh(features)
 
 
+@register_value("ELU")
 @dataclass(frozen=True)
 class ELU:
     """`x` where it is positive and `alpha (exp(x) - 1)` where it is negative: saturating below only.
@@ -307,3 +318,22 @@ def check_map(feature_map: FeatureMap) -> None:
 def _check_positive(name: str, parameter: str, value: float) -> None:
     if isinstance(value, bool) or not (isinstance(value, float | int) and math.isfinite(value) and value > 0):
         raise InputError(f"{name}'s {parameter} must be a finite number above zero, and {value!r} was given.")
+
+
+@reads_files_of_0_1("feature space")
+def _feature_space(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FeatureSpaceEdit:
+    parameters = facts["parameters"] if isinstance(facts["parameters"], dict) else {}
+    parts = (
+        edit_of_0_1(
+            part, {name.removeprefix(f"{index}."): t for name, t in tensors.items() if name.startswith(f"{index}.")}
+        )
+        for index, part in enumerate(facts["parts"])
+    )
+    return FeatureSpaceEdit(
+        from_plain({"kind": facts["feature_map"], "fields": parameters}, {}),
+        tuple(parts),
+        unit=facts["unit"],
+        weight=facts["weight"],
+        strength=facts["strength"],
+        restore_norm=facts["restore_norm"],
+    )

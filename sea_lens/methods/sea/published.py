@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sea_lens.editing.card import JSON, EditorCard, library_versions
-from sea_lens.editing.edits import LowRankEdit, check_width, with_norms_of
+from sea_lens.editing.affine import AffineEdit
+from sea_lens.editing.card import EditorCard, FitReport, library_versions
+from sea_lens.editing.editor import Editor
+from sea_lens.editing.edits import check_width, with_norms_of
+from sea_lens.editing.registry import reads_files_of_0_1, register_edit
 from sea_lens.errors import FileFormatError, InputError, ModelMismatchError, SeaLensWarning
 from sea_lens.methods.sea.spectral import basis_of_projector, difference_of_projectors
 from sea_lens.models.bridge import UNKNOWN_MODEL, Model, ModelDescription
@@ -32,6 +35,7 @@ EPSILON = 1e-4
 """Where the published inverses clamp."""
 
 
+@register_edit("published")
 @dataclass(frozen=True, eq=False)
 class PublishedEdit:
     """The published code's edit, flaws included, so that its numbers can be had: **not causal, and other with a KV cache**.
@@ -54,6 +58,11 @@ class PublishedEdit:
     feature_function: FeatureFunction | None = None
     strength: float = 1.0
 
+    kind: ClassVar[str]
+    token_local: ClassVar[bool] = False
+    directions: ClassVar[None] = None
+    gains: ClassVar[None] = None
+
     def __post_init__(self) -> None:
         if not all(bool(tensor.isfinite().all()) for tensor in (self.kept, self.removed)):
             raise InputError("An edit's tensors must be finite, and these hold NaN or infinity.")
@@ -61,7 +70,7 @@ class PublishedEdit:
             raise InputError(f"An edit's strength must be a finite number, and it is {self.strength}.")
 
     @property
-    def d_model(self) -> int:
+    def width(self) -> int:
         """Width of the activations it edits."""
         return self.kept.shape[0]
 
@@ -136,17 +145,42 @@ def read_projections(file: str | Path | Tensor) -> Float[Tensor, "n_layers d_mod
     return loaded.detach().cpu()
 
 
-def published_edits(
+def read_published_editor(
     positive: str | Path | Tensor,
     negative: str | Path | Tensor,
-    layers: Iterable[int] | None,
-    site: str,
-    normalization: Normalization,
-    feature_function: FeatureFunction | None,
-    model: Model | None,
-    progress: bool,
-) -> tuple[dict[int, LowRankEdit | PublishedEdit], EditorCard]:
-    """Edits by layer and an editor's card; see `Editor.from_published_projections` for arguments, errors and warnings."""
+    layers: Iterable[int] | None = None,
+    *,
+    site: str = "mlp_out",
+    normalization: Normalization = "token",
+    feature_function: FeatureFunction | None = None,
+    model: Model | None = None,
+    progress: bool = True,
+) -> Editor:
+    """Makes an editor of the projections that the SEA authors' code writes and their release holds.
+
+    Their dense `P+` and `P-` become low-rank factors, after a check that they are projectors; the ranks stand in the
+    editor's repr and on its card.
+
+    Args:
+        positive: `uu_positive.pt`, or its tensor `[n_layers, d_model, d_model]`: `P+ = U U^T`.
+        negative: `uu_negative.pt`: `P- = I - U U^T`.
+        layers: Layers to edit; all in the file for None. (They edit the last 21 for truthfulness: `.last_layers(21)`.)
+        site: Where to edit. Their code edits MLP outputs, with projections fitted on the residual stream.
+        normalization: `"token"` restores each token's norm, as everywhere in this library. `"feature"` is their rule,
+            for reproducing their numbers: each feature's norm over the positions of a pass. It is not causal, changes
+            with the KV cache and with padding, and leaves nothing but signs of a single cached token.
+        feature_function: With `"feature"`, the function whose published inverse is applied, for their non-linear runs.
+        model: The model they are for, to check sizes against and to name on the card.
+        progress: Whether to show a progress bar once it takes longer than two seconds.
+
+    Raises:
+        FileFormatError: If a file does not hold a tensor. No code is loaded from it.
+        InputError: If shapes are wrong, or a matrix is not a projector (which layer, and how far from it).
+        ModelMismatchError: If a layer does not exist, or the projections do not fit `model`.
+
+    Warns:
+        SeaLensWarning: With `normalization="feature"`, of what it does; if the files look exchanged.
+    """
     if normalization not in get_args(Normalization):
         raise InputError(f"normalization is one of {', '.join(get_args(Normalization))}; {normalization!r} was given.")
     if feature_function is not None and (
@@ -173,28 +207,30 @@ def published_edits(
                 f"{description.n_layers} of {description.d_model}."
             )
         Site(0, site).check(model)  # said here, not when it is attached
-    edits: dict[int, LowRankEdit | PublishedEdit] = {}
-    found: dict[int, dict[str, JSON]] = {}
+    edits: dict[Site, AffineEdit | PublishedEdit] = {}
+    found: dict[Site, FitReport] = {}
     for layer in tqdm(check_layers(layers, n_layers), desc="projections", disable=not progress, delay=2):
         kept = _basis(keeping[layer].double(), keeping.dtype, f"Layer {layer} of the positive projections")
+        place = Site(layer, site)
         # P- keeps nearly everything; what it removes is what has a low rank.
         complement = torch.eye(d_model, dtype=torch.float64) - removing[layer].double()
         removed = _basis(complement, removing.dtype, f"Layer {layer} of the negative projections")
         if normalization == "feature":
-            edits[layer] = PublishedEdit(kept.float(), removed.float(), feature_function)
+            edits[place] = PublishedEdit(kept.float(), removed.float(), feature_function)
         else:
-            edits[layer] = LowRankEdit(*difference_of_projectors(kept, removed)).cast(torch.float32)
-        found[layer] = {"rank_positive": kept.shape[1], "rank_negative": removed.shape[1], "rank": edits[layer].rank}
-    _warn(sum(int(str(facts["rank_positive"])) for facts in found.values()) > d_model * len(found) / 2, normalization)
+            directions, eigenvalues = difference_of_projectors(kept, removed)
+            edits[place] = AffineEdit.of_eigenvalues(directions, eigenvalues, restore_norm=True).cast(torch.float32)
+        ranks = {"rank_positive": kept.shape[1], "rank_negative": removed.shape[1]}
+        found[place] = FitReport(edits[place].rank, numbers=ranks)
+    _warn(sum(one["rank_positive"] for one in found.values()) > d_model * len(found) / 2, normalization)
     card = EditorCard(
         method="published projections",
-        hyper_parameters={"normalization": normalization, "feature_function": feature_function},
-        site=site,
+        settings={"normalization": normalization, "feature_function": feature_function},
         model=description,
-        layers=found,
+        reports=found,
         versions=library_versions(),
     )
-    return edits, card
+    return Editor(edits, card)
 
 
 def _warn(exchanged: bool, normalization: Normalization) -> None:
@@ -237,3 +273,8 @@ def _load(path: Path) -> object:
     except Exception as error:  # the unpickler of tensors meets other files with whatever it stumbles on
         raise FileFormatError(f"{path} could not be read as a PyTorch file: {error}") from error
     return loaded
+
+
+@reads_files_of_0_1("published")
+def _published(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> PublishedEdit:
+    return PublishedEdit(tensors["kept"], tensors["removed"], facts["feature_function"], facts["strength"])

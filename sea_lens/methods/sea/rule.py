@@ -9,21 +9,23 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, Protocol, TypeVar, get_args, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sea_lens.editing.card import JSON, EditorCard, library_versions
+from sea_lens.editing.affine import AffineEdit
+from sea_lens.editing.card import EditorCard, FitReport, library_versions
 from sea_lens.editing.editor import Editor
-from sea_lens.editing.edits import Edit, LowRankEdit, displacement
+from sea_lens.editing.edits import Edit, displacement
 from sea_lens.errors import InputError
-from sea_lens.methods.sea.feature_space import FeatureMap, FeatureSpaceEdit, check_map, parameters_of
+from sea_lens.methods.sea.feature_space import FeatureMap, FeatureSpaceEdit, check_map
 from sea_lens.methods.sea.spectral import CrossCovariance, Spectrum, Subspace, difference_of_projectors
 from sea_lens.models.activations import Activations, TokenChoice
 from sea_lens.models.bridge import ModelDescription
+from sea_lens.models.sites import Site
 
 T = TypeVar("T")
 Share = float | tuple[float, float]
@@ -74,8 +76,8 @@ class Source(Protocol):
         """Number of demonstrations."""
 
     @property
-    def site(self) -> str:
-        """The hook they come from."""
+    def sites(self) -> list[Site]:
+        """The sites there are."""
 
     @property
     def token(self) -> TokenChoice:
@@ -164,26 +166,22 @@ class SEARule:
         absent = [layer for layer in chosen if layer not in source.layers]
         if absent or not chosen:
             raise InputError(f"Layers {absent or chosen} were asked for; activations are there of {source.layers}.")
-        edits: list[dict[int, Edit]] = [{} for _ in sizes]
-        found: list[dict[int, dict[str, JSON]]] = [{} for _ in sizes]
+        edits: list[dict[Site, Edit]] = [{} for _ in sizes]
+        found: list[dict[Site, FitReport]] = [{} for _ in sizes]
         for layer in tqdm(chosen, desc="fit", unit="layer", disable=not progress, delay=2):
             given = evidence(layer)
             neutral = given.neutral
             for index, size in enumerate(sizes):
                 positive, negative = self.subspaces(given.covariances, size)
                 edit = self._edit(positive, negative, given.mean, given.unit)
-                facts: dict[str, JSON] = {
-                    "rank_positive": positive.rank,
-                    "rank_negative": negative.rank,
-                    "rank": edit.rank,
-                    "displacement": displacement(edit, neutral),
-                }
+                numbers: dict[str, float] = {"rank_positive": positive.rank, "rank_negative": negative.rank}
                 if isinstance(edit, FeatureSpaceEdit):
                     outside, beyond = edit.clamped(neutral)
-                    facts |= {"unit": given.unit, "clamped_activations": outside, "clamped_features": beyond}
-                if len(neutral) < source.n:
-                    facts["measured_on"] = len(neutral)
-                found[index][layer], edits[index][layer] = facts, edit.cast(dtype)
+                    numbers |= {"unit": given.unit, "clamped_activations": outside, "clamped_features": beyond}
+                sample = len(neutral) if len(neutral) < source.n else None
+                site = next(one for one in source.sites if one.layer == layer)
+                found[index][site] = FitReport(edit.rank, displacement(edit, neutral), sample, numbers)
+                edits[index][site] = edit.cast(dtype)
         return [
             Editor(by_layer, self._card(source, size, facts_by_layer))
             for size, by_layer, facts_by_layer in zip(sizes, edits, found, strict=True)
@@ -228,7 +226,7 @@ class SEARule:
 
     def _edit(
         self, positive: Subspace, negative: Subspace, mean: Float[Tensor, " d_model"] | None, unit: float
-    ) -> LowRankEdit | FeatureSpaceEdit:
+    ) -> AffineEdit | FeatureSpaceEdit:
         first, second = (negative, positive) if self.projections == "reversed" else (positive, negative)
         ones = torch.ones(max(first.rank, second.rank), dtype=torch.float64)
         kept, removed = (first.basis, ones[: first.rank]), (second.basis, -ones[: second.rank])
@@ -249,30 +247,29 @@ class SEARule:
         weight = 0.5 if averaged and len(parts) == 2 else 1.0
         return FeatureSpaceEdit(self.feature_map, tuple(parts), unit, weight, restore_norm=norm)
 
-    def _card(self, source: Source, size: Share | Ranks, found: Mapping[int, Mapping[str, JSON]]) -> EditorCard:
-        hyper_parameters: dict[str, JSON] = {
-            "explained_variance": None if isinstance(size, Ranks) else list(_pair(size)),
-            "ranks": list(size.pair) if isinstance(size, Ranks) else None,
+    def _card(self, source: Source, size: Share | Ranks, found: Mapping[Site, FitReport]) -> EditorCard:
+        settings: dict[str, Any] = {
+            "explained_variance": None if isinstance(size, Ranks) else _pair(size),
+            "ranks": size.pair if isinstance(size, Ranks) else None,
             "spectrum": self.spectrum,
             "center": self.center,
             "projections": self.projections,
             "merge": self.merge,
         }
         if self.feature_map is not None:
-            hyper_parameters |= {
-                "feature_map": {"name": type(self.feature_map).__name__, **parameters_of(self.feature_map)},
+            settings |= {
+                "feature_map": self.feature_map,
                 "feature_unit": self.feature_unit,
                 "merge_space": self.merge_space,
             }
         return EditorCard(
             method="sea",
-            hyper_parameters=hyper_parameters,
-            site=source.site,
+            settings=settings,
             token=source.token,
             model=source.model,
             n_demonstrations=source.n,
             demonstrations=source.demonstrations,
-            layers=found,
+            reports=found,
             versions=library_versions(),
         )
 
@@ -283,12 +280,12 @@ def _part(
     mean: Float[Tensor, " d_model"] | None,
     kept: float = 1.0,
     mean_stays: bool = True,
-) -> LowRankEdit:
+) -> AffineEdit:
     """`kept * x + (x W) diag(lam) W^T` of what lies around the mean, which is then put back or not."""
     shift = None
     if mean is not None and (len(eigenvalues) or kept != 1):
         shift = (float(mean_stays) - kept) * mean - ((mean @ directions) * eigenvalues) @ directions.T
-    return LowRankEdit(directions, eigenvalues, shift, restore_norm=False, kept=kept)
+    return AffineEdit.of_eigenvalues(directions, eigenvalues, shift, kept)
 
 
 def _pair(value: T | tuple[T, T]) -> tuple[T, T]:

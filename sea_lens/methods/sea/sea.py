@@ -9,14 +9,14 @@ from typing import Any, Literal
 
 import torch
 
-from sea_lens.editing.card import JSON
+from sea_lens.editing.card import FitReport
 from sea_lens.editing.editor import Editor
-from sea_lens.editing.edits import LowRankEdit
 from sea_lens.errors import InputError, SeaLensWarning
-from sea_lens.methods.sea.feature_space import FeatureMap, FeatureSpaceEdit
+from sea_lens.methods.sea.feature_space import FeatureMap
 from sea_lens.methods.sea.rule import Merge, MergeSpace, Projections, Ranks, SEARule, Share
 from sea_lens.methods.sea.spectral import Spectrum
 from sea_lens.models.activations import Activations
+from sea_lens.models.sites import Site
 
 NEARLY_NOTHING = 0.01
 """Share of the norm below which an edit is reported as doing next to nothing."""
@@ -105,12 +105,9 @@ def refit_sea(editor: Editor, activations: Activations) -> Editor:
         InputError: If the editor is not one of SEA, or the activations lack a layer.
     """
     rule, size = rule_of(editor)
-    first = editor[editor.layers[0]]
-    parts = first.parts if isinstance(first, FeatureSpaceEdit) else (first,)
-    dtype = parts[0].directions.dtype if isinstance(parts[0], LowRankEdit) else torch.float32
-    fitted = rule.fit(activations, [size], editor.layers, dtype, progress=False)[0]
-    edits = {layer: edit.scaled(editor[layer].strength) for layer, edit in fitted.edits.items()}
-    return replace(fitted, edits=edits, positions=editor.positions)
+    fitted = rule.fit(activations, [size], editor.layers, progress=False)[0]
+    edits = {site: edit.scaled(editor[site].strength) for site, edit in fitted.edits.items()}
+    return replace(fitted, edits=edits, where=editor.where)
 
 
 def rule_of(editor: Editor) -> tuple[SEARule, Share | Ranks]:
@@ -121,22 +118,19 @@ def rule_of(editor: Editor) -> tuple[SEARule, Share | Ranks]:
     """
     if editor.card.method != "sea":
         raise InputError(f"Only editors of fit_sea can be fitted again, and this one is of {editor.card.method!r}.")
-    settings: dict[str, Any] = dict(editor.card.hyper_parameters)
+    settings: dict[str, Any] = dict(editor.card.settings)
     shares, ranks = settings.pop("explained_variance"), settings.pop("ranks")
-    first = editor[editor.layers[0]]
-    if isinstance(first, FeatureSpaceEdit):
-        settings["feature_map"] = first.feature_map  # the card has its name only
     return SEARule(**settings), tuple(shares) if ranks is None else Ranks(tuple(ranks))
 
 
 def warn_of(editor: Editor, center: bool) -> None:
     """Warns the caller of a fitting function if its editor does next to nothing, or clamps much."""
-    _warn_if_nothing(editor.card.layers, center, editor.is_identity)
-    _warn_if_clamped(editor.card.layers)
+    _warn_if_nothing(editor.card.reports, center, editor.is_identity)
+    _warn_if_clamped(editor.card.reports)
 
 
-def _warn_if_nothing(found: Mapping[int, Mapping[str, JSON]], center: bool, edits_nothing: bool) -> None:
-    ranks = {layer: (facts["rank_positive"], facts["rank_negative"]) for layer, facts in found.items()}
+def _warn_if_nothing(found: Mapping[Site, FitReport], center: bool, edits_nothing: bool) -> None:
+    ranks = {site.layer: (one["rank_positive"], one["rank_negative"]) for site, one in found.items()}
     centering = "Activations share a dominant mean, and both subspaces may be little more than it: try center=True. "
     remedy = ("Raise" if center else f"{centering}Otherwise raise") + (
         " explained_variance, give the positive and the negative different ranks, or look at demonstrations.check() and "
@@ -149,8 +143,8 @@ def _warn_if_nothing(found: Mapping[int, Mapping[str, JSON]], center: bool, edit
             SeaLensWarning,
             stacklevel=4,
         )
-    elif all(float(str(facts["displacement"])) < NEARLY_NOTHING for facts in found.values()):
-        most = max(float(str(facts["displacement"])) for facts in found.values())
+    elif all((one.displacement or 0) < NEARLY_NOTHING for one in found.values()):
+        most = max(one.displacement or 0 for one in found.values())
         warnings.warn(
             f"This editor edits next to nothing: it moves the neutral activations by at most {most:.2%} of their norm "
             f"at any layer (ranks by layer: {ranks}). {remedy}",
@@ -159,7 +153,7 @@ def _warn_if_nothing(found: Mapping[int, Mapping[str, JSON]], center: bool, edit
         )
 
 
-def _warn_if_clamped(found: Mapping[int, Mapping[str, JSON]]) -> None:
+def _warn_if_clamped(found: Mapping[Site, FitReport]) -> None:
     for what, why in (
         (
             "clamped_activations",
@@ -167,7 +161,7 @@ def _warn_if_clamped(found: Mapping[int, Mapping[str, JSON]]) -> None:
         ),
         ("clamped_features", "are edited to where the feature map has no values, and come back as the nearest it has"),
     ):
-        shares = {layer: float(str(facts[what])) for layer, facts in found.items() if what in facts}
+        shares = {site.layer: one[what] for site, one in found.items() if what in one}
         if any(share > MANY_CLAMPED for share in shares.values()):
             listed = ", ".join(f"layer {layer} {share:.1%}" for layer, share in shares.items() if share > MANY_CLAMPED)
             warnings.warn(

@@ -24,6 +24,7 @@ from sea_lens.methods.sea.spectral import Spectrum
 from sea_lens.models.activations import ActivationKind, Activations, TokenChoice
 from sea_lens.models.bridge import ModelDescription
 from sea_lens.models.distributed import n_processes
+from sea_lens.models.sites import Site
 
 FORMAT = "sea_lens.sea_fitter/1"
 SAMPLE = 256
@@ -89,12 +90,12 @@ class SEAFitter:
     @property
     def d_model(self) -> int:
         """Width of the activations."""
-        return self.kind.d_model
+        return self.kind.widths[0]
 
     @property
-    def site(self) -> str:
-        """The hook that activations come from."""
-        return self.kind.site
+    def sites(self) -> list[Site]:
+        """The sites that activations come from."""
+        return list(self.kind.sites)
 
     @property
     def token(self) -> TokenChoice:
@@ -128,7 +129,7 @@ class SEAFitter:
         source = "tensors" if self.model is None else self.model.name
         features = "" if self.feature_map is None else f", features {self.feature_map} at unit {self.feature_unit:g}"
         return (
-            f"SEAFitter({self.n} demonstrations, {self.site} of layers {self.layers}, d_model {self.d_model}, "
+            f"SEAFitter({self.n} demonstrations, {self.kind.sites[0].name} of layers {self.layers}, d_model {self.d_model}, "
             f"token {self.token!r}, from {source}{features})"
         )
 
@@ -147,7 +148,7 @@ class SEAFitter:
             neutral = self._features(batch.neutral[layer])
             for side, other in zip(sides, (batch.positive[layer], batch.negative[layer]), strict=True):
                 side.update(neutral, self._features(other))
-        self._sample.update(batch.neutral)
+        self._sample.update({layer: batch.neutral[layer] for layer in batch.layers})
 
     def merge(self, other: SEAFitter) -> None:
         """Adds what another fitter has seen, of another machine for example. The other is left as it is.
@@ -179,10 +180,10 @@ class SEAFitter:
         if self._kind is None:
             self._kind = kind
             self._sides = {
-                layer: (RunningCrossCovariance.empty(kind.d_model), RunningCrossCovariance.empty(kind.d_model))
-                for layer in kind.layers
+                layer: (RunningCrossCovariance.empty(kind.widths[0]), RunningCrossCovariance.empty(kind.widths[0]))
+                for layer in _layers(kind)
             }
-            self._sample = RowSample.empty(SAMPLE, list(kind.layers), kind.d_model)
+            self._sample = RowSample.empty(SAMPLE, _layers(kind), kind.widths[0])
         elif kind != self._kind:
             ours, theirs = asdict(self._kind), asdict(kind)
             different = {name: (ours[name], theirs[name]) for name in ours if ours[name] != theirs[name]}
@@ -261,6 +262,7 @@ class SEAFitter:
         """
         facts = {
             **asdict(self.kind),
+            "sites": [str(site) for site in self.sites],
             "n": self.n,
             "demonstrations": self.demonstrations,
             "features": describe_features(self.feature_map, self.feature_unit),
@@ -296,9 +298,9 @@ class SEAFitter:
             facts = json.loads(metadata[FORMAT])
             fitter = cls(**_read_features(facts["features"], feature_map))
             model = None if facts["model"] is None else ModelDescription(**facts["model"])
-            layers = tuple(facts["layers"])
+            layers = [int(Site.of(site).layer or 0) for site in facts["sites"]]
             fitter._kind = ActivationKind(
-                facts["site"], facts["token"], model, facts["editor"], layers, int(facts["d_model"])
+                facts["token"], model, facts["editor"], tuple(map(Site.of, facts["sites"])), tuple(facts["widths"])
             )
             fitter.demonstrations = facts["demonstrations"]
             for layer in layers:
@@ -348,3 +350,7 @@ def _read_features(found: dict[str, Any] | None, own: FeatureMap | None) -> dict
             "one of the library's."
         )
     return {"feature_map": feature_map, "feature_unit": found["unit"]}
+
+
+def _layers(kind: ActivationKind) -> list[int]:
+    return [site.layer for site in kind.sites if site.layer is not None]

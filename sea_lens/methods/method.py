@@ -1,0 +1,200 @@
+"""Methods: settings in, editor out. A new method is one new file.
+
+    @register_method("my method", source="Me 2026")
+    @dataclass(frozen=True)
+    class MyMethod:
+        '''What it does, in one line.'''
+
+        scale: float = 1.0
+        roles: ClassVar = ("positive", "negative")
+
+        def fit(self, activations: Activations) -> Editor:
+            edits = {site: AffineEdit.of_shift(...) for site in activations.sites}
+            return fitted_editor(self, activations, edits)
+
+Then it can be saved, fitted again (`refit`), tuned (`tune`), controlled with shuffled or swapped demonstrations, and
+used from `sea-lens fit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+
+from sea_lens.editing.card import EditorCard, FitReport, library_versions
+from sea_lens.editing.editor import Editor
+from sea_lens.editing.edits import Edit, displacement
+from sea_lens.errors import InputError
+from sea_lens.models.activations import Activations, Role
+from sea_lens.models.sites import Site
+
+T = TypeVar("T", bound=type)
+
+
+@runtime_checkable
+class Method(Protocol):
+    """A frozen dataclass of settings that fits editors. Register it with `register_method`.
+
+    Attributes:
+        name: What it is called on cards and on the command line.
+        roles: The sides of demonstrations that it needs, of `neutral`, `positive` and `negative`.
+    """
+
+    name: ClassVar[str]
+    roles: ClassVar[tuple[Role, ...]]
+
+    def fit(self, activations: Activations) -> Editor:
+        """The editor that these settings give on these activations."""
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """A method as it is listed.
+
+    Attributes:
+        name: What it is called.
+        cls: Its class.
+        summary: The first line of its docstring.
+        source: Where it was published.
+    """
+
+    name: str
+    cls: type[Any]
+    summary: str
+    source: str
+
+
+METHODS: dict[str, MethodEntry] = {}
+"""Every method there is, by name."""
+
+
+def register_method(name: str, *, source: str = "") -> Callable[[T], T]:
+    """Registers a method, so that `refit`, `tune`, cards and the command line know it.
+
+    Args:
+        name: What cards and the command line call it.
+        source: Where it was published.
+
+    Raises:
+        InputError: If another method has the name, or the class is no dataclass with `fit` and `roles`.
+    """
+
+    def register(cls: T) -> T:
+        known = METHODS.get(name)
+        if known is not None and (known.cls.__module__, known.cls.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise InputError(
+                f"The method {name!r} is registered already, as {known.cls.__qualname__}. Choose another name."
+            )
+        if not is_dataclass(cls) or not callable(getattr(cls, "fit", None)) or not hasattr(cls, "roles"):
+            raise InputError(
+                f"{cls.__name__} must be a frozen dataclass of settings with roles and fit(activations) to be a method."
+            )
+        cls.name = name  # type: ignore[attr-defined]
+        METHODS[name] = MethodEntry(name, cls, (cls.__doc__ or "").strip().split("\n")[0], source)
+        return cls
+
+    return register
+
+
+def settings_of(method: Method) -> dict[str, Any]:
+    """A method's settings by name."""
+    return {one.name: getattr(method, one.name) for one in fields(method) if one.init}  # type: ignore[arg-type]
+
+
+def method_of(editor: Editor) -> Method:
+    """The method and settings that an editor was fitted with.
+
+    Raises:
+        InputError: If no method of the name on its card is registered.
+    """
+    entry = METHODS.get(editor.card.method)
+    if entry is None:
+        raise InputError(
+            f"This editor is of {editor.card.method!r}, which is no method that is registered here ({', '.join(METHODS)}). "
+            "Import the module that registers it."
+        )
+    known = {one.name for one in fields(entry.cls)}
+    method: Method = entry.cls(**{name: value for name, value in editor.card.settings.items() if name in known})
+    return method
+
+
+def check_roles(method: Method, activations: Activations) -> None:
+    """Refuses activations that lack a side of the demonstrations.
+
+    Raises:
+        InputError: Naming what is missing, and how to get it.
+    """
+    missing = [role for role in method.roles if role not in activations.roles]
+    if missing:
+        how = " Call demonstrations.with_neutral_answers(model) before collecting." if "neutral" in missing else ""
+        raise InputError(
+            f"{type(method).__name__} needs {', '.join(method.roles)} activations, and there are no "
+            f"{', '.join(missing)} ones.{how}"
+        )
+
+
+def fitted_editor(
+    method: Method,
+    activations: Activations,
+    edits: Mapping[Site, Edit],
+    reports: Mapping[Site, FitReport] | None = None,
+) -> Editor:
+    """An editor with the card of its fit.
+
+    Args:
+        method: That fitted it.
+        activations: What it was fitted on.
+        edits: By site.
+        reports: What the fit found; for None ranks, and how far each edit moves the negative activations (or the neutral ones
+            where a method takes no negative ones).
+    """
+    if reports is None:
+        moved = activations["negative" if "negative" in method.roles else method.roles[0]]
+        reports = {site: FitReport(edit.rank, displacement(edit, moved[site])) for site, edit in edits.items()}
+    card = EditorCard(
+        method.name,
+        settings_of(method),
+        activations.token,
+        activations.model,
+        activations.n,
+        activations.demonstrations,
+        reports,
+        library_versions(),
+    )
+    return Editor(edits, card)
+
+
+def refit(editor: Editor, activations: Activations) -> Editor:
+    """The same method with the same settings on other activations. Sites, strengths and positions are the editor's.
+
+    Example:
+        >>> swapped = refit(editor, activations.swapped())        # should do the opposite
+        >>> shuffled = refit(editor, activations.shuffled(seed=0))  # should do nothing
+
+    Args:
+        editor: Of any registered method.
+        activations: Of the same model, with the editor's sites.
+
+    Raises:
+        InputError: If its method is not registered, or the activations lack a side or a site.
+    """
+    fitted = method_of(editor).fit(activations.at_sites(editor.sites))
+    edits = {
+        site: edit.scaled(editor.edits[site].strength / edit.strength if edit.strength else 1.0)
+        for site, edit in fitted.edits.items()
+        if site in editor.edits
+    }
+    return replace(fitted, edits=edits, where=editor.where)
+
+
+def fit_all(methods: Sequence[Method], activations: Activations) -> list[Editor]:
+    """Each method's editor. A class with `fit_all(methods, activations)` of its own shares work between its settings."""
+    editors: dict[int, Editor] = {}
+    for cls in dict.fromkeys(type(method) for method in methods):
+        indices = [index for index, method in enumerate(methods) if type(method) is cls]
+        chosen = [methods[index] for index in indices]
+        together = getattr(cls, "fit_all", None)
+        found = together(chosen, activations) if together is not None else [one.fit(activations) for one in chosen]
+        editors |= dict(zip(indices, found, strict=True))
+    return [editors[index] for index in range(len(methods))]
