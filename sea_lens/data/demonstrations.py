@@ -79,7 +79,7 @@ class Demonstrations(PromptRows[Demonstration]):
         """Builds demonstrations from lists of one length.
 
         Raises:
-            InputError: If one is no list of texts, or the lists are empty or differ in length.
+            InputError: If a list holds anything but texts, or the lists are empty or differ in length.
 
         Example:
             >>> Demonstrations.from_lists(["Is it 5?", "Is it 6?"], ["Yes.", "No."], ["No.", "Yes."])

@@ -103,7 +103,7 @@ def tokenizer_of(model: Tokenizing) -> Tokenizer:
         ModelMismatchError: If the model has no tokenizer.
     """
     found = model.tokenizer if isinstance(model, HasTokenizer) else model
-    if found is None:
+    if found is None or not callable(found):
         raise ModelMismatchError(
             "This model has no tokenizer, so text cannot be given to it. Boot it with "
             "TransformerBridge.boot_transformers(..., tokenizer=...), or use Activations.from_tensors."
@@ -173,8 +173,6 @@ class PromptRows(Sequence[RowT], Generic[RowT]):
                 f"Use {type(self).__name__}.from_lists for plain texts."
             )
 
-    # --- a sequence --------------------------------------------------------------------------------------------------
-
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -190,13 +188,16 @@ class PromptRows(Sequence[RowT], Generic[RowT]):
     def __getitem__(self, index: int | slice) -> Any:
         return replace(self, rows=self.rows[index]) if isinstance(index, slice) else self.rows[index]
 
-    # --- choosing rows -----------------------------------------------------------------------------------------------
-
     def sample(self: RowsT, n: int, seed: int = 0) -> RowsT:
         """Draws `n` rows without replacement.
 
         Raises:
             InputError: If `n` is not between 1 and the number of rows.
+
+        Example:
+            >>> from sea_lens import Demonstrations
+            >>> len(Demonstrations.from_lists(["a", "b", "c"], ["yes"] * 3, ["no"] * 3).sample(2, seed=0))
+            2
         """
         if not isinstance(n, Integral) or not 1 <= n <= len(self):
             raise InputError(
@@ -212,6 +213,12 @@ class PromptRows(Sequence[RowT], Generic[RowT]):
 
         Raises:
             InputError: If a part would be empty.
+
+        Example:
+            >>> from sea_lens import Demonstrations
+            >>> first, second = Demonstrations.from_lists(["a", "b", "c"], ["yes"] * 3, ["no"] * 3).split(1 / 3, seed=0)
+            >>> len(first), len(second)
+            (1, 2)
         """
         prompts = list(dict.fromkeys(row.prompt for row in self.rows))
         random.Random(seed).shuffle(prompts)
@@ -225,13 +232,16 @@ class PromptRows(Sequence[RowT], Generic[RowT]):
             )
         return replace(self, rows=parts[0]), replace(self, rows=parts[1])
 
-    # --- changing prompts --------------------------------------------------------------------------------------------
-
     def with_prompt_template(self: RowsT, template: str) -> RowsT:
         r"""Puts each prompt into a template such as `"Q: {question}\nA:"` (`{prompt}` means the same).
 
         Raises:
             InputError: If the template does not hold exactly one of the two, once. Other braces stay as they are.
+
+        Example:
+            >>> from sea_lens import Demonstrations
+            >>> Demonstrations.from_lists(["Is it?"], ["yes"], ["no"]).with_prompt_template("Q: {question}")[0].prompt
+            'Q: Is it?'
         """
         as_text(template, "A prompt template")
         if template.count("{question}") + template.count("{prompt}") != 1:
@@ -270,8 +280,6 @@ class PromptRows(Sequence[RowT], Generic[RowT]):
     def _with_prompts(self: RowsT, change: Callable[[str], str]) -> RowsT:
         return replace(self, rows=tuple(replace(row, prompt=change(row.prompt)) for row in self.rows))
 
-    # --- keeping and showing -----------------------------------------------------------------------------------------
-
     def to_jsonl(self, path: str | Path) -> None:
         """Writes one JSON object per line; `from_jsonl` reads it back."""
         rows = [{name: value for name, value in asdict(row).items() if value is not None} for row in self.rows]
@@ -293,22 +301,20 @@ class PromptRows(Sequence[RowT], Generic[RowT]):
         return pd.DataFrame([vars(row) for row in self.rows])
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({len(self)} from {self.source}; first prompt: {_short(self.rows[0].prompt)})"
+        first = self.rows[0].prompt
+        first = first if len(first) <= 60 else first[:59] + "…"
+        return f"{type(self).__name__}({len(self)} from {self.source}; first prompt: {first!r})"
 
     def _repr_html_(self) -> str:
         head = pd.DataFrame([vars(row) for row in self.rows[:5]]).to_html(border=0)
         return f"<p>{html.escape(repr(self))}</p>{head}"
 
 
-def _short(text: str, length: int = 60) -> str:
-    return repr(text if len(text) <= length else text[: length - 1] + "…")
-
-
 def with_prompt(questions: RowsT, tokenizer: Tokenizing, prompt: str, examples: str) -> tuple[RowsT, str]:
     """Puts questions into the prompt of an evaluation.
 
     Args:
-        questions: Questions with the prompts that their reader gave them; demonstrations go into the same.
+        questions: Questions (or demonstrations) with the prompts that their reader gave them.
         tokenizer: The tokenizer whose chat template `"chat"` uses, or the model that has it.
         prompt: `"plain"`: the prompts as they are. `"paper"`: after instruction and examples. `"chat"`: the same in the
             tokenizer's chat template. Or a template with `{question}`, which stands for the prompt as it is.
@@ -321,7 +327,7 @@ def with_prompt(questions: RowsT, tokenizer: Tokenizing, prompt: str, examples: 
         InputError: If `prompt` is something else, or if questions that follow examples do not have their form of `Q:` and
             `A:`.
     """
-    if prompt == "plain":
+    if as_text(prompt, "prompt") == "plain":
         return questions, "{question}"
     if prompt not in ("paper", "chat"):
         if "{question}" not in prompt and "{prompt}" not in prompt:

@@ -109,8 +109,8 @@ class Questions(PromptRows[Question]):
             wrong: The wrong answers to each question: a list of texts, which may be empty, or one text.
 
         Raises:
-            InputError: If one is no list of texts, the lists are empty or differ in length, or a question has no right
-                answer.
+            InputError: If a list holds anything but texts, the lists are empty or differ in length, or a question has no
+                right answer.
 
         Example:
             >>> Questions.from_lists(["Is it 5?"], ["Yes."], [["No.", "Never."]])[0].right
@@ -146,7 +146,7 @@ class Questions(PromptRows[Question]):
 
         Raises:
             FileFormatError: If the file cannot be read or a line is not a JSON object (which line).
-            InputError: If a field is missing or no text, or a question has no right answer (which line).
+            InputError: If a field is missing or is not text, or a question has no right answer (which line).
 
         Example:
             >>> Questions.from_lists(["Is it 5?"], ["Yes."], ["No."]).to_jsonl("questions.jsonl")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from itertools import chain
@@ -20,7 +21,7 @@ def as_text(value: object, name: str) -> str:
         InputError: If it is not text.
     """
     if not isinstance(value, str):
-        raise InputError(f"{name} must be text, and is {value!r}.")
+        raise InputError(f"{name} must be text, and is {reprlib.repr(value)}.")
     return value
 
 
@@ -32,7 +33,7 @@ def as_texts(value: object, name: str) -> tuple[str, ...]:
     """
     texts = (value,) if isinstance(value, str) else as_tuple(value, name, "text or a list of texts")
     if not all(isinstance(text, str) for text in texts):
-        raise InputError(f"{name} must be text or a list of texts, and is {value!r}.")
+        raise InputError(f"{name} must be text or a list of texts, and is {reprlib.repr(value)}.")
     return tuple(map(str, texts))
 
 
@@ -43,7 +44,7 @@ def as_tuple(value: object, name: str, expected: str) -> tuple[object, ...]:
         InputError: If it is text, a mapping, a set or nothing with entries.
     """
     if isinstance(value, (str, bytes, Mapping, Set)) or not isinstance(value, Iterable):
-        raise InputError(f"{name} must be {expected}, and is {value!r}.")
+        raise InputError(f"{name} must be {expected}, and is {reprlib.repr(value)}.")
     return tuple(value)
 
 
@@ -51,7 +52,7 @@ def parallel_lists(lists: Mapping[str, object]) -> dict[str, tuple[object, ...]]
     """Lists of one length, by name.
 
     Raises:
-        InputError: If one is no list, or they differ in length.
+        InputError: If one is not a list, or they differ in length.
     """
     columns = {name: as_tuple(values, name, "a list with one entry per prompt") for name, values in lists.items()}
     lengths = {name: len(values) for name, values in columns.items()}

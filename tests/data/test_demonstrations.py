@@ -58,26 +58,33 @@ def test_round_trip_keeps_neutral_answers_row_by_row(tmp_path, neutrals):
         assert Demonstrations.from_dataframe(frame).rows == rows
 
 
-def test_a_missing_column_is_named_with_those_there(tmp_path):
-    (tmp_path / "rows.csv").write_text("prompt,positive,wrong\na,b,c\n")
-    with pytest.raises(InputError, match=r"no column 'negative'. It has: prompt, positive, wrong.*negative="):
-        Demonstrations.from_csv(tmp_path / "rows.csv")
-    with pytest.raises(InputError, match="no column 'reply'"):
-        Demonstrations.from_csv(tmp_path / "rows.csv", negative="wrong", neutral="reply")
-
-
-def test_malformed_files_name_the_line(tmp_path):
-    path = tmp_path / "rows"
-    path.write_text('{"prompt":"a","positive":"b","negative":"c"}\n{"prompt":"a","positive":"b"}\n')
-    with pytest.raises(InputError, match="line 2: there is no 'negative'"):
-        Demonstrations.from_jsonl(path)
-    path.write_text("prompt,positive,negative\na,b,c\na,b\n")
-    with pytest.raises(FileFormatError, match=r"rows, line 3: .*3 cells"):
-        Demonstrations.from_csv(path)
-    path.write_text("")
-    for read in (Demonstrations.from_jsonl, Demonstrations.from_csv):
-        with pytest.raises(InputError, match=r"no demonstrations in .*rows"):
-            read(path)
+@pytest.mark.parametrize(
+    ("read", "content", "message"),
+    [
+        (
+            Demonstrations.from_csv,
+            "prompt,positive,wrong\na,b,c\n",
+            "no column 'negative'. It has: prompt, positive, wrong",
+        ),
+        (Demonstrations.from_csv, "prompt,positive,negative\na,b,c\na,b\n", "rows, line 3: .*3 cells"),
+        (Demonstrations.from_csv, "prompt,positive,negative\n", "no demonstrations in .*rows"),
+        (
+            Demonstrations.from_jsonl,
+            '{"prompt": "a", "positive": "b", "negative": 3}',
+            "line 1: 'negative' must be text",
+        ),
+        (
+            Demonstrations.from_jsonl,
+            '{"prompt":"a","positive":"b","negative":"c"}\n{"prompt":"a"}',
+            "line 2: there is no",
+        ),
+        (Demonstrations.from_jsonl, "", "no demonstrations in .*rows"),
+    ],
+)
+def test_malformed_files_name_what_is_wrong(tmp_path, read, content, message):
+    (tmp_path / "rows").write_text(content)
+    with pytest.raises((InputError, FileFormatError), match=message):
+        read(tmp_path / "rows")
 
 
 def test_an_empty_cell_of_a_data_frame_names_its_row():
