@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sea_lens.cache import Shards, fingerprint
+from sea_lens.cache import Store, name_of
 from sea_lens.data.questions import Questions
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError, SeaLensWarning
@@ -140,7 +140,7 @@ def measure(
         effects: Names or functions.
         batch_size: Questions in one forward pass. It does not change the result, but for rounding.
         folder: Where to keep finished batches, each measurement in a folder of its own. A run that was killed goes on from
-            there. (Of a function only the name tells whether it is the same.)
+            there. An effect of your own is known by its name there, so it needs one: no lambda.
         progress: Whether to show a progress bar.
 
     Raises:
@@ -164,25 +164,25 @@ def measure(
     values = torch.full((len(named), len(editors), len(questions)), torch.nan, dtype=torch.float64)
     changed = torch.zeros(len(editors), dtype=torch.bool)
     batches = question_batches(model, questions, batch_size)
-    shards = None
+    store = None
     if folder is not None:
-        manifest = {
+        facts = {
             "weights": weights_digest(model),
             "questions": questions.fingerprint,
             "editors": [None if editor is None else editor.fingerprint for editor in editors],
-            "effects": [name for name, _ in named],
+            "effects": [name if EFFECTS.get(name) is function else name_of(function) for name, function in named],
             "batch_size": batch_size,
         }
-        shapes = [(len(named) + 1, len(editors), len(batch.indices)) for batch in batches]
-        shards = Shards(Path(folder) / f"measurement-{fingerprint(manifest)}", "measurement", manifest, shapes)
+        store = Store.within(folder, "measurement", facts)
     total = len(questions) * (len(editors) + 1)
     with tqdm(total=total, desc="effects", unit="question", disable=not progress) as bar:
         for number, batch in enumerate(batches):
-            found = shards.read(number) if shards is not None else None
-            if found is None:
-                found = _measure_batch(runs, batch, named)
-                if shards is not None:
-                    shards.write(number, found)
+            kept = store.read(number) if store is not None else None
+            if kept is None:
+                kept = {"effects": _measure_batch(runs, batch, named)}
+                if store is not None:
+                    store.write(number, kept)
+            found = kept["effects"]
             values[:, :, batch.indices], changed = found[:-1], changed | found[-1].any(1)
             bar.update(len(batch.indices) * (len(editors) + 1))
     for editor, did in zip(editors, changed.tolist(), strict=True):

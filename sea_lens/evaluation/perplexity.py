@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sea_lens.cache import Shards, fingerprint
+from sea_lens.cache import Store, digest
 from sea_lens.data.records import read_texts
 from sea_lens.editing.editor import Editor
 from sea_lens.editing.edits import precise_dtype
@@ -150,30 +150,29 @@ def evaluate_perplexity(
             batch_size = 1  # what it does to a token depends on the pass, padding included
     windows = _windows(model, texts, length, stride)
     batches = [windows[start : start + batch_size] for start in range(0, len(windows), batch_size)]
-    shards = None
+    store = None
     if folder is not None:
-        manifest = {
+        facts = {
             "weights": weights_digest(model),
-            "texts": fingerprint(texts),
+            "texts": digest(texts),
             "editor": None if editor is None else editor.fingerprint,
             "context_length": length,
             "stride": stride,
             "batch_size": batch_size,
         }
-        shapes = [(len(batch), len(MEASURED)) for batch in batches]
-        shards = Shards(Path(folder) / f"perplexity-{fingerprint(manifest)}", "perplexity", manifest, shapes)
+        store = Store.within(folder, "perplexity", facts)
     sums = torch.zeros(len(texts), len(MEASURED), dtype=torch.float64)
     attached = False
     with tqdm(total=len(windows), desc="perplexity", unit="window", disable=not progress) as bar:
         for number, batch in enumerate(batches):
-            found = shards.read(number) if shards is not None else None
-            if found is None:
-                found = _measure(model, batch, editor, checked=attached)
+            kept = store.read(number) if store is not None else None
+            if kept is None:
+                kept = {"sums": _measure(model, batch, editor, checked=attached)}
                 attached = True
-                _check(found, batch)
-                if shards is not None:
-                    shards.write(number, found)
-            sums.index_add_(0, torch.tensor([window.text for window in batch]), found)
+                _check(kept["sums"], batch)
+                if store is not None:
+                    store.write(number, kept)
+            sums.index_add_(0, torch.tensor([window.text for window in batch]), kept["sums"])
             bar.update(len(batch))
     n_tokens = torch.zeros(len(texts), dtype=torch.float64)
     for window in windows:
@@ -198,7 +197,7 @@ def evaluate_perplexity(
             model,
             editor,
             source=source,
-            fingerprint=fingerprint(texts),
+            fingerprint=digest(texts),
             n=len(texts),
             prompt="the text itself, after the beginning-of-sequence token",
             options={

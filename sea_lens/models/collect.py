@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from sea_lens.cache import Shards
+from sea_lens.cache import Store
 from sea_lens.data.demonstrations import Demonstrations
 from sea_lens.editing.editor import Editor
 from sea_lens.models.activations import FORMAT, ROLES, Activations, BySite, Role, TokenChoice
 from sea_lens.models.bridge import Model
-from sea_lens.models.distributed import every_process, from_each, in_turn, n_processes, rank, wait_for_all
+from sea_lens.models.distributed import every_process, from_each, n_processes, rank, together
 from sea_lens.models.streaming import ActivationStream
 
 
@@ -79,31 +79,34 @@ def collect_activations(
         share_prefix=share_prefix,
     )
     stream.warn_of_confounds(stacklevel=3)  # past no_grad
-    shards = None
+    store = None
     if folder is not None:
-        shapes = [stream.shape(number) for number in range(len(stream))]
-        with in_turn():
-            shards = Shards(Path(folder), "collection", {"format": FORMAT, **stream.facts()}, shapes)
-        if every_process((Path(folder) / "activations.safetensors").exists()):
+        store = Store(folder, "collection", {"format": FORMAT, **stream.facts()})
+        if every_process((store.path / "activations.safetensors").exists()):
+            with together():
+                if rank() == 0:
+                    store.clear()  # a run killed before it could has left its batches
             return Activations.load(folder)
 
     def batch(number: int) -> torch.Tensor:
         """Read back or computed; of no rows past the end, where a round of the processes has more places than batches."""
         if number >= len(stream):
             return torch.empty(0, *stream.shape(0)[1:])
-        found = shards.read(number) if shards is not None else None
+        found = store.read(number) if store is not None else None
         if found is None:
-            found = stream.gather(number)
-            if shards is not None:
-                shards.write(number, found)
-        return found
+            found = {"batch": stream.gather(number)}
+            if store is not None:
+                store.write(number, found)
+        return found["batch"]
 
     n, width = len(demonstrations), stream.width
     by_role = {role: {layer: torch.empty(n, width) for layer in stream.layers} for role in ROLES}
     silent = not progress or rank() > 0
     with tqdm(total=n, desc="activations", unit="demonstration", disable=silent) as bar:
         for first in range(0, len(stream), n_processes()):
-            for place, gathered in enumerate(from_each(batch(first + rank()))):
+            with together():
+                own = batch(first + rank())
+            for place, gathered in enumerate(from_each(own)):
                 rows = stream.rows(first + place)
                 for number, role in enumerate(ROLES):
                     for column, layer in enumerate(stream.layers):
@@ -114,9 +117,9 @@ def collect_activations(
         for role in ROLES
     }
     activations = Activations(sides, token, stream.kind.model, demonstrations.fingerprint, editor=stream.kind.editor)
-    if shards is not None:
-        if rank() == 0:
-            activations.save(shards.folder / "activations.safetensors")
-            shards.clear()
-        wait_for_all()
+    if store is not None:
+        with together():
+            if rank() == 0:
+                activations.save(store.path / "activations.safetensors")
+                store.clear()
     return activations

@@ -90,12 +90,43 @@ def every_process(is_so: bool) -> bool:
 
 
 @contextmanager
+def together() -> Iterator[None]:
+    """Ends a block on all processes with an error if it raises one on any of them, so that none waits for another.
+
+    The block must not communicate. Processes that did their part meet the others at its end.
+
+    Raises:
+        RuntimeError: Where another process raised an error.
+    """
+    raised: BaseException | None = None
+    try:
+        yield
+    except BaseException as error:
+        raised = error
+    failed = [process for process, is_so in enumerate(list(from_each(torch.tensor(int(raised is not None))))) if is_so]
+    if raised is not None:
+        raise raised
+    if failed:
+        raise RuntimeError(
+            f"Process {failed[0]} of {n_processes()} stopped with an error. Read its message, above or below."
+        )
+
+
+@contextmanager
 def in_turn() -> Iterator[None]:
-    """Runs a block on one process after another, by rank, as for files that all of them write if they are not there."""
+    """Runs a block on one process after another, by rank; where it raises an error, the others stop with one too."""
     for turn in range(n_processes()):
-        if turn == rank():
-            yield
-        wait_for_all()
+        with together():
+            if turn == rank():
+                yield
+
+
+def from_first(value: T) -> T:
+    """The first process's value, which can be pickled, on all of them."""
+    values = [value]
+    if n_processes() > 1:
+        torch.distributed.broadcast_object_list(values, src=0, device=_device())
+    return values[0]
 
 
 def wait_for_all() -> None:

@@ -19,13 +19,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sea_lens.cache import Shards, fingerprint
+from sea_lens.cache import Store
 from sea_lens.data.questions import Questions
 from sea_lens.editing.editor import Editor
 from sea_lens.editing.edits import precise_dtype
 from sea_lens.errors import InputError
 from sea_lens.models.bridge import Model, weights_digest
-from sea_lens.models.distributed import from_each, in_turn, n_processes, share_of
+from sea_lens.models.distributed import from_each, n_processes, rank, share_of, together
 from sea_lens.models.predictions import tokenised_questions
 from sea_lens.models.prefixes import CachedPrefix, length_to_share
 from sea_lens.models.tokens import PaddedTokens, check_context_length
@@ -108,37 +108,37 @@ def score_answers(
     stems = _stems(model, questions)
     start = length_to_share([stem.prompt for stem in stems]) if share_prompts else 0
     batches = _batches(stems, batch_size) if share_prompts else [[stem] for stem in stems]
-    shards = None
+    store = None
     if folder is not None:
-        manifest = {
+        facts = {
             "weights": weights_digest(model),
             "questions": questions.fingerprint,
             "editor": None if editor is None else editor.fingerprint,
             "share_prompts": share_prompts,
             "batch_size": batch_size,
         }
-        shapes = [(sum(len(stem.answers) for stem in batch),) for batch in batches]
-        with in_turn():
-            shards = Shards(Path(folder) / f"scores-{fingerprint(manifest)}", "scoring", manifest, shapes)
+        store = Store.within(folder, "scores", facts)
     shape = len(stems), max(len(stem.answers) for stem in stems)
     scores, n_tokens = torch.full(shape, torch.nan, dtype=torch.float64), torch.zeros(shape, dtype=torch.long)
     prefix: CachedPrefix | None = None
     own = share_of(range(len(batches)))
     count, parts = sum(len(batches[number]) for number in own), [torch.zeros(0, dtype=torch.float64)]
-    with ExitStack() as stack, tqdm(total=count, desc="scores", unit="question", disable=not progress) as bar:
+    silent = not progress or rank() > 0
+    bar = tqdm(total=count, desc="scores", unit="question", disable=silent)
+    with together(), ExitStack() as stack, bar:
         for number in own:
             batch = batches[number]
-            found = shards.read(number) if shards is not None else None
-            if found is None:
+            kept = store.read(number) if store is not None else None
+            if kept is None:
                 if prefix is None:
                     if editor is not None:
                         stack.enter_context(editor.attached(model))
                     prefix = _prefix(model, stems, start)
-                found = _score_batch(prefix, batch, batch_size, share_prompts)
-                _check(found, batch)
-                if shards is not None:
-                    shards.write(number, found)
-            parts.append(found)
+                kept = {"scores": _score_batch(prefix, batch, batch_size, share_prompts)}
+                _check(kept["scores"], batch)
+                if store is not None:
+                    store.write(number, kept)
+            parts.append(kept["scores"])
             bar.update(len(batch))
     for process, found in enumerate(from_each(torch.cat(parts))):
         values = iter(found.tolist())

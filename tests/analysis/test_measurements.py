@@ -280,15 +280,19 @@ def test_effects_of_ones_own_are_measured(llama):
     assert found.at["surprise", "unedited"] > 0
 
 
+calls = []
+
+
+def counted(edited, unedited):
+    calls.append(len(edited.next_token))
+    if len(calls) == 3:
+        raise KeyboardInterrupt
+    return edited.next_token.amax(1)
+
+
 def test_a_killed_measurement_goes_on_and_another_does_not_mix_with_it(llama, tmp_path):
-    editor, calls = make_editor(llama), []
-
-    def counted(edited, unedited):
-        calls.append(len(edited.next_token))
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return edited.next_token.amax(1)
-
+    editor = make_editor(llama)
+    calls.clear()
     options = {"batch_size": 2, "folder": tmp_path, "progress": False}
     with pytest.raises(KeyboardInterrupt):
         measure(llama, QUESTIONS, [None, editor], [counted], **options)
@@ -298,6 +302,8 @@ def test_a_killed_measurement_goes_on_and_another_does_not_mix_with_it(llama, tm
     assert torch.equal(resumed.values, whole.values)
     other = measure(llama, QUESTIONS, [None, editor.scaled(0.5)], [counted], **options)
     assert not torch.equal(other.values, whole.values)
+    with pytest.raises(InputError, match="Define it with def"):
+        measure(llama, QUESTIONS, [editor], [lambda edited, unedited: edited.next_token[:, 0]], **options)
     for manifest in tmp_path.glob("measurement-*/measurement.json"):
         manifest.write_text("{")
     with pytest.raises(FileFormatError, match="could not be read"):

@@ -9,7 +9,7 @@ import pytest
 from conftest import PNG
 
 from sea_lens import Editor
-from sea_lens.cache import Shards
+from sea_lens.cache import Store
 from sea_lens.cli.app import console
 from sea_lens.evaluation.truthfulqa import evaluate_truthfulqa
 from sea_lens.worlds.bias import BiasWorld
@@ -65,7 +65,7 @@ def test_the_unedited_model_alone_needs_no_editor(sea_lens, tmp_path):
 def test_a_killed_evaluation_goes_on_where_it_stopped(sea_lens, editor_folder, tmp_path, monkeypatch):
     command = ["evaluate", "truthfulqa", "organism", "organism", "--editor", editor_folder, "--n", 24]
     command += ["--batch-size", 4]
-    written, kept = [], Shards.write
+    written, kept = [], Store.write
 
     def killed(self, number, batch):
         if len(written) == 3:
@@ -74,11 +74,11 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(sea_lens, editor_folder, t
         kept(self, number, batch)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Shards, "write", killed)
+        patched.setattr(Store, "write", killed)
         assert sea_lens(*command, "--out", tmp_path / "o")[0] == 130  # as shells say of what was interrupted
-    assert len(list((tmp_path / "o" / "unfinished").rglob("batch-*.safetensors"))) == 3
+    assert len(list((tmp_path / "o" / "unfinished").rglob("scores-*.safetensors"))) == 3
     again = []
-    monkeypatch.setattr(Shards, "write", lambda self, number, batch: (again.append(number), kept(self, number, batch)))
+    monkeypatch.setattr(Store, "write", lambda self, number, batch: (again.append(number), kept(self, number, batch)))
     assert sea_lens(*command, "--out", tmp_path / "o")[0] == 0
     assert not (tmp_path / "o" / "unfinished").exists()
     resumed = len(again)

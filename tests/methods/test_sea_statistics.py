@@ -2,7 +2,7 @@ import warnings
 
 import pytest
 import torch
-from test_collection import Passes, make_editor
+from test_collect import Passes, make_editor
 
 from sea_lens import Demonstrations, SeaLensWarning, Tanh, collect_activations, fit_sea
 from sea_lens.errors import FileFormatError, InputError
@@ -93,7 +93,7 @@ def test_a_folder_of_other_statistics_is_refused(llama, tmp_path, changes, diffe
 def test_work_begun_by_another_number_of_processes_is_refused(llama, tmp_path):
     with pytest.raises(KeyboardInterrupt), Passes(llama, stop_after=8):
         collect(llama, folder=tmp_path, batch_size=8, save_every=1)
-    (tmp_path / "share-0-of-1.safetensors").rename(tmp_path / "share-1-of-2.safetensors")
+    (tmp_path / "statistics-share-0-of-1.safetensors").rename(tmp_path / "statistics-share-1-of-2.safetensors")
     with pytest.raises(FileFormatError, match="begun by 2 processes, and this is a run of 1"):
         collect(llama, folder=tmp_path, batch_size=8)
 

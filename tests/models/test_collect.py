@@ -315,7 +315,7 @@ def test_activations_that_are_not_finite_stop_the_first_batch_and_are_not_kept(l
         pytest.raises(InputError, match=r"NaN or infinity in the activations of layers \[1, 2\].*Demonstration"),
     ):
         collect(llama, folder=tmp_path)
-    assert not list(tmp_path.glob("batch-*"))
+    assert not list(tmp_path.glob("collection-*"))
     assert collect(llama, folder=tmp_path).n == len(DEMONSTRATIONS)
 
 
@@ -332,8 +332,8 @@ def test_a_damaged_batch_is_collected_again(llama, tmp_path, damage):
     whole = collect(llama, batch_size=4)
     collect(llama, folder=tmp_path, batch_size=4)
     (tmp_path / "activations.safetensors").unlink()
-    save_file({"batch": torch.zeros(4, 3, D_MODEL)}, tmp_path / "batch-000001.safetensors")
-    damage(tmp_path / "batch-000001.safetensors")
+    save_file({"batch": torch.zeros(4, 3, D_MODEL)}, tmp_path / "collection-000001.safetensors")
+    damage(tmp_path / "collection-000001.safetensors")
     found = collect(llama, folder=tmp_path, batch_size=4)
     assert all(torch.equal(found[role][layer], whole[role][layer]) for role in ROLES for layer in whole.layers)
     (tmp_path / "activations.safetensors").unlink()

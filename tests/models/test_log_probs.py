@@ -97,7 +97,7 @@ def test_a_killed_run_goes_on(llama, tmp_path, monkeypatch):
 
     with llama.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", count)]), pytest.raises(KeyboardInterrupt):
         score_answers(llama, questions(), batch_size=1, folder=tmp_path, progress=False)
-    kept = len(list(tmp_path.glob("*/batch-*")))
+    kept = len(list(tmp_path.glob("*/scores-*.safetensors")))
     assert 0 < kept < 4
     resumed = score_answers(llama, questions(), batch_size=1, folder=tmp_path, progress=False)
     assert torch.equal(resumed.log_probabilities, whole.log_probabilities) or flat(resumed) == flat(whole)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 import torch
 from tqdm.auto import tqdm
 
-from sea_lens.cache import claim_folder
+from sea_lens.cache import Store
 from sea_lens.data.demonstrations import Demonstrations
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import FileFormatError
@@ -17,7 +18,7 @@ from sea_lens.methods.sea.feature_space import FeatureMap
 from sea_lens.methods.sea.streaming import FORMAT, STATISTICS, SEAFitter, describe_features
 from sea_lens.models.activations import TokenChoice
 from sea_lens.models.bridge import Model
-from sea_lens.models.distributed import every_process, in_turn, n_processes, rank, share_of, wait_for_all
+from sea_lens.models.distributed import every_process, n_processes, rank, share_of, together
 from sea_lens.models.streaming import ActivationStream
 
 
@@ -85,37 +86,38 @@ def collect_statistics(
         share_prefix=share_prefix,
     )
     stream.warn_of_confounds(stacklevel=3)  # past no_grad
-    state = None
+    store = share = None
     if folder is not None:
-        folder = Path(folder)
         facts = {"format": FORMAT, **stream.facts(), "features": describe_features(feature_map, feature_unit)}
-        with in_turn():
-            claim_folder(folder, "statistics", facts)
-        if every_process((folder / STATISTICS).exists()):
+        store = Store(folder, "statistics", facts)
+        if every_process((store.path / STATISTICS).exists()):
+            with together():
+                if rank() == 0:
+                    store.clear()  # a run killed before it could has left its share
             return SEAFitter.load(folder, feature_map=feature_map)
-        state = _share_file(folder)
-        if state.exists():
-            fitter = SEAFitter.load(state, feature_map=feature_map)
+        share = _share_file(store.path)
+        with suppress(FileFormatError):  # missing or damaged, and so begun anew
+            fitter = SEAFitter.load(share, feature_map=feature_map)
     fitter.begin(stream.kind)  # where there are fewer batches than processes, some see none
     own = share_of(range(len(stream)))
     silent = not progress or rank() > 0
     total = sum(len(stream.rows(number)) for number in own)
-    with tqdm(total=total, desc="statistics", unit="demonstration", disable=silent) as bar:
+    with together(), tqdm(total=total, desc="statistics", unit="demonstration", disable=silent) as bar:
         bar.update(fitter.n)
         for done in range(-(-fitter.n // batch_size), len(own)):  # every batch is full but the very last
             fitter.update(stream[own[done]])
             bar.update(len(stream.rows(own[done])))
-            if state is not None and (done + 1) % save_every == 0:
-                fitter.save(state)
-    if state is not None and n_processes() > 1:
-        fitter.save(state)  # others may take longer
+            if share is not None and (done + 1) % save_every == 0:
+                fitter.save(share)
+        if share is not None and n_processes() > 1:
+            fitter.save(share)  # others may take longer
     fitter = fitter.over_processes()
     fitter.demonstrations = demonstrations.fingerprint
-    if folder is not None and state is not None:
-        if rank() == 0:
-            fitter.save(Path(folder) / STATISTICS)
-        wait_for_all()
-        state.unlink(missing_ok=True)
+    if store is not None:
+        with together():
+            if rank() == 0:
+                fitter.save(store.path / STATISTICS)
+                store.clear()
     return fitter
 
 
@@ -125,10 +127,10 @@ def _share_file(folder: Path) -> Path:
     Raises:
         FileFormatError: If another number of processes began the work: they split it otherwise.
     """
-    begun_by = {path.stem.rpartition("-")[2] for path in folder.glob("share-*-of-*.safetensors")}
+    begun_by = {path.stem.rpartition("-")[2] for path in folder.glob("statistics-share-*-of-*.safetensors")}
     if begun_by - {str(n_processes())}:
         raise FileFormatError(
             f"{folder} holds statistics begun by {', '.join(sorted(begun_by))} processes, and this is a run of "
             f"{n_processes()}. Go on with as many as before, or delete the folder."
         )
-    return folder / f"share-{rank()}-of-{n_processes()}.safetensors"
+    return folder / f"statistics-share-{rank()}-of-{n_processes()}.safetensors"
