@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 
 from sea_lens import Editor, EditorCard, random_editor_like
 from sea_lens.cache import Store, digest, load_tensors, name_of, save_tensors, write_text
-from sea_lens.editing.edits import LowRankEdit
+from sea_lens.editing.affine import AffineEdit
 from sea_lens.errors import FileFormatError, InputError
+from sea_lens.models.sites import Site
 
 FACTS = {"model": "gpt2", "layers": (1, 2), "strength": 0.5}
 
@@ -39,7 +40,8 @@ class Slotted:
 
 
 def make_editor(scale=1.0, layer=0, method="by hand", site="resid_post"):
-    return Editor({layer: LowRankEdit(scale * torch.eye(4)[:, :1], torch.ones(1))}, EditorCard(method, {}, site=site))
+    direction = scale * torch.eye(4)[:, :1]
+    return Editor({Site(layer, site): AffineEdit(direction, direction)}, EditorCard(method))
 
 
 # --- digest and names -------------------------------------------------------------------------------------------------
