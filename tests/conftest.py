@@ -20,6 +20,8 @@ with install_import_hook("sea_lens", "beartype.beartype"):
     import sea_lens.plotting
     from sea_lens.cli import inputs
     from sea_lens.cli.app import app, console
+    from sea_lens.editing.affine import AffineEdit
+    from sea_lens.editing.card import FitReport
 
 import pytest
 import torch
@@ -93,6 +95,11 @@ def build_bridge(architecture: str, dtype: torch.dtype = torch.float32, **change
     return TransformerBridge.boot_transformers(
         f"tiny-{architecture}", hf_model=hf_model, tokenizer=byte_tokenizer(), device="cpu", dtype=dtype
     )
+
+
+def low_rank(directions, eigenvalues, shift=None, restore_norm=True, **options):
+    """An edit as SEA's: symmetric, and with the token's norm restored."""
+    return AffineEdit.of_eigenvalues(directions, eigenvalues, shift, restore_norm=restore_norm, **options)
 
 
 def pytest_collection_modifyitems(items):
@@ -190,12 +197,11 @@ def command(monkeypatch, capsys):
 def editor_folder(tmp_path_factory):
     """An editor that fits the embedded model."""
     basis, _ = torch.linalg.qr(torch.randn(128, 2, generator=torch.Generator().manual_seed(0)))
-    edit = sea_lens.editing.edits.LowRankEdit(basis, torch.tensor([0.75, -0.5]))
+    edit = low_rank(basis, torch.tensor([0.75, -0.5]))
     path = tmp_path_factory.mktemp("cli") / "editor"
-    facts = {"rank_positive": 1, "rank_negative": 1, "displacement": 0.125}
-    sea_lens.Editor(
-        {1: edit, 2: edit.scaled(0.5)}, sea_lens.EditorCard("by hand", {"seed": 3}, layers={1: facts})
-    ).save_pretrained(path)
+    report = FitReport(2, 0.125, numbers={"rank_positive": 1, "rank_negative": 1})
+    card = sea_lens.EditorCard("by hand", {"seed": 3}, reports={sea_lens.Site(1): report})
+    sea_lens.Editor({1: edit, 2: edit.scaled(0.5)}, card).save_pretrained(path)
     return path
 
 

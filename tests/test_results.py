@@ -3,9 +3,9 @@ from dataclasses import dataclass
 import pandas as pd
 import pytest
 import torch
+from conftest import low_rank
 
 from sea_lens import Editor, EditorCard
-from sea_lens.editing.edits import LowRankEdit
 from sea_lens.errors import FileFormatError
 from sea_lens.results import Result, readable
 
@@ -61,7 +61,7 @@ def test_a_result_reads_back_to_the_last_digit(tmp_path, rows):
 
 
 def test_results_of_several_kinds_share_a_folder_and_hold_an_editor(tmp_path):
-    edit = LowRankEdit(torch.eye(4)[:, :1], torch.ones(1))
+    edit = low_rank(torch.eye(4)[:, :1], torch.ones(1))
     WithEditor(result().table, Editor({1: edit}, EditorCard("by hand", {}))).save(tmp_path)
     result().save(tmp_path)
     assert_same(TwoTables.load(tmp_path), result())

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -51,6 +50,7 @@ class AffineEdit:
     restore_norm: bool = False
     strength: float = 1.0
     _placed: dict[object, _Placed] = field(default_factory=dict, repr=False, init=False)
+    _eigenvalues: Float[Tensor, " rank"] | None = field(default=None, repr=False, init=False)
 
     kind: ClassVar[str]
     token_local: ClassVar[bool] = True
@@ -70,6 +70,7 @@ class AffineEdit:
         for name, value in (("strength", self.strength), ("keep", self.keep)):
             if not math.isfinite(value):
                 raise InputError(f"An edit's {name} must be a finite number, and it is {value}.")
+        object.__setattr__(self, "_eigenvalues", _eigenvalues(self.left.detach(), self.right.detach()))
 
     @classmethod
     def of_shift(cls, shift: Float[Tensor, " width"], strength: float = 1.0) -> AffineEdit:
@@ -111,15 +112,10 @@ class AffineEdit:
         """Whether it provably changes nothing."""
         return self.strength == 0 or (self.rank == 0 and self.shift is None and self.keep == 1)
 
-    @cached_property
+    @property
     def eigenvalues(self) -> Float[Tensor, " rank"] | None:
         """lam, where `left = right diag(lam)`; None for an oblique edit."""
-        left, right = self.left.detach().double(), self.right.detach().double()
-        found = (left * right).sum(0) / right.square().sum(0).clamp_min(1e-300)
-        if not self.rank:
-            return found.to(self.left.dtype)
-        error, scale = (left - right * found).abs().max(), left.abs().max()
-        return found.to(self.left.dtype) if bool(error <= 4 * torch.finfo(self.left.dtype).eps * scale) else None
+        return self._eigenvalues
 
     @property
     def directions(self) -> Float[Tensor, "width n_directions"] | None:
@@ -220,7 +216,7 @@ class AffineEdit:
         """The tensors where and as the activation is; kept, and shared by all views of this edit."""
         if any(tensor.requires_grad for tensor in self._tensors):  # trained: they change, and belong to a graph
             return self._place(device, dtype)
-        key = device, dtype, *(tensor._version for tensor in self._tensors)
+        key = device, dtype
         placed = self._placed.get(key)
         if placed is None:
             with torch.inference_mode(False):  # what is kept must also serve a later pass that builds a graph
@@ -230,7 +226,7 @@ class AffineEdit:
 
     def _place(self, device: torch.device, dtype: torch.dtype) -> _Placed:
         rows = self.right.to(device, dtype).T.contiguous()
-        eigenvalues = self.eigenvalues if not self.left.requires_grad else None
+        eigenvalues = None if self.left.requires_grad or self.right.requires_grad else self.eigenvalues
         left = rows if eigenvalues is not None else self.left.to(device, dtype).T.contiguous()
         offset = None if self.center is None else rows @ self.center.to(device, dtype)
         shift = None if self.shift is None else self.shift.to(device, dtype)
@@ -246,6 +242,19 @@ class _Placed:
     eigenvalues: Float[Tensor, " rank"] | None
     offset: Float[Tensor, " rank"] | None
     shift: Float[Tensor, " width"] | None
+
+
+def _eigenvalues(
+    left: Float[Tensor, "width rank"], right: Float[Tensor, "width rank"]
+) -> Float[Tensor, " rank"] | None:
+    """lam, if `left = right diag(lam)` to rounding: found in float64, so that it is the lam of which left was made."""
+    written, read = left.double(), right.double()
+    found = (written * read).sum(0) / read.square().sum(0).clamp_min(1e-300)
+    if left.shape[1] and bool(
+        (written - read * found).abs().max() > 4 * torch.finfo(left.dtype).eps * written.abs().max()
+    ):
+        return None
+    return found.to(left.dtype)
 
 
 def in_sequence(first: Edit, second: Edit) -> Edit:

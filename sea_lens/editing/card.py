@@ -28,9 +28,9 @@ class FitReport:
     rank: int
     displacement: float | None = None
     measured_on: int | None = None
-    numbers: Mapping[str, float] = field(default_factory=dict)
+    numbers: Mapping[str, int | float] = field(default_factory=dict)
 
-    def __getitem__(self, name: str) -> float:
+    def __getitem__(self, name: str) -> int | float:
         return self.numbers[name]
 
     def __contains__(self, name: object) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar, TypeVar
@@ -41,7 +41,7 @@ with editor.attached(model):  # a TransformerBridge of transformer_lens
 """
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, init=False)
 class Editor(
     ModelHubMixin,
     library_name="sea_lens",
@@ -67,14 +67,33 @@ class Editor(
     """
 
     edits: Mapping[Site, Edit]
-    card: EditorCard = field(default_factory=lambda: EditorCard("by hand"))
-    where: Where | None = None
+    card: EditorCard
+    where: Where | None
 
     # Set here so that the hub mixin finds it and never writes to a frozen instance.
     _hub_mixin_config: ClassVar[dict[str, str]] = {"library_name": "sea_lens"}  # type: ignore[misc]
 
-    def __post_init__(self) -> None:
-        edits = {Site.of(site): edit for site, edit in self.edits.items()}
+    def __init__(
+        self,
+        edits: Mapping[Site, Edit] | Mapping[int, Edit] | Mapping[str, Edit],
+        card: EditorCard | None = None,
+        where: Where | None = None,
+    ) -> None:
+        """From edits by site.
+
+        Raises:
+            InputError: If there are none, their widths differ at one site, or a condition reads a site after them.
+        """
+        self._keep(edits={Site.of(site): edit for site, edit in edits.items()})
+        self._keep(card=EditorCard("by hand") if card is None else card, where=where)
+        self._check_edits()
+
+    def _keep(self, **fields: object) -> None:
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+
+    def _check_edits(self) -> None:
+        edits = self.edits
         if not edits:
             raise InputError("An editor needs at least one layer, and no layer is left. Check the layers asked for.")
         widths: dict[str, set[int]] = {}
@@ -88,7 +107,7 @@ class Editor(
             raise InputError(
                 f"The condition reads {reads}, which comes after the first edit, {min(edits)}. Read an earlier site."
             )
-        object.__setattr__(self, "edits", MappingProxyType(dict(sorted(edits.items()))))
+        self._keep(edits=MappingProxyType(dict(sorted(edits.items()))))
 
     # --- what it is --------------------------------------------------------------------------------------------------
 

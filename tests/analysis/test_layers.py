@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import D_MODEL, N_LAYERS
+from conftest import D_MODEL, N_LAYERS, low_rank
 from scipy.stats import binom
 
 from sea_lens import (
@@ -20,7 +20,6 @@ from sea_lens import (
     select_layers,
 )
 from sea_lens.analysis.measurements import measure
-from sea_lens.editing.edits import LowRankEdit
 from sea_lens.errors import InputError, ModelMismatchError, SeaLensWarning
 from sea_lens.statistics import beats_controls_p_value
 
@@ -45,7 +44,7 @@ def make_editor(model):
 
 def planted(model, working):
     """Real edits at some layers, and edits that provably do nothing at the others."""
-    nothing = LowRankEdit(torch.zeros(D_MODEL, 0), torch.zeros(0))
+    nothing = low_rank(torch.zeros(D_MODEL, 0), torch.zeros(0))
     editor = make_editor(model)
     return replace(editor, edits={k: edit if k in working else nothing for k, edit in editor.edits.items()})
 

@@ -5,7 +5,7 @@ from conftest import D_MODEL, N_LAYERS, build_bridge
 
 from sea_lens import Activations, Editor, EditorCard, fit_sea
 from sea_lens.analysis.massive import massive_activations, massive_tokens
-from sea_lens.editing.edits import LowRankEdit
+from sea_lens.editing.affine import AffineEdit
 from sea_lens.errors import InputError
 from sea_lens.models.activations import ROLES
 from sea_lens.models.tokens import token_ids
@@ -120,7 +120,7 @@ def test_a_massive_coordinate_takes_the_whole_of_an_uncentered_subspace():
 
 
 def test_editors_of_another_method_are_refused():
-    by_hand = Editor({0: LowRankEdit(torch.eye(D)[:, :1], torch.ones(1))}, EditorCard("by hand", {}))
+    by_hand = Editor({0: AffineEdit(torch.eye(D)[:, :1], torch.ones(1))}, EditorCard("by hand", {}))
     with pytest.raises(InputError, match="'by hand'"):
         massive_activations(Activations.from_tensors(**ones()), by_hand)
 

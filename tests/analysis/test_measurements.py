@@ -10,7 +10,7 @@ from conftest import D_MODEL, N_LAYERS
 
 from sea_lens import Activations, Editor, EditorCard, Questions, fit_sea, measure_effects, random_editor_like
 from sea_lens.analysis.measurements import EFFECTS, measure
-from sea_lens.editing.edits import LowRankEdit
+from sea_lens.editing.affine import AffineEdit
 from sea_lens.errors import FileFormatError, InputError, SeaLensWarning
 from sea_lens.models.predictions import Predictions, completion_log_probabilities, question_batches
 
@@ -171,7 +171,7 @@ def test_to_rule_out_what_the_model_may_say_has_an_infinite_kl_and_not_a_huge_on
 def test_predictions_of_nan_are_refused_by_every_effect(llama, effect):
     """To comparisons a NaN is as good as any number: the true answer would be of rank 1."""
     directions = torch.eye(D_MODEL)[:, :1]
-    editor = Editor({1: LowRankEdit(directions, torch.ones(1), strength=float("1e39"))}, EditorCard("by hand", {}))
+    editor = Editor({1: AffineEdit(directions, torch.ones(1), strength=float("1e39"))}, EditorCard("by hand", {}))
     with pytest.raises(InputError, match=r"edited at layers \[1\], predicts NaN on questions \[0, 1, 2, 3\]"):
         measure(llama, QUESTIONS, [None, editor], [effect], progress=False)
 

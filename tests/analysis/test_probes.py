@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import low_rank
 
 from sea_lens import Activations, probe_activations
 from sea_lens.analysis import probes as module
 from sea_lens.analysis.probes import split_folds
-from sea_lens.editing.edits import LowRankEdit
 from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.statistics import Proportion, wilson_interval
 
@@ -57,7 +57,7 @@ def inside(share, n, confidence=0.999):
 @pytest.mark.parametrize("layers", [(0, 1)])
 def test_a_planted_direction_is_read_before_and_gone_after_a_full_removal(axis, layers):
     activations, direction = planted(axis=axis, layers=layers)
-    remove = LowRankEdit(direction[:, None], torch.tensor([-1.0]), restore_norm=False)
+    remove = low_rank(direction[:, None], torch.tensor([-1.0]), restore_norm=False)
     table = probe(activations, edited_by(activations, remove)).table
     assert (table["accuracy"] == 1).all()
     assert (table["auc"] == 1).all()
@@ -74,7 +74,7 @@ def test_an_edit_that_only_moves_information_leaves_it_to_a_refitted_probe(kind)
     activations, direction = planted()
     if kind == "flip":
         about_the_mean = 2 * 3 * direction.sum() * direction
-        edit = LowRankEdit(direction[:, None], torch.tensor([-2.0]), about_the_mean, restore_norm=False)
+        edit = low_rank(direction[:, None], torch.tensor([-2.0]), about_the_mean, restore_norm=False)
     else:  # a quarter turn that takes the planted direction to another one
         other = torch.linalg.qr(torch.stack([direction, torch.ones(D)], 1)).Q[:, 1]
         plane = torch.stack([direction, other])

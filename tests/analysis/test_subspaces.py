@@ -8,7 +8,7 @@ from scipy.linalg import subspace_angles
 
 from sea_lens import Activations, Editor, EditorCard, fit_sea
 from sea_lens.analysis.subspaces import layer_signatures, measure_spectra
-from sea_lens.editing.edits import LowRankEdit
+from sea_lens.editing.affine import AffineEdit
 from sea_lens.errors import InputError
 from sea_lens.methods.sea.feature_space import Tanh
 from sea_lens.models.activations import ROLES
@@ -209,7 +209,7 @@ def test_a_view_of_some_layers_is_measured_at_these_alone():
 
 def test_an_editor_of_another_method_and_absent_layers_are_refused():
     activations = make_activations()
-    by_hand = Editor({0: LowRankEdit(torch.eye(D)[:, :1], torch.ones(1))}, EditorCard("by hand", {}))
+    by_hand = Editor({0: AffineEdit(torch.eye(D)[:, :1], torch.ones(1))}, EditorCard("by hand", {}))
     with pytest.raises(InputError, match="'by hand'"):
         measure_spectra(by_hand, activations)
     editor = fit_sea(make_activations(layers=(0, 1, 4)), ranks=1)

@@ -3,11 +3,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ARCHITECTURES, D_MODEL, N_LAYERS, build_bridge
+from conftest import ARCHITECTURES, D_MODEL, N_LAYERS, build_bridge, low_rank
 
 from sea_lens import Activations, Editor, EditorCard, fit_sea
 from sea_lens.analysis.tokens import read_directions
-from sea_lens.editing.edits import LowRankEdit
 from sea_lens.errors import InputError, ModelMismatchError
 from sea_lens.methods.sea.feature_space import Tanh
 
@@ -56,7 +55,7 @@ def reader(model):
 
 
 def editor_of(directions, eigenvalues, layer=1, **options):
-    edit = LowRankEdit(directions, torch.tensor(eigenvalues, dtype=directions.dtype), **options)
+    edit = low_rank(directions, torch.tensor(eigenvalues, dtype=directions.dtype), **options)
     return Editor({layer: edit}, EditorCard("by hand", {}))
 
 

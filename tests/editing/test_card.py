@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from sea_lens import EditorCard
-from sea_lens.editing.card import library_versions
+from sea_lens import EditorCard, Site, Tanh
+from sea_lens.editing.card import FitReport, library_versions
 from sea_lens.errors import FileFormatError
 from sea_lens.models.bridge import ModelDescription
 
@@ -11,13 +11,12 @@ from sea_lens.models.bridge import ModelDescription
 def test_a_card_survives_json():
     card = EditorCard(
         "sea",
-        {"explained_variance": [0.9, 0.99], "ranks": None, "center": True},
-        site="mlp_out",
+        {"explained_variance": (0.9, 0.99), "ranks": None, "center": True, "feature_map": Tanh(2.0)},
         token=-1,
         model=ModelDescription("tiny", 3, 32, "raw"),
         n_demonstrations=20,
         demonstrations="abc",
-        layers={0: {"rank": 2}, 2: {"rank": 0}},
+        reports={Site(0, "mlp_out"): FitReport(2, 0.1, numbers={"rank_positive": 2}), Site(2, "mlp_out"): FitReport(0)},
         versions=library_versions(),
     )
     assert EditorCard.from_json(json.loads(json.dumps(card.to_json()))) == card
@@ -28,7 +27,8 @@ def test_a_card_survives_json():
     "plain",
     [
         {},
-        {"method": "sea", "hyper_parameters": {}, "loud": 1},
+        {"method": "sea", "settings": 3, "reports": {}},
+        {"method": "sea", "settings": {}, "reports": {"nowhere": {}}},
         {"method": "sea", "hyper_parameters": {}, "layers": [1]},
         {"method": "sea", "hyper_parameters": {}, "layers": {"first": {}}},
         {"method": "sea", "hyper_parameters": {}, "model": {"name": "tiny"}},

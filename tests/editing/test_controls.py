@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from conftest import low_rank
 from scipy.stats import beta, kstest
 
 from sea_lens import Activations, Editor, EditorCard, Tanh, fit_sea, random_editor_like
 from sea_lens.editing.controls import RandomDirectionEdit, RandomRotation
-from sea_lens.editing.edits import LowRankEdit
-from sea_lens.errors import InputError, ModelMismatchError
+from sea_lens.editing.where import From
+from sea_lens.errors import ModelMismatchError
 from sea_lens.methods.sea.published import PublishedEdit
 
 STRENGTHS = [0.0, 0.5, 1.0, 2.0, -1.0]
@@ -199,7 +200,7 @@ def test_what_the_edit_does_across_the_token_is_turned_by_one_rotation(editor):
         edit, fitted = control[layer], editor[layer]
         assert isinstance(edit, RandomDirectionEdit)
         assert edit.rank == fitted.rank == 5
-        assert (edit.d_model, edit.strength) == (D_MODEL, fitted.strength)
+        assert (edit.width, edit.strength) == (D_MODEL, fitted.strength)
         matrix = edit.rotation(torch.eye(D_MODEL, dtype=torch.float64)).numpy()
         real, found = (one(torch.tensor(h)).numpy() for one in (fitted, edit))
         for row, moved, expected in zip(h, found, real, strict=True):
@@ -283,7 +284,7 @@ def test_controls_of_any_kind_of_edit_move_as_far_and_end_as_long(kind, dtype, t
         torch.testing.assert_close(length(random), length(real), rtol=tolerance, atol=tolerance)
         torch.testing.assert_close((random * h).sum(-1), (real * h).sum(-1), rtol=tolerance, atol=100 * tolerance)
         assert (across(random - h, h) * across(real - h, h)).sum(-1).abs().mean() < 0.4
-        assert (control[layer].rank, control[layer].d_model) == (fitted[layer].rank, D_MODEL)
+        assert (control[layer].rank, control[layer].width) == (fitted[layer].rank, D_MODEL)
         assert control[layer].summary == f"random directions, otherwise as {fitted[layer].summary}"
     assert torch.equal(random, random_editor_like(fitted, seed=4)[2](h))
     assert control.scaled(0.0).is_identity
@@ -307,7 +308,7 @@ def test_a_control_of_a_control_with_its_own_seed_is_another(editor):
 
 @pytest.mark.parametrize("d", [2, 3, 5])
 def test_narrow_activations_move_as_far(d):
-    edit = LowRankEdit(torch.eye(d, dtype=torch.float64)[:, :1], torch.ones(1, dtype=torch.float64))
+    edit = low_rank(torch.eye(d, dtype=torch.float64)[:, :1], torch.ones(1, dtype=torch.float64))
     h = normal(50, d, seed=75)
     for seed in range(5):
         control = random_editor_like(Editor({0: edit}, EditorCard("by hand", {})), seed)[0]
@@ -321,8 +322,8 @@ def test_narrow_activations_move_as_far(d):
 def test_the_card_says_what_it_is(editor):
     control = random_editor_like(editor.scaled(0.5), seed=7)
     assert control.card.method == "random control of sea"
-    assert control.card.hyper_parameters["seed"] == 7
-    assert control.card.hyper_parameters["ranks"] == [3, 2]
+    assert control.card.settings["seed"] == 7
+    assert control.card.settings["ranks"] == (3, 2)
     assert control.layers == editor.layers
     assert "random directions, otherwise as rank 5" in repr(control)
     assert "strength 0.5" in repr(control)
@@ -330,7 +331,7 @@ def test_the_card_says_what_it_is(editor):
 
 def test_positions_and_layer_views_carry_over(editor):
     control = random_editor_like(editor.at_positions(2).last_layers(2), seed=0)
-    assert control.positions == 2
+    assert control.where == From(2)
     assert control.layers == [1, 2]
 
 
@@ -346,7 +347,7 @@ def test_scaling_a_control_is_the_control_of_the_scaled_editor(editor):
 
 def test_identity_editors_stay_identities(editor):
     h = normal(4, D_MODEL, seed=55, dtype=torch.float32)
-    empty = LowRankEdit(torch.zeros(D_MODEL, 0), torch.zeros(0))
+    empty = low_rank(torch.zeros(D_MODEL, 0), torch.zeros(0))
     for identity in (editor.scaled(0.0), Editor({0: empty, 1: empty}, EditorCard("by hand", {}))):
         control = random_editor_like(identity, seed=0)
         assert control.is_identity
@@ -400,15 +401,16 @@ def test_attached_to_a_model_every_layer_moves_as_far_as_under_the_editor(llama,
 # --- mistakes --------------------------------------------------------------------------------------------------------
 
 
-def test_a_control_is_not_saved(editor, tmp_path):
-    with pytest.raises(InputError, match=r"RandomDirectionEdit, which is not saved\. Save the editor it was made from"):
-        random_editor_like(editor, 0).save_pretrained(tmp_path / "saved")
-    assert not (tmp_path / "saved" / "editor.safetensors").exists()
+def test_a_control_is_saved_and_read_back_to_the_bit(editor, tmp_path):
+    control = random_editor_like(editor, 0)
+    control.save_pretrained(tmp_path)
+    loaded, h = Editor.from_pretrained(tmp_path), normal(4, D_MODEL, seed=55)
+    assert all(torch.equal(loaded[layer](h), control[layer](h)) for layer in LAYERS)
 
 
 def test_another_width_is_refused(editor, llama):
-    with pytest.raises(ModelMismatchError, match="made for d_model 32"):
+    with pytest.raises(ModelMismatchError, match="made for width 32"):
         random_editor_like(editor, 0)[0](torch.zeros(2, 16))
-    narrow = Editor({0: LowRankEdit(torch.eye(16)[:, :1], torch.ones(1))}, EditorCard("by hand", {}))
+    narrow = Editor({0: low_rank(torch.eye(16)[:, :1], torch.ones(1))}, EditorCard("by hand", {}))
     with pytest.raises(ModelMismatchError, match="for d_model 16"), random_editor_like(narrow, 0).attached(llama):
         pass

@@ -3,10 +3,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import build_bridge
+from conftest import build_bridge, low_rank
 
-from sea_lens import Demonstrations, Editor, EditorCard, collect_activations, fit_sea
-from sea_lens.editing.edits import LowRankEdit
+from sea_lens import Demonstrations, Editor, EditorCard, Site, collect_activations, fit_sea
 from sea_lens.errors import HookNeverFiredError, InputError, ModelMismatchError, SeaLensWarning
 from sea_lens.models.bridge import ModelDescription
 from sea_lens.models.generate import greedy_answers
@@ -65,7 +64,7 @@ def row(model, text=TEXTS[0]):
 
 
 def logits(model, tokens, editor=None, **options):
-    hooks = [] if editor is None else editor.fwd_hooks()
+    hooks = [] if editor is None else editor.fwd_hooks(model)
     with torch.no_grad():
         return model.run_with_hooks(tokens, fwd_hooks=hooks, use_cache=False, **options)
 
@@ -77,7 +76,7 @@ def attached_logits(model, tokens, editor):
 
 def generate(model, tokens, editor=None, cached=True):
     options = {"max_new_tokens": 8, "do_sample": False, "stop_at_eos": False, "verbose": False}
-    with model.hooks(fwd_hooks=[] if editor is None else editor.fwd_hooks()):
+    with model.hooks(fwd_hooks=[] if editor is None else editor.fwd_hooks(model)):
         return model.generate(tokens, return_type="tokens", use_past_kv_cache=cached, **options).tolist()
 
 
@@ -97,7 +96,7 @@ def by_hand(edits, editor):
             tensor = edit[hook.layer()](tensor)
         return tensor
 
-    return [(f"blocks.{layer}.hook_{editor.card.site}", hook) for layer in editor.layers]
+    return [(site.hook_name, hook) for site in editor.sites]
 
 
 # --- at work, on six architectures -----------------------------------------------------------------------------------
@@ -246,13 +245,13 @@ def test_hooks_that_never_fire_are_an_error(llama, llama_editor, stop):
             if stop is not None:
                 llama(row(llama), stop_at_layer=stop)
 
-    with pytest.raises(HookNeverFiredError, match=r"resid_post of layers \[1, 2\]"):
+    with pytest.raises(HookNeverFiredError, match=r"blocks.1.hook_resid_post, blocks.2.hook_resid_post"):
         run()
     assert no_hooks(llama)
 
 
 def test_hooks_of_which_some_never_fire_are_warned_about(llama, llama_editor):
-    with pytest.warns(SeaLensWarning, match=r"layers \[1, 2\] never fired"):  # noqa: SIM117
+    with pytest.warns(SeaLensWarning, match=r"blocks.2.hook_resid_post never fired"):  # noqa: SIM117
         with torch.no_grad(), llama_editor.attached(llama):
             llama(row(llama), stop_at_layer=1)
 
@@ -276,7 +275,7 @@ def test_half_precision_models_keep_their_dtype(dtype, llama, llama_editor):
         edited = half(row(half), use_cache=False)
     assert edited.dtype == dtype
     assert seen == [dtype]
-    assert editor[0].directions.dtype == torch.float32
+    assert editor[0].right.dtype == torch.float32
     exact = attached_logits(llama, row(llama), llama_editor)
     roughly = attached_logits(half, row(half), llama_editor).float()
     assert (roughly - exact).norm() < 0.05 * exact.norm()
@@ -285,9 +284,9 @@ def test_half_precision_models_keep_their_dtype(dtype, llama, llama_editor):
 # --- models it does not fit ------------------------------------------------------------------------------------------
 
 
-def hand_made(d_model=32, layers=(0, 1, 2), **card):
-    edit = LowRankEdit(torch.eye(d_model)[:, :2], torch.tensor([1.0, -1.0]))
-    return Editor(dict.fromkeys(layers, edit), EditorCard("by hand", {}, **card))
+def hand_made(d_model=32, layers=(0, 1, 2), site="resid_post", **card):
+    edit = low_rank(torch.eye(d_model)[:, :2], torch.tensor([1.0, -1.0]))
+    return Editor({Site(layer, site): edit for layer in layers}, EditorCard("by hand", {}, **card))
 
 
 @pytest.mark.parametrize(
@@ -296,7 +295,7 @@ def hand_made(d_model=32, layers=(0, 1, 2), **card):
         (hand_made(16), "for d_model 16, and tiny-llama has d_model 32"),
         (hand_made(layers=(1, 3)), r"Layers \[3\] do not exist: this model has layers 0 to 2"),
         (hand_made(model=ModelDescription("deep", 5, 32, "raw")), r"model of 5 layers \(deep\), and tiny-llama has 3"),
-        (hand_made(site="hook_nowhere"), "no site 'hook_nowhere'.*resid_post"),
+        (hand_made(site="hook_nowhere"), "no site 'nowhere'.*resid_post"),
     ],
 )
 def test_an_editor_that_does_not_fit_is_refused(llama, editor, message):
@@ -306,8 +305,8 @@ def test_an_editor_that_does_not_fit_is_refused(llama, editor, message):
 
 
 def test_fwd_hooks_check_the_width(llama):
-    with pytest.raises(ModelMismatchError, match="made for d_model 16"):
-        logits(llama, row(llama), hand_made(16))
+    with pytest.raises(ModelMismatchError, match="made for width 16"):
+        llama.run_with_hooks(row(llama), fwd_hooks=hand_made(16).fwd_hooks())
 
 
 def test_a_site_that_the_architecture_lacks_is_refused(llama):
@@ -349,10 +348,10 @@ def test_another_models_name_is_warned_about(llama, llama_editor):
 def test_editors_that_cannot_be(monkeypatch):
     with pytest.raises(InputError, match="at least one layer"):
         Editor({}, EditorCard("by hand", {}))
-    with pytest.raises(InputError, match="share one d_model"):
+    with pytest.raises(InputError, match="share one width"):
         Editor({0: hand_made(4)[0], 1: hand_made(8)[0]}, EditorCard("by hand", {}))
     with pytest.raises(AttributeError):
-        hand_made().positions = 3
+        hand_made().where = 3
     with pytest.raises(TypeError):
         hand_made().edits[0] = None
 

@@ -5,32 +5,32 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import low_rank
 
-from sea_lens.editing.edits import LowRankEdit, displacement, with_norms_of
+from sea_lens.editing.affine import AffineEdit
+from sea_lens.editing.edits import displacement, with_norms_of
 from sea_lens.errors import InputError, ModelMismatchError
 from sea_lens.methods.sea.feature_space import ELU, FeatureSpaceEdit, Identity, SquaredExponential, Tanh
 
 D, RANK = 12, 5
 
 
-def make_edit(seed: int = 0, shift: bool = False, dtype: torch.dtype = torch.float64, **options) -> LowRankEdit:
+def make_edit(seed: int = 0, shift: bool = False, dtype: torch.dtype = torch.float64, **options) -> AffineEdit:
     rng = np.random.default_rng(seed)
     directions = np.linalg.qr(rng.standard_normal((D, RANK)))[0]
     eigenvalues = np.sort(rng.uniform(-1, 1, RANK))[::-1].copy()
     constant = torch.tensor(rng.standard_normal(D), dtype=dtype) if shift else None
-    return LowRankEdit(
-        torch.tensor(directions, dtype=dtype), torch.tensor(eigenvalues, dtype=dtype), constant, **options
-    )
+    return low_rank(torch.tensor(directions, dtype=dtype), torch.tensor(eigenvalues, dtype=dtype), constant, **options)
 
 
 def tokens(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     return torch.tensor(np.random.default_rng(seed).standard_normal((*shape, D)) * 3, dtype=dtype)
 
 
-def by_hand(edit: LowRankEdit, h: torch.Tensor) -> np.ndarray:
+def by_hand(edit: AffineEdit, h: torch.Tensor) -> np.ndarray:
     """One token at a time, with the dense matrix."""
-    w, lam = edit.directions.double().numpy(), edit.eigenvalues.double().numpy()
-    matrix = np.eye(D) + edit.strength * (w @ np.diag(lam) @ w.T)
+    w, lam = edit.right.double().numpy(), edit.eigenvalues.double().numpy()
+    matrix = np.eye(D) + edit.strength * ((edit.keep - 1) * np.eye(D) + w @ np.diag(lam) @ w.T)
     constant = 0 if edit.shift is None else edit.strength * edit.shift.double().numpy()
     rows = []
     for row in h.double().reshape(-1, D).numpy():
@@ -115,7 +115,7 @@ def test_zero_vectors_stay_zero(dtype):
 def test_a_token_that_the_edit_cancels_altogether_stays_finite(size):
     axis = torch.eye(D)[:, :1]
     h = size * axis.T
-    assert torch.equal(LowRankEdit(axis, torch.tensor([-1.0]))(h), torch.zeros(1, D))
+    assert torch.equal(low_rank(axis, torch.tensor([-1.0]))(h), torch.zeros(1, D))
 
 
 def test_scaling_by_zero_is_the_identity_bit_for_bit():
@@ -128,12 +128,12 @@ def test_scaling_by_zero_is_the_identity_bit_for_bit():
 
 
 def test_an_edit_of_rank_zero_is_the_identity_unless_it_shifts():
-    nothing = LowRankEdit(torch.zeros(D, 0), torch.zeros(0))
+    nothing = low_rank(torch.zeros(D, 0), torch.zeros(0))
     h = tokens(6)
     assert nothing.is_identity
     assert torch.equal(nothing(h), h)
     shift = torch.arange(D, dtype=torch.float64)
-    shifted = LowRankEdit(torch.zeros(D, 0), torch.zeros(0), shift, strength=2.0, restore_norm=False)
+    shifted = low_rank(torch.zeros(D, 0), torch.zeros(0), shift, strength=2.0, restore_norm=False)
     assert not shifted.is_identity
     np.testing.assert_allclose(shifted(h), h + 2 * shift, rtol=1e-12)
 
@@ -145,16 +145,16 @@ def test_scaling_multiplies_and_shares_tensors():
     assert torch.equal(edit.scaled(0.5).scaled(4.0)(h), edit.scaled(2.0)(h))
     assert torch.equal(edit.scaled(1.0)(h), edit(h))
     assert edit.strength == 1.0
-    assert edit.scaled(2.0).directions is edit.directions
+    assert edit.scaled(2.0).right is edit.right
     np.testing.assert_allclose(edit.scaled(2.0)(h), by_hand(edit.scaled(2.0), h), rtol=1e-12)
 
 
 def test_casting_rounds_tensors_only():
     edit = make_edit(shift=True, strength=0.7, restore_norm=False).cast(torch.float32)
-    assert {edit.directions.dtype, edit.eigenvalues.dtype, edit.shift.dtype} == {torch.float32}
+    assert {edit.right.dtype, edit.eigenvalues.dtype, edit.shift.dtype} == {torch.float32}
     assert (edit.strength, edit.restore_norm) == (0.7, False)
     assert make_edit().cast(torch.float32).shift is None
-    np.testing.assert_allclose(edit.directions, make_edit().directions, atol=1e-7)
+    np.testing.assert_allclose(edit.right, make_edit().right, atol=1e-7)
 
 
 def test_displacement_is_the_mean_move_relative_to_the_norm():
@@ -167,11 +167,11 @@ def test_displacement_is_the_mean_move_relative_to_the_norm():
 
 @pytest.mark.parametrize("width", [1, D - 1, D + 1])
 def test_another_width_is_refused(width):
-    with pytest.raises(ModelMismatchError, match=f"for d_model {D}, and the activation's last dimension is {width}"):
+    with pytest.raises(ModelMismatchError, match=f"for width {D}, and the activation's last dimension is {width}"):
         make_edit()(torch.zeros(2, width))
 
 
-@pytest.mark.parametrize("name", ["directions", "eigenvalues", "shift"])
+@pytest.mark.parametrize("name", ["left", "right", "shift"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_tensors_that_are_not_finite_are_refused(name, value):
     edit = make_edit(shift=True)
@@ -191,7 +191,7 @@ def test_edits_never_change():
     edit = make_edit()
     with pytest.raises(dataclasses.FrozenInstanceError):
         edit.strength = 2.0
-    assert (edit.d_model, edit.rank) == (D, RANK)
+    assert (edit.width, edit.rank) == (D, RANK)
 
 
 # --- norms -----------------------------------------------------------------------------------------------------------
@@ -234,8 +234,8 @@ BY_HAND = {
     ),
     "identity": (Identity(), lambda x: x, lambda y: y),
 }
-NOTHING = LowRankEdit(torch.zeros(D, 0), torch.zeros(0), restore_norm=False)
-DROPS_ALL = dataclasses.replace(NOTHING, kept=0.0)
+NOTHING = low_rank(torch.zeros(D, 0), torch.zeros(0), restore_norm=False)
+DROPS_ALL = dataclasses.replace(NOTHING, keep=0.0)
 SEVERAL = {
     "one part": ((0, 1.0, True),),
     "two parts": ((0, 0.0, False), (1, 1.0, True)),
@@ -243,7 +243,7 @@ SEVERAL = {
 
 
 def in_features(name="tanh", parts="two parts", **options) -> FeatureSpaceEdit:
-    linear = tuple(make_edit(seed, shift, kept=kept, restore_norm=False) for seed, kept, shift in SEVERAL[parts])
+    linear = tuple(make_edit(seed, shift, keep=kept, restore_norm=False) for seed, kept, shift in SEVERAL[parts])
     return FeatureSpaceEdit(BY_HAND[name][0], linear, **options)
 
 
@@ -255,8 +255,8 @@ def in_features_by_hand(edit: FeatureSpaceEdit, name: str, h: torch.Tensor) -> n
         features = forward(np.clip(row / edit.unit, *ends))
         total = np.zeros(D)
         for part in edit.parts:
-            w, lam = part.directions.double().numpy(), part.eigenvalues.double().numpy()
-            edited = (part.kept * np.eye(D) + w @ np.diag(lam) @ w.T) @ features
+            w, lam = part.right.double().numpy(), part.eigenvalues.double().numpy()
+            edited = (part.keep * np.eye(D) + w @ np.diag(lam) @ w.T) @ features
             if part.shift is not None:
                 edited = edited + part.shift.double().numpy()
             total += inverse(np.clip(edited, *forward(ends)))
@@ -380,12 +380,12 @@ def test_scaling_and_casting_in_feature_space():
     edit(h)
     assert edit.scaled(0.5).scaled(-3.0).strength == -1.5
     assert torch.equal(edit.scaled(0.5).scaled(4.0)(h), edit.scaled(2.0)(h))
-    assert edit.scaled(2.0).parts[0].directions is edit.parts[0].directions
+    assert edit.scaled(2.0).parts[0].right is edit.parts[0].right
     cast = edit.scaled(0.7).cast(torch.float32)
-    assert {part.directions.dtype for part in cast.parts} == {torch.float32}
+    assert {part.right.dtype for part in cast.parts} == {torch.float32}
     assert (cast.unit, cast.weight, cast.strength, cast.restore_norm) == (2.0, 0.5, 0.7, False)
     np.testing.assert_allclose(cast(h), edit.scaled(0.7)(h), rtol=1e-4, atol=1e-5)
-    assert (edit.d_model, edit.rank) == (D, 2 * RANK)
+    assert (edit.width, edit.rank) == (D, 2 * RANK)
     assert displacement(edit, h) == pytest.approx(
         (np.linalg.norm(in_features_by_hand(edit, "tanh", h) - h.numpy(), axis=1) / h.norm(dim=1).numpy()).mean()
     )
@@ -393,7 +393,7 @@ def test_scaling_and_casting_in_feature_space():
 
 @pytest.mark.parametrize("width", [1, D - 1, D + 1])
 def test_another_width_is_refused_in_feature_space(width):
-    with pytest.raises(ModelMismatchError, match=f"for d_model {D}, and the activation's last dimension is {width}"):
+    with pytest.raises(ModelMismatchError, match=f"for width {D}, and the activation's last dimension is {width}"):
         in_features()(torch.zeros(2, width))
 
 
@@ -403,7 +403,7 @@ def test_another_width_is_refused_in_feature_space(width):
         (),
         (make_edit(),),
         (NOTHING, make_edit()),
-        (NOTHING, LowRankEdit(torch.zeros(3, 0), torch.zeros(0), restore_norm=False)),
+        (NOTHING, low_rank(torch.zeros(3, 0), torch.zeros(0), restore_norm=False)),
     ],
     ids=["none", "norms restored", "the second's norms restored", "two widths"],
 )
@@ -438,9 +438,9 @@ def test_an_edit_compiles_into_one_graph():
     """In a process of its own, without the type checks that tests run under."""
     code = """
 import torch
-from sea_lens.editing.edits import LowRankEdit
+from sea_lens.editing.affine import AffineEdit
 torch.set_num_threads(1)
-edit = LowRankEdit(torch.linalg.qr(torch.randn(64, 8))[0], torch.linspace(1, -1, 8), torch.randn(64))
+edit = AffineEdit.of_eigenvalues(torch.linalg.qr(torch.randn(64, 8))[0], torch.linspace(1, -1, 8), torch.randn(64))
 h = torch.randn(2, 3, 64)
 for _ in range(2):  # before its tensors are placed, and after
     found = torch._dynamo.explain(lambda h: edit(h))(h)

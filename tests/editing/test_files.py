@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import low_rank
 from safetensors.torch import load_file, save_file
 
-from sea_lens import Activations, Editor, EditorCard, fit_sea
-from sea_lens.editing.edits import LowRankEdit
+from sea_lens import Activations, Editor, EditorCard, Site, fit_sea
 from sea_lens.errors import FileFormatError, InputError
 
 
@@ -32,14 +32,14 @@ def folder(editor, tmp_path):
 
 
 def same(one, other):
-    return (one.layers, one.card, one.positions) == (other.layers, other.card, other.positions) and all(
-        torch.equal(one[layer].directions, other[layer].directions)
-        and torch.equal(one[layer].eigenvalues, other[layer].eigenvalues)
+    return (one.sites, one.card, str(one.where)) == (other.sites, other.card, str(other.where)) and all(
+        torch.equal(one[layer].right, other[layer].right)
+        and torch.equal(one[layer].left, other[layer].left)
         and (one[layer].shift is None) == (other[layer].shift is None)
         and (one[layer].shift is None or torch.equal(one[layer].shift, other[layer].shift))
-        and one[layer].directions.dtype == other[layer].directions.dtype
+        and one[layer].right.dtype == other[layer].right.dtype
         and all(
-            getattr(one[layer], fact) == getattr(other[layer], fact) for fact in ("strength", "restore_norm", "kept")
+            getattr(one[layer], fact) == getattr(other[layer], fact) for fact in ("strength", "restore_norm", "keep")
         )
         for layer in one.layers
     )
@@ -54,7 +54,7 @@ def same(one, other):
         lambda e: e.at_layers([1]).scaled(0.0),
         lambda e: replace(e, edits={layer: edit.cast(torch.bfloat16) for layer, edit in e.edits.items()}),
         lambda e: replace(e, edits={layer: replace(e[layer], shift=None, restore_norm=False) for layer in e.layers}),
-        lambda e: replace(e, edits={layer: replace(e[layer], kept=0.5) for layer in e.layers}),
+        lambda e: replace(e, edits={layer: replace(e[layer], keep=0.5) for layer in e.layers}),
     ],
     ids=["whole", "scaled", "layers, strength, positions", "identity", "bfloat16", "no shift, no norm", "half kept"],
 )
@@ -74,7 +74,7 @@ def test_saving_and_loading_is_bit_identical(editor, llama, tmp_path, view):
 
 def test_what_is_written_is_safetensors_json_and_a_card(folder):
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "editor.safetensors"]
-    names = {f"{layer}.{part}" for layer in range(3) for part in ("directions", "eigenvalues", "shift")}
+    names = {f"blocks.{layer}.hook_resid_post.{part}" for layer in range(3) for part in ("left", "right", "shift")}
     assert set(load_file(folder / "editor.safetensors")) == names
     config = json.loads((folder / "config.json").read_text())
     assert config["card"]["method"] == "sea"
@@ -96,14 +96,14 @@ def test_saving_again_overwrites(editor, folder):
 
 
 def test_one_edit_at_several_layers_can_be_saved(tmp_path):
-    edit = LowRankEdit(torch.eye(4)[:, :2].contiguous(), torch.tensor([1.0, -1.0]), torch.ones(4))
+    edit = low_rank(torch.eye(4)[:, :2].contiguous(), torch.tensor([1.0, -1.0]), torch.ones(4))
     shared = Editor({0: edit, 1: edit, 2: edit.scaled(0.5)}, EditorCard("by hand", {}))
     shared.save_pretrained(tmp_path)
     assert same(Editor.from_pretrained(tmp_path), shared)
 
 
 def test_a_position_mask_is_not_saved(editor, tmp_path):
-    with pytest.raises(InputError, match=r"position mask of one batch\. Save the editor it was made from"):
+    with pytest.raises(InputError, match="where is a OfBatch, which cannot be saved"):
         editor.at_positions(torch.ones(1, 4, dtype=torch.bool)).save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved" / "editor.safetensors").exists()
 
@@ -145,10 +145,10 @@ def test_tampered_tensors(folder):
 @pytest.mark.parametrize(
     "tamper",
     [
-        lambda config: config["edits"]["0"].update(strength=2.0),
-        lambda config: config["edits"].pop("1"),
-        lambda config: config["card"].update(site="mlp_out"),
-        lambda config: config.update(positions=1),
+        lambda config: config["edits"]["blocks.0.hook_resid_post"]["fields"].update(strength=2.0),
+        lambda config: config["edits"].pop("blocks.1.hook_resid_post"),
+        lambda config: config["card"].update(method="leace"),
+        lambda config: config.update(where={"kind": "prompt", "fields": {}}),
         lambda config: config.update(sha256="0" * 64),
         lambda config: config.pop("sha256"),
     ],
@@ -162,7 +162,7 @@ def test_tampered_json(folder, tamper):
 
 
 def test_tensors_of_another_editor(editor, folder, tmp_path):
-    replace(editor, edits={**editor.edits, 0: editor[1]}).save_pretrained(tmp_path / "other")
+    replace(editor, edits={**editor.edits, Site(0): editor[1]}).save_pretrained(tmp_path / "other")
     (tmp_path / "other" / "editor.safetensors").replace(folder / "editor.safetensors")
     with pytest.raises(FileFormatError, match="was changed after it was saved"):
         Editor.from_pretrained(folder)

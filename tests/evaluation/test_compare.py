@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sea_lens import Activations, Questions, fit_sea, random_editor_like
-from sea_lens.editing.edits import LowRankEdit
+from sea_lens.editing.affine import AffineEdit
 from sea_lens.errors import FileFormatError, InputError, ModelMismatchError
 from sea_lens.evaluation.bbq import evaluate_bbq
 from sea_lens.evaluation.compare import Benchmark, compare
@@ -135,7 +135,7 @@ def test_costs_are_those_of_the_editor(comparison, editor, tmp_path):
 
 
 @dataclass(frozen=True, eq=False)
-class SlowEdit(LowRankEdit):
+class SlowEdit(AffineEdit):
     def __call__(self, h):
         time.sleep(0.2)
         return super().__call__(h)

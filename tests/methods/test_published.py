@@ -9,7 +9,7 @@ import torch
 from conftest import D_MODEL, N_LAYERS, build_bridge
 
 from sea_lens import Activations, Editor, fit_sea
-from sea_lens.editing.edits import LowRankEdit
+from sea_lens.editing.affine import AffineEdit
 from sea_lens.errors import FileFormatError, InputError, ModelMismatchError, SeaLensWarning
 from sea_lens.methods.sea.published import PublishedEdit, published_inverse
 from sea_lens.models.bridge import ModelDescription
@@ -63,13 +63,13 @@ def read(*files, **options):
     """An editor, without the warning that the published rule gives."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=PUBLISHED_RULE)
-        return Editor.from_published_projections(*files, **options)
+        return read_published_editor(*files, **options)
 
 
 def warnings_of(*files, **options):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        Editor.from_published_projections(*files, **options)
+        read_published_editor(*files, **options)
     assert all(warning.category is SeaLensWarning for warning in caught)
     return [str(warning.message) for warning in caught]
 
@@ -207,7 +207,7 @@ def test_token_normalization_is_the_dense_merge(scale):
     for layer in range(N_LAYERS):
         expected = per_token(x, positive[layer], negative[layer])
         assert np.abs(expected - x.numpy()).max() > 0.1 * scale
-        assert isinstance(editor[layer], LowRankEdit)
+        assert isinstance(editor[layer], AffineEdit)
         assert editor[layer].directions.dtype == torch.float32
         np.testing.assert_allclose(editor[layer](x), expected, rtol=1e-5, atol=1e-5 * scale)
         np.testing.assert_allclose(editor[layer](x.float()), expected, rtol=1e-4, atol=1e-4 * scale)

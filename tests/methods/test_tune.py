@@ -11,7 +11,7 @@ import torch
 from scipy.stats import binomtest
 
 from sea_lens import Activations, Questions, Tanh, answer_greedily, fit_sea, kl_to_unedited, prefer_right, tune_sea
-from sea_lens.editing.edits import LowRankEdit
+from sea_lens.editing.affine import AffineEdit
 from sea_lens.errors import FileFormatError, InputError, ModelMismatchError, SeaLensWarning
 from sea_lens.methods.sea.sea import SEARule
 from sea_lens.methods.tune import _layer_sets, describe_setting
@@ -74,7 +74,7 @@ def by_hand(tuned, activations):
 
 
 def linear_parts(edit):
-    return [edit] if isinstance(edit, LowRankEdit) else list(edit.parts)
+    return [edit] if isinstance(edit, AffineEdit) else list(edit.parts)
 
 
 def assert_same_editor(found, expected):

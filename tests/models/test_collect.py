@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from sea_lens import Activations, Demonstrations, Editor, EditorCard, collect_activations
 from sea_lens import cache as shards
-from sea_lens.editing.edits import LowRankEdit
+from sea_lens.editing.affine import AffineEdit
 from sea_lens.errors import FileFormatError, InputError, ModelMismatchError, SeaLensWarning
 from sea_lens.models.activations import ROLES
 from sea_lens.models.bridge import weights_digest
@@ -348,7 +348,7 @@ def test_a_damaged_batch_is_collected_again(llama, tmp_path, damage):
 def make_editor(layers=(0, 2), site="resid_post", strength=1.0):
     generator = torch.Generator().manual_seed(0)
     edits = {
-        layer: LowRankEdit(
+        layer: AffineEdit(
             torch.linalg.qr(torch.randn(D_MODEL, 2, generator=generator)).Q,
             torch.tensor([1.5, -1.0]),
             torch.randn(D_MODEL, generator=generator),

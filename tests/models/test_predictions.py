@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from conftest import D_MODEL, build_bridge, byte_tokenizer
+from conftest import D_MODEL, build_bridge, byte_tokenizer, low_rank
 from tokenizers import models
 
 from sea_lens import Editor, EditorCard, Questions
-from sea_lens.editing.edits import LowRankEdit
 from sea_lens.errors import InputError
 from sea_lens.models.predictions import completion_log_probabilities, question_batches
 
@@ -27,7 +26,7 @@ def make_editor(layers=(0, 2), strength=3.0):
     edits = {}
     for layer in layers:
         directions, _ = torch.linalg.qr(torch.randn(D_MODEL, 3, generator=generator))
-        edits[layer] = LowRankEdit(directions, torch.tensor([1.0, 0.5, -1.0]), strength=strength)
+        edits[layer] = low_rank(directions, torch.tensor([1.0, 0.5, -1.0]), strength=strength)
     return Editor(edits, EditorCard("by hand", {}))
 
 

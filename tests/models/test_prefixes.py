@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import build_bridge
 
-from sea_lens import Activations, Editor, fit_sea
+from sea_lens import Activations, fit_sea
 from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.models.generate import greedy_answers
 from sea_lens.models.predictions import completion_log_probabilities
@@ -93,7 +93,7 @@ def test_an_edit_by_the_published_rule_refuses_a_shared_prefix(llama):
     basis = torch.linalg.qr(torch.randn(3, 32, 2, generator=torch.Generator().manual_seed(0))).Q
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SeaLensWarning)
-        editor = Editor.from_published_projections(
+        editor = read_published_editor(
             basis @ basis.mT, identity - basis.flip(0) @ basis.flip(0).mT, normalization="feature"
         )
     with editor.attached(llama), pytest.raises(InputError, match="share_prefix=False"):

@@ -7,7 +7,7 @@ import torch
 from conftest import build_bridge
 from test_collection import make_editor
 
-from sea_lens import Demonstrations, Editor, SeaLensWarning, collect_activations
+from sea_lens import Demonstrations, SeaLensWarning, collect_activations
 from sea_lens.models import demonstration_texts
 from sea_lens.models.activations import ROLES
 from sea_lens.models.streaming import ActivationStream
@@ -96,7 +96,7 @@ def test_by_the_published_rule_nothing_is_shared(llama):
     basis = torch.linalg.qr(torch.randn(3, 32, 2, generator=torch.Generator().manual_seed(0))).Q
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SeaLensWarning)
-        editor = Editor.from_published_projections(
+        editor = read_published_editor(
             basis @ basis.mT, torch.eye(32) - basis.flip(0) @ basis.flip(0).mT, normalization="feature"
         )
         stream = ActivationStream(llama, SHARING, editor=editor)
