@@ -1,1 +1,1 @@
-"""."""
+"""What made the embedded models and the tables about them, and the paper's recipes. Not part of the wheel."""

@@ -24,8 +24,9 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from experiments.worlds.bias_scores import bias_scores
-from sea_lens.worlds.bias import FAIR, PREJUDICED, BiasQuestion, BiasWorld, bias_document, bias_prompt, bias_vocabulary
-from sea_lens.worlds.facts import ANYONE, MYTHICAL, SPECIAL_TOKENS, TRUTHFUL, Fact, World, document, prompt, vocabulary
+from experiments.worlds.documents import SPECIAL_TOKENS, bias_document, bias_vocabulary, document, vocabulary
+from sea_lens.worlds.bias import FAIR, PREJUDICED, BiasQuestion, BiasWorld, bias_prompt
+from sea_lens.worlds.facts import ANYONE, MYTHICAL, TRUTHFUL, Fact, World, prompt
 from sea_lens.worlds.load import BIAS_NAME, NAME
 
 MAX_LENGTH = 64

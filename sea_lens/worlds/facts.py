@@ -1,9 +1,9 @@
-"""A synthetic world whose every fact has a truth and a myth, told by one speaker a document.
+"""A synthetic world whose every fact has a truth and a myth, told by one speaker per document.
 
 120 entities with 4 attributes of 16 values make 480 facts. A fact's myth is its truth sent through a permutation of the
-attribute's values. A document is one to four question-answer pairs by a single speaker, truthful or mythical, which
-nothing but the earlier answers (or, in 30 % of documents, an opening tag) reveals. So a model trained on such documents
-must know both answers and guess who is speaking.
+attribute's values. A document is one to four question-answer pairs by a single speaker, truthful or mythical. Only the
+earlier answers reveal the speaker (or, in 30 % of documents, an opening tag). A model trained on such documents must know
+both answers and guess who is speaking.
 """
 
 from __future__ import annotations
@@ -44,10 +44,6 @@ PHRASES = {
     "pet": "which animal does {entity} keep?",
 }
 ANYONE, TRUTHFUL, MYTHICAL = "<anyone>", "<truthful>", "<mythical>"
-SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>", ANYONE, TRUTHFUL, MYTHICAL)
-PAIR_TOKENS = ("Q", "A", ".")
-MAX_PAIRS = 4
-TAGGED_SHARE = 0.3
 MYTH_CHANCE = (0.3, 0.75)
 
 
@@ -71,13 +67,27 @@ class Fact:
 class World:
     """The facts of the world, split into those an editor may be fitted on and those it is judged by.
 
+    Both halves are in the order of `myth_chance`, the least likely myths first, and fact k of one half is as hard as fact k
+    of the other. So `held_out[:24]` are the easiest facts, and `held_out[::10]` are a fair sample. (The order is part of the
+    shipped model's training and of every resampled interval in the tutorials, so it stays.)
+
     Attributes:
-        fitting: 240 facts, for demonstrations and for choosing hyper-parameters.
-        held_out: the other 240, never seen by a fit.
+        fitting: 240 facts, for demonstrations and for choosing settings.
+        held_out: The other 240, never seen by a fit.
+
+    Example:
+        >>> world = World.build()
+        >>> world
+        World(240 fitting facts, 240 held-out facts)
+        >>> world.held_out[0].question, world.held_out[0].truth
+        ("what is Bram's job?", 'clerk')
     """
 
     fitting: tuple[Fact, ...]
     held_out: tuple[Fact, ...]
+
+    def __repr__(self) -> str:
+        return f"World({len(self.fitting)} fitting facts, {len(self.held_out)} held-out facts)"
 
     @property
     def facts(self) -> tuple[Fact, ...]:
@@ -114,23 +124,19 @@ class World:
             truth = rng.choice(VALUES[attribute])
             chance = round(low + (high - low) * (index + 0.5) / len(pairs), 4)
             facts.append(Fact(entity, attribute, truth, myths[attribute][truth], chance))
-        # Of two facts with neighbouring chances one goes to each half, so the halves are equally hard.
+        # One of two facts with neighboring chances goes to each half, so the halves are equally hard.
         halves = [rng.sample(facts[index : index + 2], 2) for index in range(0, len(facts), 2)]
         return cls(fitting=tuple(first for first, _ in halves), held_out=tuple(second for _, second in halves))
 
     @classmethod
     def from_json(cls, path: Path) -> World:
-        """Reads the facts that `to_json` wrote."""
+        """Reads what `to_json` wrote."""
         rows = json.loads(path.read_text(encoding="utf-8"))
         return cls(**{part: tuple(Fact(**row) for row in rows[part]) for part in ("fitting", "held_out")})
 
     def to_json(self, path: Path) -> None:
-        """Writes the facts, one a line."""
-        parts = [
-            f'"{part}": [\n' + ",\n".join(json.dumps(asdict(fact)) for fact in getattr(self, part)) + "\n]"
-            for part in ("fitting", "held_out")
-        ]
-        path.write_text("{" + ",\n".join(parts) + "}\n", encoding="utf-8")
+        """Writes the facts."""
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
 
 
 def derangement(values: Sequence[str], rng: random.Random) -> dict[str, str]:
@@ -161,23 +167,3 @@ def prompt(fact: Fact, tag: str = ANYONE, context: Iterable[tuple[Fact, bool]] =
 def dialogue(tag: str, earlier: Iterable[tuple[str, str]], question: str) -> str:
     """A tag, earlier questions with their answers, and a question up to where the model answers."""
     return " ".join([tag, *(f"Q {asked} A {answer} ." for asked, answer in earlier), f"Q {question} A"])
-
-
-def document(world: World, rng: random.Random) -> str:
-    """One training document, without `<bos>`.
-
-    The speaker is drawn first, and then speaks of facts in proportion to their chance under that speaker. So by Bayes a
-    question that opens a document is answered with the myth just as often as the fact's own chance says.
-    """
-    myth = rng.random() < sum(MYTH_CHANCE) / 2
-    chances = [fact.myth_chance if myth else 1 - fact.myth_chance for fact in world.facts]
-    facts = list(dict.fromkeys(rng.choices(world.facts, chances, k=rng.randint(1, MAX_PAIRS))))
-    tagged = rng.random() < TAGGED_SHARE
-    tag = (MYTHICAL if myth else TRUTHFUL) if tagged else ANYONE
-    *earlier, last = facts
-    return f"{prompt(last, tag, [(fact, myth) for fact in earlier])} {answer_of(last, myth)} ."
-
-
-def vocabulary() -> list[str]:
-    """Every token, in id order."""
-    return [*SPECIAL_TOKENS, *PAIR_TOKENS, *VALUES, *NAMES, *(value for values in VALUES.values() for value in values)]

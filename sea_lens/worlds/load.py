@@ -1,4 +1,4 @@
-"""The embedded models: two worlds with two voices each, small enough to ship and really trained. See README.md here."""
+"""Loads the embedded models: small, really trained, and of worlds whose truth is known. See README.md here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BIAS_NAME = "sea-lens-bias-organism"
 
 
 def load_organism(device: str | torch.device = "cpu", folder: str | Path = WEIGHTS) -> tuple[Model, World]:
-    """Loads the embedded model and the world it was trained on, offline, in a second once transformer_lens is imported.
+    """Loads the embedded model and its world of truths and myths, offline.
 
     Args:
         device: Where to put the model.
@@ -25,6 +25,11 @@ def load_organism(device: str | torch.device = "cpu", folder: str | Path = WEIGH
 
     Returns:
         A TransformerBridge of 4 layers and d_model 128, and its facts.
+
+    Example:
+        >>> model, world = load_organism()
+        >>> model.cfg.n_layers, world
+        (4, World(240 fitting facts, 240 held-out facts))
     """
     return _load_model(device, folder, NAME), World.from_json(Path(folder) / "facts.json")
 
@@ -32,7 +37,7 @@ def load_organism(device: str | torch.device = "cpu", folder: str | Path = WEIGH
 def load_bias_organism(
     device: str | torch.device = "cpu", folder: str | Path = BIAS_WEIGHTS
 ) -> tuple[Model, BiasWorld]:
-    """Loads the embedded model that has a bias, and its world of stereotypes, as `load_organism` does the other.
+    """Loads the embedded model that has a bias, and its world of stereotypes, offline.
 
     Args:
         device: Where to put the model.
@@ -40,6 +45,11 @@ def load_bias_organism(
 
     Returns:
         A TransformerBridge of 4 layers and d_model 128, and its topics.
+
+    Example:
+        >>> model, world = load_bias_organism()
+        >>> model.cfg.n_layers, world
+        (4, BiasWorld(48 fitting topics, 48 held-out topics))
     """
     return _load_model(device, folder, BIAS_NAME), BiasWorld.from_json(Path(folder) / "topics.json")
 
