@@ -33,25 +33,39 @@ SIDES = (("positive", PROMOTED, "o", "-"), ("negative", SUPPRESSED, "s", "--"))
 
 
 def plot_editor(editor: Editor, *, axes: Axes | None = None) -> Figure:
-    """What an editor does to activations, layer by layer: the eigenvalues of its edits.
+    """What an editor does to activations, site by site: how much it adds along each of its directions.
 
-    Directions above zero are promoted and those below suppressed; a layer whose points lie at zero is hardly edited.
+    For SEA these are eigenvalues times the strength: directions above zero are promoted and those below suppressed. For a
+    shift it is its length. An edit without directions, such as a random control, has no points.
 
     Args:
         editor: Any editor.
         axes: To draw in; None makes a figure.
+
+    Example:
+        >>> import torch, sea_lens as sl
+        >>> figure = plot_editor(Editor({3: sl.AffineEdit.of_shift(torch.ones(4))}))
+        >>> figure.axes[0].get_ylabel()
+        'strength x gain'
     """
-    axes = one_panel(axes, max(4.5, 0.3 * len(editor.layers) + 2), 3.4)
+    sites = editor.sites
+    by_layer = len(sites) == len(editor.layers)
+    places = [float(site.layer or 0) if by_layer else float(place) for place, site in enumerate(sites)]
+    axes = one_panel(axes, max(4.5, 0.3 * len(sites) + 2), 3.4)
     axes.axhline(0, color=GREY, linewidth=1)
-    for layer, edit in ((layer, editor[layer]) for layer in editor.layers):
-        values = [] if edit.gains is None else (edit.strength * edit.gains.float()).tolist()
-        places = [layer] * len(values)
-        axes.vlines(places, 0, values, color=GREY, linewidth=1)
-        axes.scatter(places, values, c=[PROMOTED if value > 0 else SUPPRESSED for value in values], s=28, zorder=3)
-    axes.set_xlim(editor.layers[0] - 0.6, editor.layers[-1] + 0.6)
-    tick_layers(axes, editor.layers)
-    axes.set_xlabel("layer")
-    axes.set_ylabel("strength x eigenvalue")
+    for place, site in zip(places, sites, strict=True):
+        edit = editor[site]
+        gains = [] if edit.gains is None else (edit.strength * edit.gains.double()).tolist()
+        colors = [PROMOTED if gain > 0 else SUPPRESSED for gain in gains]
+        axes.vlines([place] * len(gains), 0, gains, color=GREY, linewidth=1)
+        axes.scatter([place] * len(gains), gains, c=colors, s=28, zorder=3)
+    axes.set_xlim(places[0] - 0.6, places[-1] + 0.6)
+    if by_layer:
+        tick_layers(axes, editor.layers)
+    else:
+        axes.set_xticks(places, [str(site) for site in sites], rotation=90)
+    axes.set_xlabel("layer" if by_layer else "site")
+    axes.set_ylabel("strength x gain")
     axes.set_title("Directions promoted (above 0) and suppressed", fontsize=10)
     tidy(axes)
     return page(axes)

@@ -4,10 +4,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.collections import LineCollection
 from plotting.conftest import LAYERS, cells, frames, labels, plots, rendered
 
+import sea_lens as sl
 from sea_lens import plotting
+from sea_lens.editing.affine import AffineEdit
 from sea_lens.statistics import Proportion
 from sea_lens.worlds.demo import OrganismResult, RandomControls
 
@@ -21,6 +24,15 @@ def points(axes):
 def expected_points(editor):
     gains = {layer: editor[layer].strength * editor[layer].eigenvalues for layer in editor.layers}
     return sorted((layer, round(float(gain), 5)) for layer, found in gains.items() for gain in found)
+
+
+def test_editors_of_several_sites_and_without_directions_are_drawn(editor):
+    shift = AffineEdit.of_shift(torch.full((8,), 2.0))
+    sites = sl.Editor({"blocks.1.hook_mlp_out": shift, "blocks.1.hook_resid_post": shift.scaled(-1.0)})
+    (axes,) = plotting.plot_editor(sites).axes
+    assert points(axes) == [(0.0, round(32**0.5, 5)), (1.0, -round(32**0.5, 5))]
+    assert labels(axes.get_xticklabels()) == [str(site) for site in sites.sites]
+    assert points(plotting.plot_editor(sl.random_editor_like(editor, 0)).axes[0]) == []
 
 
 @pytest.mark.parametrize("strength", [1.0, -0.5])
