@@ -31,6 +31,13 @@ from sea_lens.plotting.style import (
 )
 
 Method = Literal["pca", "tsne"]
+EDITED = "neutral, edited"
+LOOKS = {
+    "positive": (PROMOTED, "o", 9, 2),
+    "negative": (SUPPRESSED, "s", 9, 2),
+    "neutral": (GREY, "^", 46, 1),  # larger and underneath: a neutral answer may be the positive or the negative one
+    EDITED: (INK, "x", 13, 3),
+}
 
 
 def plot_activations(
@@ -62,30 +69,24 @@ def plot_activations(
     chosen = _choose_layers(available, layers)
     if method not in get_args(Method):
         raise InputError(f"method is one of {', '.join(get_args(Method))}, and {method!r} was given.")
-    n_points = activations.n * (3 if edited is None else 4)
+    order: tuple[Role, ...] = ("positive", "negative", "neutral")
+    roles = [role for role in order if role in activations.roles]
+    moved = edited.neutral if edited is not None and "neutral" in edited.roles else None
+    n_points = activations.n * (len(roles) + (moved is not None))
     if method == "tsne" and not 0 < perplexity < n_points:
         raise InputError(
             f"perplexity must be above 0 and below the number of points, {n_points}; {perplexity} was given. Lower it, or "
             'use method="pca".'
         )
-    roles: tuple[Role, ...] = ("positive", "negative", "neutral")
-    # Neutral marks are larger and lie underneath: a neutral answer may be the positive or the negative one.
-    looks = [("positive", PROMOTED, "o", 9, 2), ("negative", SUPPRESSED, "s", 9, 2), ("neutral", GREY, "^", 46, 1)]
-    looks += [] if edited is None else [("neutral, edited", INK, "x", 13, 3)]
     figure, drawn = panels(figure, len(chosen), 3.1, 3.0)
     for axes, layer in zip(drawn, chosen, strict=True):
         sets = [activations[role][layer].double().cpu().numpy() for role in roles]
-        sets += [] if edited is None else [edited.neutral[layer].double().cpu().numpy()]
-        points, names = _pca(sets) if method == "pca" else _tsne(sets, seed, perplexity)
-        for (label, color, marker, area, order), found in zip(looks, points, strict=True):
-            look: dict[str, Any] = {
-                "c": color,
-                "marker": marker,
-                "s": area,
-                "zorder": order,
-                "linewidths": 0.7 * (marker == "x"),
-            }
-            axes.scatter(found[:, 0], found[:, 1], alpha=0.7, label=label, **look)
+        others = [] if moved is None else [moved[layer].double().cpu().numpy()]
+        points, names = _pca(sets, others) if method == "pca" else _tsne([*sets, *others], seed, perplexity)
+        for label, found in zip([*roles, EDITED], points, strict=False):
+            color, marker, area, depth = LOOKS[label]
+            look: dict[str, Any] = {"c": color, "marker": marker, "s": area, "zorder": depth}
+            axes.scatter(found[:, 0], found[:, 1], alpha=0.7, linewidths=0.7 * (marker == "x"), label=label, **look)
         axes.set_title(f"layer {layer}", fontsize=10)
         axes.set_xlabel(names[0], fontsize=8)
         axes.set_ylabel(names[1], fontsize=8)
@@ -110,10 +111,10 @@ def _choose_layers(available: Sequence[int], layers: Iterable[int] | None) -> li
 
 
 def _pca(
-    sets: Sequence[Float[np.ndarray, "n d_model"]],
+    sets: Sequence[Float[np.ndarray, "n width"]], others: Sequence[Float[np.ndarray, "n width"]]
 ) -> tuple[list[Float[np.ndarray, "n 2"]], tuple[str, str]]:
-    """Points on the two principal components of the first three sets, and the names of the axes."""
-    known = np.concatenate(sets[:3])
+    """Points on the two principal components of the sets, others projected into these, and the names of the axes."""
+    known = np.concatenate(sets)
     mean = known.mean(0)
     _, values, components = np.linalg.svd(known - mean, full_matrices=False)
     axes = np.zeros((2, known.shape[1]))  # activations of width 1 have one component
@@ -122,11 +123,11 @@ def _pca(
     axes[(sets[0].mean(0) - sets[1].mean(0)) @ axes.T < 0] *= -1
     shares = np.pad(np.square(values), (0, 2))[:2] / max(float(np.square(values).sum()), np.finfo(float).tiny)
     names = (f"component 1 ({shares[0]:.0%} of variance)", f"component 2 ({shares[1]:.0%})")
-    return [(found - mean) @ axes.T for found in sets], names
+    return [(found - mean) @ axes.T for found in (*sets, *others)], names
 
 
 def _tsne(
-    sets: Sequence[Float[np.ndarray, "n d_model"]], seed: int, perplexity: float
+    sets: Sequence[Float[np.ndarray, "n width"]], seed: int, perplexity: float
 ) -> tuple[list[Float[np.ndarray, "n 2"]], tuple[str, str]]:
     """All points embedded together, and the names of the axes."""
     from sklearn.manifold import TSNE

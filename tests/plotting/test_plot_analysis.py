@@ -8,6 +8,7 @@ from plotting.conftest import LAYERS, WIDTH, cells, containers, ends, frames, la
 import sea_lens as sl
 from sea_lens import plotting
 from sea_lens.errors import InputError
+from sea_lens.models.activations import BySite
 
 ROLES = ("positive", "negative", "neutral")
 
@@ -97,9 +98,8 @@ def test_every_effect_has_a_panel_and_no_interval_leaves_the_possible(results):
 
 
 def halved(activations):
-    return replace(
-        activations, **{role: {k: v / 2 for k, v in activations[role].items()} for role in ROLES}, editor="e"
-    )
+    sides = {role: BySite({site: rows / 2 for site, rows in side.items()}) for role, side in activations.sides.items()}
+    return replace(activations, sides=sides, editor="by hand")
 
 
 def test_probes_are_drawn_as_in_their_table(activations):
@@ -147,6 +147,8 @@ def test_principal_components_are_those_of_an_eigendecomposition(activations):
     many = sl.Activations.from_tensors(**{role: {layer: torch.randn(4, 3) for layer in range(32)} for role in ROLES})
     shown = [axes.get_title() for axes in plots(plotting.plot_activations(many))]
     assert shown == [f"layer {layer}" for layer in (0, 4, 9, 13, 18, 22, 27, 31)]
+    two = sl.Activations.from_tensors(**{role: {0: torch.randn(4, 3)} for role in ROLES[:2]})
+    assert len(plots(rendered(plotting.plot_activations(two)))[0].collections) == 2  # no neutral ones
     flat = sl.Activations.from_tensors(**{role: {0: torch.ones(4, 1)} for role in ROLES})
     assert "0% of variance" in plots(plotting.plot_activations(flat))[0].get_xlabel()
 
