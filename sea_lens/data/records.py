@@ -153,7 +153,7 @@ def _lines(path: str | Path) -> Iterator[str]:
     try:
         with Path(path).open(encoding="utf-8-sig") as file:
             yield from file
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, TypeError, UnicodeDecodeError) as error:
         raise FileFormatError(f"{path} could not be read: {error}") from error
 
 
@@ -195,7 +195,7 @@ def _csv_rows(path: str | Path) -> Iterator[Record]:
     try:
         with Path(path).open(encoding="utf-8-sig", newline="") as file:
             yield from _csv_records(file, path)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, TypeError, UnicodeDecodeError) as error:
         raise FileFormatError(f"{path} could not be read as CSV: {error}") from error
 
 
