@@ -82,7 +82,7 @@ class EditHooks:
                 return None if edit.is_identity else site.write(edit(site.read(tensor)), tensor)
             mask = where.mask(self._pass(tensor), self._decided).to(tensor.device)
             if not self.fired[site]:  # once it has, there is no need to wait for a device's answer
-                self.fired[site] = bool(mask.any())
+                self.fired[site] = where.reads is not None or bool(mask.any())  # a condition may be met by no text
             if edit.is_identity:
                 return None
             read = site.read(tensor)

@@ -213,13 +213,13 @@ class WhenAligned:
     begins it. The decision holds for all that is generated after it.
 
     Attributes:
-        site: Whose activations are read. Edits must come after it.
+        site: Whose activations are read: a layer of `resid_post`, or a hook name. No edit may come before it.
         direction: `[width]`.
         threshold: A row is edited where the cosine is above it.
         below: Edit where the cosine is below the threshold instead.
     """
 
-    site: Site
+    site: str | int | Site
     direction: Float[Tensor, " width"]
     threshold: float = 0.0
     below: bool = False
@@ -229,12 +229,12 @@ class WhenAligned:
     def __post_init__(self) -> None:
         if self.direction.ndim != 1 or not bool(self.direction.isfinite().all()) or not bool(self.direction.any()):
             raise InputError("The direction of a condition must be one vector of finite numbers, not all zero.")
-        object.__setattr__(self, "site", Site.of(self.site))
+        object.__setattr__(self, "site", Site.of(self.site).hook_name)
 
     @property
     def reads(self) -> Site | None:
         """Its site."""
-        return self.site
+        return Site.of(self.site)
 
     def decide(self, read: Float[Tensor, "batch pos width"], seen: Pass) -> Bool[Tensor, " batch"]:
         """Compares the mean of the prompt's activations with the direction."""
