@@ -314,7 +314,7 @@ class Editor(
         """Every strength with its sign changed."""
         return self.scaled(-1.0)
 
-    def __mul__(self, factor: float) -> Editor:
+    def __mul__(self, factor: object) -> Editor:
         """`scaled(factor)`."""
         return self.scaled(float(factor)) if isinstance(factor, int | float) else NotImplemented
 

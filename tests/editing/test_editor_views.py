@@ -6,10 +6,12 @@ import torch
 from conftest import low_rank
 
 from sea_lens import Editor, EditorCard, Site
+from sea_lens.editing.affine import AffineEdit
 from sea_lens.editing.card import FitReport
-from sea_lens.editing.where import From
+from sea_lens.editing.where import From, WhenAligned
 from sea_lens.errors import InputError, ModelMismatchError
 from sea_lens.models.bridge import ModelDescription
+from sea_lens.models.passes import Pass
 
 MODEL = ModelDescription("tiny-llama", 6, 32, "raw")
 
@@ -173,3 +175,97 @@ def test_editors_can_be_copied_and_pickled():
     for again in (copy.deepcopy(editor), pickle.loads(pickle.dumps(editor))):
         assert again.card == editor.card
         assert all(torch.equal(again[layer].right, editor[layer].right) for layer in editor.layers)
+
+
+# --- choices of tokens, and arithmetic -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("positions", "chosen"),
+    [
+        (2, [2, 3, 4, 5]),
+        (-1, [3, 4, 5]),
+        (slice(1, 3), [1, 2]),
+        (slice(-2, None), [2, 3, 4, 5]),
+        (slice(None, -1), [0, 1, 2]),
+        (slice(None, None, 2), [0, 2, 4]),
+        ([0, 5, -1], [0, 3, 5]),
+        (range(2), [0, 1]),
+        ("prompt", [0, 1, 2, 3]),
+        ("generated", [4, 5]),
+        ("not first", [1, 2, 3, 4, 5]),
+        ("all", [0, 1, 2, 3, 4, 5]),
+    ],
+    ids=str,
+)
+def test_positions_choose_tokens_of_a_text_whose_prompt_has_four(positions, chosen):
+    editor = hand_made().at_positions(positions)
+    columns = torch.arange(-2, 6)  # two columns of padding before the text
+    seen = Pass(columns.clamp(min=-1)[None], columns + 2, True, torch.tensor([4]))
+    mask = torch.ones(1, 8, dtype=torch.bool) if editor.where is None else editor.where.mask(seen, None)
+    assert [
+        int(column) for column, is_chosen in zip(columns, mask[0], strict=True) if is_chosen and column >= 0
+    ] == chosen
+    assert editor.where is None or not mask[0, :2].any()
+
+
+def test_conditions_join_positions_and_are_saved(tmp_path):
+    condition = WhenAligned("blocks.0.hook_resid_pre", torch.arange(32.0), 0.25)
+    editor = hand_made().at_positions("prompt").when(condition)
+    editor.save_pretrained(tmp_path)
+    loaded = Editor.from_pretrained(tmp_path)
+    assert loaded.fingerprint == editor.fingerprint
+    assert str(loaded.where) == "the prompt only, where the prompt's cosine at blocks.0.hook_resid_pre is above 0.25"
+    with pytest.raises(InputError, match="one condition"):
+        editor.when(condition)
+    with pytest.raises(InputError, match="comes after the first edit"):
+        hand_made().when(WhenAligned(3, torch.ones(32)))
+    assert hand_made([4, 5]).when(WhenAligned(3, torch.ones(32))).layers == [4, 5]
+
+
+def affine(seed, **options):
+    generator = torch.Generator().manual_seed(seed)
+    left, right = (torch.randn(32, 3, generator=generator, dtype=torch.float64) / 4 for _ in range(2))
+    center, shift = (torch.randn(32, generator=generator, dtype=torch.float64) for _ in range(2))
+    return AffineEdit(left, right, center, shift, **options)
+
+
+@pytest.mark.parametrize("restore_norm", [True, False])
+def test_a_sum_does_one_and_then_the_other(restore_norm):
+    one, other = affine(0, keep=0.5, strength=0.7), affine(1, keep=1.5, restore_norm=restore_norm)
+    both = Editor({1: one, 2: one}) + Editor({2: other, 3: other})
+    h = torch.randn(4, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    assert both.layers == [1, 2, 3]
+    torch.testing.assert_close(both[1](h), one(h))
+    torch.testing.assert_close(both[2](h), other(one(h)), rtol=1e-12, atol=1e-12)
+    assert isinstance(both[2], AffineEdit) != restore_norm
+    with pytest.raises(InputError, match="different positions"):
+        Editor({1: one}) + Editor({1: other}).at_positions(2)
+
+
+def test_signs_and_factors_scale():
+    editor = hand_made()
+    for view, strength in ((-editor, -1.0), (2 * editor, 2.0), (editor * 0.5, 0.5), (-2 * editor, -2.0)):
+        assert {edit.strength for edit in view.edits.values()} == {strength}
+    with pytest.raises(TypeError):
+        editor * "much"
+
+
+def test_layers_count_from_the_end_and_sites_have_names():
+    editor = hand_made()
+    assert editor.at_layers([-1, 0]).layers == [0, 5]
+    assert editor.without_layers([-1]).layers == [0, 1, 2, 3, 4]
+    assert editor[-1] is editor[5] is editor["blocks.5.hook_resid_post"] is editor[Site(5)]
+    several = editor + Editor({Site(5, "mlp_out"): affine(0)})
+    assert [str(site) for site in several.at_layers([5]).sites] == ["blocks.5.hook_mlp_out", "blocks.5.hook_resid_post"]
+    assert several.at_layers(["blocks.5.hook_mlp_out"]).sites == [Site(5, "mlp_out")]
+    with pytest.raises(InputError, match="several sites of layer 5"):
+        several[5]
+
+
+def test_views_share_what_is_placed_on_a_device():
+    editor, h = hand_made(), torch.randn(2, 32)
+    views = [editor.scaled(0.1 * factor) for factor in range(1, 169)]
+    for view in views:
+        view[0](h)
+    assert len({placed.right.data_ptr() for view in [editor, *views] for placed in view[0]._placed.values()}) == 1

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import pickle
 from dataclasses import replace
@@ -8,7 +9,7 @@ import torch
 from conftest import low_rank
 from safetensors.torch import load_file, save_file
 
-from sea_lens import Activations, Editor, EditorCard, Site, fit_sea
+from sea_lens import Activations, Editor, EditorCard, Site, Tanh, fit_sea
 from sea_lens.errors import FileFormatError, InputError
 
 
@@ -207,3 +208,86 @@ def test_no_code_is_run(folder, tmp_path, name, write):
     if write is not None:  # the payload does work where code is run
         pickle.loads((folder / name).read_bytes())
         assert mark.exists()
+
+
+# --- files of version 0.1 --------------------------------------------------------------------------------------------
+
+OF_0_1 = Path(__file__).parent / "files_of_0_1"
+
+
+@pytest.mark.parametrize("name", ["linear", "feature_space", "published", "projections"])
+def test_an_editor_of_0_1_still_does_what_it_did(name, tmp_path):
+    known = json.loads((OF_0_1 / "edited.json").read_text())
+    h, editor = torch.tensor(known["h"]), Editor.from_pretrained(OF_0_1 / name)
+    for layer, edited in known["edited"][name].items():
+        torch.testing.assert_close(editor[int(layer)](h), torch.tensor(edited), rtol=1e-5, atol=1e-6)
+    editor.save_pretrained(tmp_path)
+    assert Editor.from_pretrained(tmp_path).fingerprint == editor.fingerprint
+    assert editor.card.versions["sea-lens"] == "0.1.0"
+
+
+def test_what_else_an_editor_of_0_1_says():
+    linear, projections = (Editor.from_pretrained(OF_0_1 / name) for name in ("linear", "projections"))
+    assert str(linear.where) == "positions from 1 on"
+    assert linear[0].strength == 0.5
+    assert linear.card.settings["center"] is True
+    assert linear.card.settings["ranks"] == (2, 1)
+    assert linear.card.reports[Site(2)]["rank_positive"] == 2
+    assert {site.name for site in projections.sites} == {"mlp_out"}
+    feature_map = Editor.from_pretrained(OF_0_1 / "feature_space").card.settings["feature_map"]
+    assert feature_map == Tanh(2.0)
+
+
+def test_activations_of_0_1_are_read():
+    activations = Activations.load(OF_0_1 / "activations.safetensors")
+    assert (activations.layers, activations.n, activations.roles) == ([0, 2], 20, ["neutral", "positive", "negative"])
+
+
+# --- forged files ----------------------------------------------------------------------------------------------------
+
+
+def forge(folder, change):
+    """Changes the JSON of an editor and gives it a right digest."""
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("sha256")
+    change(config)
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    digest.update((folder / "editor.safetensors").read_bytes())
+    (folder / "config.json").write_text(json.dumps({**config, "sha256": digest.hexdigest()}))
+
+
+FIRST = "blocks.0.hook_resid_post"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c["edits"][FIRST]["fields"].update(strength="strong"),
+        lambda c: c["edits"][FIRST]["fields"].update(strength=float("inf")),
+        lambda c: c["edits"][FIRST]["fields"].update(strength=True),
+        lambda c: c["edits"][FIRST]["fields"].update(restore_norm="no"),
+        lambda c: c["edits"][FIRST]["fields"].update(left={"tensor": "blocks.1.hook_resid_post.shift"}),
+        lambda c: c["edits"][FIRST]["fields"].update(left={"tensor": "nowhere"}),
+        lambda c: c["edits"][FIRST]["fields"].pop("right"),
+        lambda c: c["edits"][FIRST]["fields"].update(loud=1),
+        lambda c: c["edits"][FIRST].update(kind="os.system"),
+        lambda c: c["edits"].update({FIRST: "text"}),
+        lambda c: c["edits"].update({"blocks.-1.hook_resid_post": c["edits"][FIRST]}),
+        lambda c: c["edits"].update({FIRST: {"kind": "Tanh", "fields": {"scale": 1.0}}}),
+        lambda c: c.update(edits={}),
+        lambda c: c.update(where={"kind": "from", "fields": {"first": "abc"}}),
+        lambda c: c.update(where={"kind": "Tanh", "fields": {}}),
+        lambda c: c.update(card=3),
+        lambda c: c["card"].update(reports={"nowhere": {}}),
+    ],
+)
+def test_a_forged_editor_with_a_right_digest_is_refused(folder, change):
+    forge(folder, change)
+    with pytest.raises((FileFormatError, InputError)):
+        Editor.from_pretrained(folder)
+
+
+def test_json_of_a_hundred_thousand_brackets_is_refused(folder):
+    (folder / "config.json").write_text("[" * 100_000)
+    with pytest.raises(FileFormatError, match="could not be read as JSON"):
+        Editor.from_pretrained(folder)
