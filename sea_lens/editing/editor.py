@@ -415,7 +415,10 @@ class Editor(
             )
         names = {site: site.hook_name for site in self._read_sites()}
         with ExitStack() as stack:
-            passes = None if self.where is None else stack.enter_context(tracked(model))
+            passes = None
+            if self.where is not None or not self.token_local:
+                passes = stack.enter_context(tracked(model))
+                stack.enter_context(passes.whole_texts(not self.token_local))
             hooks = EditHooks(self.edits, self.where, passes)
             stack.enter_context(model.hooks(fwd_hooks=hooks.hooks(names)))
             yield model

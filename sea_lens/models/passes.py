@@ -55,6 +55,7 @@ class Passes:
 
     Attributes:
         current: The pass that is running, or ran last; None before the first.
+        users: How many are tracking.
     """
 
     def __init__(self) -> None:
@@ -65,6 +66,7 @@ class Passes:
         self._lengths: WeakKeyDictionary[object, int] = WeakKeyDictionary()  # of caches that do not know their own
         self.users = 0
         self.handle: RemovableHandle
+        self._whole = 0
 
     @contextmanager
     def telling(self, prompt_lengths: Int[Tensor, " batch"] | int | None) -> Iterator[None]:
@@ -79,6 +81,20 @@ class Passes:
             yield
         finally:
             self._told = before
+
+    @property
+    def token_local(self) -> bool:
+        """Whether texts may be run in parts and in batches. False while someone needs whole texts, one in a pass."""
+        return not self._whole
+
+    @contextmanager
+    def whole_texts(self, needed: bool = True) -> Iterator[None]:
+        """Asks runners for whole texts, one in a pass, inside the block: an edit that is attached looks beyond single tokens."""
+        self._whole += needed
+        try:
+            yield
+        finally:
+            self._whole -= needed
 
     def see(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """The forward pre-hook."""
@@ -151,6 +167,12 @@ def telling(model: Model, prompt_lengths: Int[Tensor, " batch"] | int | None) ->
     """For runners: says how many tokens of each row are its prompt, to whoever acts on the passes inside."""
     with tracked(model) as passes, passes.telling(prompt_lengths):
         yield
+
+
+def token_local(model: Model) -> bool:
+    """For runners: whether whatever edits the model now lets texts be run in parts and in batches."""
+    passes = _TRACKED.get(model.original_model)
+    return passes is None or passes.token_local
 
 
 _TRACKED: WeakKeyDictionary[nn.Module, Passes] = WeakKeyDictionary()

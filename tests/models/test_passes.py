@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import build_bridge
 
-from sea_lens.models.passes import tracked
+from sea_lens.models.passes import token_local, tracked
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama", "gemma2"])
@@ -73,3 +73,11 @@ def test_trackers_share_and_leave_nothing_behind(model):
     with tracked(model) as one, tracked(model) as other:
         assert one is other
     assert not model.original_model._forward_pre_hooks
+
+
+def test_runners_learn_that_whole_texts_are_needed(model):
+    assert token_local(model)
+    with tracked(model) as passes:
+        with passes.whole_texts(), passes.whole_texts():
+            assert not token_local(model)
+        assert token_local(model)
