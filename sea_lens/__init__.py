@@ -37,6 +37,7 @@ _HOME = {
     "kl_to_unedited": "models.divergence",
     "layer_signatures": "analysis.subspaces",
     "load_bias_organism": "worlds.load",
+    "load_model": "models.loading",
     "load_organism": "worlds.load",
     "massive_activations": "analysis.massive",
     "massive_tokens": "analysis.massive",
@@ -59,6 +60,7 @@ _HOME = {
 }
 """Where each public name lives. Names are imported when they are first asked for, so that `import sea_lens` is quick."""
 
+_REGISTERING = ("methods", "worlds.load")
 _PACKAGES = ("analysis", "cli", "data", "editing", "evaluation", "methods", "models", "plotting", "worlds")
 
 __all__ = [*sorted(_HOME), "plotting"]
@@ -69,7 +71,8 @@ def __getattr__(name: str) -> Any:
         return import_module(f"sea_lens.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'sea_lens' has no attribute {name!r}")
-    import_module("sea_lens.methods")  # so that every method and edit is registered before a file is read
+    for package in _REGISTERING:  # so that what files and names stand for is known before the first is read
+        import_module(f"sea_lens.{package}")
     found = getattr(import_module(f"sea_lens.{_HOME[name]}"), name)
     globals()[name] = found
     return found

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from sea_lens.models.bridge import Model
+from sea_lens.models.loading import register_model
 from sea_lens.worlds.bias import BiasWorld
 from sea_lens.worlds.facts import World
 
@@ -52,6 +53,16 @@ def load_bias_organism(
         (4, BiasWorld(48 fitting topics, 48 held-out topics))
     """
     return _load_model(device, folder, BIAS_NAME), BiasWorld.from_json(Path(folder) / "topics.json")
+
+
+@register_model("organism")
+def _organism(device: str | torch.device = "cpu") -> Model:
+    return load_organism(device)[0]
+
+
+@register_model("bias-organism")
+def _bias_organism(device: str | torch.device = "cpu") -> Model:
+    return load_bias_organism(device)[0]
 
 
 def _load_model(device: str | torch.device, folder: str | Path, name: str) -> Model:
