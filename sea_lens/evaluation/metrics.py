@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sea_lens.errors import InputError
-from sea_lens.statistics import N_RESAMPLES, coin_flips, resampled_counts
+from sea_lens.statistics import coin_flips, flip_p_values, resampled_counts
 
 Columns = Mapping[str, Float[Tensor, " rows"]]
 """What is counted or added up, one number a row (a question, a text)."""
@@ -153,7 +153,7 @@ def metric_table(
         rows |= {"unedited": first.tolist(), "edited": second.tolist(), "change": observed.tolist()}
     rows |= {"low": spread[0].tolist(), "high": spread[1].tolist()}
     if edited is not None:
-        rows |= {"p_value": ((1 + extreme) / (1 + N_RESAMPLES)).tolist()}
+        rows |= {"p_value": flip_p_values(extreme, len(plain)).tolist()}
     table = pd.DataFrame(rows, index=pd.Index([metric.name for metric in metrics], name="metric"))
     return table[table["n"] > 0]
 
