@@ -72,6 +72,8 @@ def load_model(
     except OSError as error:
         raise InputError(f"No model could be loaded from {name!r}, as a folder or from the hub: {error}") from error
     except ValueError as error:
+        if "Unrecognized model" in str(error):
+            raise InputError(f"{name!r} is not a model's folder: its config.json names no model type.") from error
         if "architecture" not in str(error):
             raise
         raise ModelMismatchError(f"TransformerLens cannot wrap {name!r}: {str(error)[:200]}") from error

@@ -89,7 +89,7 @@ class Passes:
 
     @contextmanager
     def whole_texts(self, needed: bool = True) -> Iterator[None]:
-        """Asks runners for whole texts, one in a pass, inside the block: an edit that is attached looks beyond single tokens."""
+        """Asks runners for whole texts, one in a pass: an edit that is attached looks beyond single tokens."""
         self._whole += needed
         try:
             yield

@@ -13,8 +13,11 @@ def test_a_model_is_loaded_by_word_and_from_a_folder(stories):
 
 
 def test_what_is_no_model_is_one_sentence(tmp_path):
-    with pytest.raises(InputError, match="No model could be loaded from"):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="not a model's folder"):
         load_model(str(tmp_path))
+    with pytest.raises(InputError, match="No model could be loaded from"):
+        load_model(str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="dtype is"):
         load_model(str(tmp_path), dtype="float7")
     with pytest.raises(InputError, match="already"):
