@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.recipes.recipe import Behaviour, Recipe
-from sea_lens.cache import JSON, write_text
+from sea_lens.cache import JSON, Store
 from sea_lens.data.demonstrations import Demonstrations
 from sea_lens.data.prompts import BBQ_EXAMPLES, TRUTHFULQA_EXAMPLES, with_prompt
 from sea_lens.data.questions import Questions
@@ -65,11 +64,9 @@ def run_recipe(
     Raises:
         InputError: If a text does not fit the model's context, the tokenizer has no chat template for `prompt="chat"`, or the
             folder holds other demonstrations.
-        FileFormatError: If the folder holds another run.
+        FileFormatError: If the folder holds a run of another recipe, model or data; the message names what differs.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "recipe.json", json.dumps(recipe.to_json(), indent=1, ensure_ascii=False) + "\n")
+    folder = Store(folder, "recipe", recipe.to_json()).path
     data, _ = with_prompt(demonstrations, model, recipe.prompt, EXAMPLES[recipe.behaviour])
     kept = folder / f"answers-of-{weights_digest(model)}-{recipe.max_new_tokens}-tokens.jsonl"
     data = answer_and_keep(data, model, recipe.max_new_tokens, kept, batch_size=recipe.batch_size, progress=progress)
@@ -103,12 +100,10 @@ def _fitted(recipe: Recipe, model: Model, data: Demonstrations, folder: Path, pr
         "merge": recipe.merge,
         "feature_map": recipe.feature_map,
     }
-    finished, kept = folder / "fit.json", folder / "activations"
-    facts = json.dumps(made_by, indent=1) + "\n"
-    if finished.exists() and finished.read_text(encoding="utf-8") == facts and (folder / "editor").is_dir():
+    fit, kept = Store(folder, "fit", made_by), folder / "activations"
+    if fit.rows():
         shutil.rmtree(kept, ignore_errors=True)  # a run killed just after the fit has left them
         return Editor.from_pretrained(folder / "editor")
-    finished.unlink(missing_ok=True)  # until the editor there is this one
     activations = collect_activations(
         model,
         data,
@@ -128,6 +123,6 @@ def _fitted(recipe: Recipe, model: Model, data: Demonstrations, folder: Path, pr
         progress=progress,
     )
     editor.save_pretrained(folder / "editor")
-    write_text(finished, facts)
+    fit.append("saved")
     shutil.rmtree(kept, ignore_errors=True)
     return editor
