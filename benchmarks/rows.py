@@ -152,7 +152,7 @@ def ablation_rows() -> Iterator[Row]:
             for row, view in enumerate(views):
                 with model.hooks(fwd_hooks=[] if view is None else view.fwd_hooks()):
                     logits = model(batch.tokens.ids, **batch.tokens.forward_options())
-                predictions = batch.predictions(logits)
+                predictions = batch.predictions(logits[batch.where])
                 values[0][row, batch.indices] = log_probability_difference(predictions, predictions)
 
     def ours() -> None:

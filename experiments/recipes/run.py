@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.recipes.recipe import Behaviour, Recipe
-from sea_lens.cache import JSON, Store
+from sea_lens.cache import JSON, write_text
 from sea_lens.data.demonstrations import Demonstrations
 from sea_lens.data.prompts import BBQ_EXAMPLES, TRUTHFULQA_EXAMPLES, with_prompt
 from sea_lens.data.questions import Questions
@@ -20,7 +21,6 @@ from sea_lens.methods.sea.feature_space import KNOWN
 from sea_lens.methods.sea.sea import fit_sea
 from sea_lens.models.bridge import Model, weights_digest
 from sea_lens.models.collect import collect_activations
-from sea_lens.models.generate import answer_and_keep
 
 EXAMPLES: Mapping[Behaviour, str] = {"truthfulness": TRUTHFULQA_EXAMPLES, "bias": BBQ_EXAMPLES}
 
@@ -64,12 +64,15 @@ def run_recipe(
     Raises:
         InputError: If a text does not fit the model's context, the tokenizer has no chat template for `prompt="chat"`, or the
             folder holds other demonstrations.
-        FileFormatError: If the folder holds a run of another recipe, model or data; the message names what differs.
+        FileFormatError: If the folder holds another run.
     """
-    folder = Store(folder, "recipe", recipe.to_json()).path
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "recipe.json", json.dumps(recipe.to_json(), indent=1, ensure_ascii=False) + "\n")
     data, _ = with_prompt(demonstrations, model, recipe.prompt, EXAMPLES[recipe.behaviour])
-    kept = folder / f"answers-of-{weights_digest(model)}-{recipe.max_new_tokens}-tokens.jsonl"
-    data = answer_and_keep(data, model, recipe.max_new_tokens, kept, batch_size=recipe.batch_size, progress=progress)
+    data = data.with_neutral_answers(
+        model, recipe.max_new_tokens, batch_size=recipe.batch_size, folder=folder, progress=progress
+    )
     if recipe.answer_ending is not None:
         data = data.with_answer_ending(recipe.answer_ending)
     editor = _fitted(recipe, model, data, folder, progress)
@@ -100,10 +103,12 @@ def _fitted(recipe: Recipe, model: Model, data: Demonstrations, folder: Path, pr
         "merge": recipe.merge,
         "feature_map": recipe.feature_map,
     }
-    fit, kept = Store(folder, "fit", made_by), folder / "activations"
-    if fit.rows():
+    finished, kept = folder / "fit.json", folder / "activations"
+    facts = json.dumps(made_by, indent=1) + "\n"
+    if finished.exists() and finished.read_text(encoding="utf-8") == facts and (folder / "editor").is_dir():
         shutil.rmtree(kept, ignore_errors=True)  # a run killed just after the fit has left them
         return Editor.from_pretrained(folder / "editor")
+    finished.unlink(missing_ok=True)  # until the editor there is this one
     activations = collect_activations(
         model,
         data,
@@ -123,6 +128,6 @@ def _fitted(recipe: Recipe, model: Model, data: Demonstrations, folder: Path, pr
         progress=progress,
     )
     editor.save_pretrained(folder / "editor")
-    fit.append("saved")
+    write_text(finished, facts)
     shutil.rmtree(kept, ignore_errors=True)
     return editor

@@ -228,7 +228,7 @@ def compare(model: Model, world: World, n_random: int = 10, seed: int = 0, progr
             "random": fmean(random),
             "random low": min(random),
             "random high": max(random),
-            "KL": kl_to_unedited(model, editor, texts, batch_size=len(texts)),
+            "KL": kl_to_unedited(model, texts, editor, batch_size=len(texts)),
             "at linear setting": truthful(at_linears)[1],
             "mean of settings": setting.mean,
             "setting": _words(setting),

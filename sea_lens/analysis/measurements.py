@@ -17,8 +17,9 @@ from sea_lens.cache import Store, name_of
 from sea_lens.data.questions import Questions
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError, SeaLensWarning
+from sea_lens.models import log_probs
 from sea_lens.models.branching import BranchingRuns
-from sea_lens.models.bridge import Model, weights_digest
+from sea_lens.models.bridge import EditsModels, Model, weights_digest
 from sea_lens.models.predictions import Predictions, QuestionBatch, question_batches
 
 Effect = Callable[[Predictions, Predictions], Float[Tensor, " questions"]]
@@ -61,9 +62,7 @@ def rank(edited: Predictions, unedited: Predictions) -> Float[Tensor, " question
 
 def kl(edited: Predictions, unedited: Predictions) -> Float[Tensor, " questions"]:
     """KL(unedited || edited) of the next-token distributions after the prompt, in nats."""
-    terms = unedited.next_token.exp() * (unedited.next_token - edited.next_token)
-    # A token that the unedited model rules out adds nothing, and comes out as 0 times infinity, or inf - inf.
-    return terms.masked_fill(unedited.next_token.isneginf(), 0.0).sum(1)
+    return log_probs.kl(unedited.next_token, edited.next_token)
 
 
 def total_variation(edited: Predictions, unedited: Predictions) -> Float[Tensor, " questions"]:
@@ -203,7 +202,7 @@ def _measure_batch(
     """The effects of every editor but the first, which is the unedited model; and, last, whether it changed any logit."""
     found = torch.zeros(len(named) + 1, len(runs.editors) - 1, len(batch.indices), dtype=torch.float64)
     plain: Tensor | None = None
-    for number, logits in runs.logits(batch.tokens):
+    for number, logits in runs.logits(batch.tokens, batch.where):
         predictions = batch.predictions(logits)
         _check_predictions(predictions, batch.indices, runs.editors[number])
         if plain is None:
@@ -215,7 +214,7 @@ def _measure_batch(
     return found
 
 
-def _check_predictions(predictions: Predictions, indices: Sequence[int], editor: Editor | None) -> None:
+def _check_predictions(predictions: Predictions, indices: Sequence[int], editor: EditsModels | None) -> None:
     """Refuses NaN, which comparisons take for a number: nothing would be likelier than a true answer of rank 1."""
     nan = predictions.next_token.isnan().any(1) | predictions.log_probabilities.isnan().any(1)
     bad = sorted(index for index, is_bad in zip(indices, nan.tolist(), strict=True) if is_bad)

@@ -20,8 +20,7 @@ from sea_lens.methods.sea.feature_space import ELU, FeatureMap, SquaredExponenti
 from sea_lens.methods.sea.rule import Merge, MergeSpace, Projections
 from sea_lens.methods.sea.spectral import Spectrum
 from sea_lens.models.activations import TokenChoice
-from sea_lens.models.bridge import Model, weights_digest
-from sea_lens.models.generate import answer_and_keep
+from sea_lens.models.bridge import Model
 from sea_lens.worlds.bias import BiasWorld
 from sea_lens.worlds.facts import World
 from sea_lens.worlds.load import BIAS_WEIGHTS, WEIGHTS, load_bias_organism, load_organism
@@ -219,11 +218,7 @@ def with_answers(
 ) -> Demonstrations:
     """Adds the model's answers, kept in `folder` so that a resumed run has the same, and gives all answers one ending."""
     if any(row.neutral is None for row in data):
-        if folder is None:
-            data = data.with_neutral_answers(model, max_new_tokens, batch_size=batch_size)
-        else:
-            kept = folder / f"answers-of-{weights_digest(model)}-{max_new_tokens}-tokens.jsonl"
-            data = answer_and_keep(data, model, max_new_tokens, kept, batch_size=batch_size)
+        data = data.with_neutral_answers(model, max_new_tokens, batch_size=batch_size, folder=folder)
     return data if ending is None else data.with_answer_ending(ending)
 
 

@@ -280,7 +280,13 @@ class Demonstrations(PromptRows[Demonstration]):
         return replace(self, rows=tuple(rows))
 
     def with_neutral_answers(
-        self, model: object, max_new_tokens: int = 32, *, batch_size: int = 16, progress: bool = True
+        self,
+        model: object,
+        max_new_tokens: int = 32,
+        *,
+        batch_size: int = 16,
+        folder: str | Path | None = None,
+        progress: bool = True,
     ) -> Demonstrations:
         """Sets every neutral completion to the model's own greedy answer (the SEA paper's protocol).
 
@@ -290,11 +296,13 @@ class Demonstrations(PromptRows[Demonstration]):
             model: The unedited model, a TransformerBridge with a tokenizer.
             max_new_tokens: Longest answer in tokens; an answer also ends at a line break.
             batch_size: Prompts per forward pass.
+            folder: Where to keep answers as they come. A run that was killed goes on there.
             progress: Whether to show a progress bar.
         """
         generate = import_module("sea_lens.models.generate")  # by name: data imports nothing from models
+        prompts = [row.prompt for row in self.rows]
         answers: list[str] = generate.greedy_answers(
-            model, [row.prompt for row in self.rows], max_new_tokens, batch_size=batch_size, progress=progress
+            model, prompts, max_new_tokens, batch_size=batch_size, folder=folder, progress=progress
         )
         rows = [replace(row, neutral=answer) for row, answer in zip(self.rows, answers, strict=True)]
         return replace(self, rows=tuple(rows))

@@ -339,9 +339,17 @@ class Editor(
             ModelMismatchError: If the editor does not fit `model`.
         """
         if model is None:
-            return EditHooks(self.edits, self.where).hooks({site: site.hook_name for site in self._read_sites()})
+            return self._marked(EditHooks(self.edits, self.where), {s: s.hook_name for s in self._read_sites()})
         self.check(model)
-        return EditHooks(self.edits, self.where, tracking=model).hooks({s: s.check(model) for s in self._read_sites()})
+        hooks = EditHooks(self.edits, self.where, tracking=model)
+        return self._marked(hooks, {s: s.check(model) for s in self._read_sites()})
+
+    def _marked(self, hooks: EditHooks, names: Mapping[Site, str]) -> list[FwdHook]:
+        """Hooks that say whose they are, and by site whether they have edited a token (see `models.bridge.EditsModels`)."""
+        marked = hooks.hooks(names)
+        for _, hook in marked:
+            hook.editor, hook.fired = self, hooks.fired  # type: ignore[attr-defined]
+        return marked
 
     def _read_sites(self) -> list[Site]:
         reads = None if self.where is None else self.where.reads
@@ -415,12 +423,9 @@ class Editor(
             )
         names = {site: site.hook_name for site in self._read_sites()}
         with ExitStack() as stack:
-            passes = None
-            if self.where is not None or not self.token_local:
-                passes = stack.enter_context(tracked(model))
-                stack.enter_context(passes.whole_texts(not self.token_local))
+            passes = None if self.where is None else stack.enter_context(tracked(model))
             hooks = EditHooks(self.edits, self.where, passes)
-            stack.enter_context(model.hooks(fwd_hooks=hooks.hooks(names)))
+            stack.enter_context(model.hooks(fwd_hooks=self._marked(hooks, names)))
             yield model
         fired = hooks.fired
         if not any(fired.values()):

@@ -166,8 +166,3 @@ def displacement(edit: Edit, h: Float[Tensor, "n width"]) -> float:
         lengths, moves = (torch.linalg.vector_norm(tensor, dim=-1) for tensor in (x, edit(x) - x))
         moved.append(moves / lengths.clamp_min(1e-300))
     return float(torch.cat(moved).mean())
-
-
-def precise_dtype(device: torch.device) -> torch.dtype:
-    """float64, where digits are lost and it has them to spare; float32 on Apple's GPUs, which lack it."""
-    return torch.float32 if device.type == "mps" else torch.float64

@@ -22,12 +22,12 @@ from tqdm.auto import tqdm
 from sea_lens.cache import Store, digest
 from sea_lens.data.records import read_texts
 from sea_lens.editing.editor import Editor
-from sea_lens.editing.edits import precise_dtype
 from sea_lens.editing.where import OfBatch
 from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.evaluation.evaluation import Evaluation, check_unhooked, provenance
 from sea_lens.evaluation.metrics import COST, SHARE, Metric, Scale, mean, metric_table
 from sea_lens.models.bridge import Model, tokenizer_of, weights_digest
+from sea_lens.models.log_probs import kl, log_softmax
 from sea_lens.models.tokens import PaddedTokens, token_ids
 
 NLL = mean("nll", "tokens", scale=COST)
@@ -258,14 +258,10 @@ def _compared(
     unedited: Float[Tensor, "pos d_vocab"], edited: Float[Tensor, "pos d_vocab"], ids: Sequence[int]
 ) -> Float[Tensor, " measured"]:
     said = torch.tensor(ids, device=unedited.device)[:, None]
-    precise = precise_dtype(unedited.device)  # small divergences are differences of equal numbers
-    plain = unedited.to(precise).log_softmax(-1)
-    other = plain if edited is unedited else edited.to(precise).log_softmax(-1)
-    terms = plain.exp() * (plain - other)
-    # A token that the unedited model rules out adds nothing, and comes out as 0 times infinity, or inf - inf.
-    divergence = terms.masked_fill(plain.isneginf(), 0.0).sum(-1)
-    agree = (plain.argmax(-1) == other.argmax(-1)).to(precise)
-    columns = (-plain.gather(-1, said)[:, 0], -other.gather(-1, said)[:, 0], divergence, agree)
+    plain = log_softmax(unedited)
+    other = plain if edited is unedited else log_softmax(edited)
+    agree = (plain.argmax(-1) == other.argmax(-1)).to(plain)
+    columns = (-plain.gather(-1, said)[:, 0], -other.gather(-1, said)[:, 0], kl(plain, other), agree)
     return torch.stack([column.sum() for column in columns]).double().cpu()
 
 

@@ -7,24 +7,22 @@ import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from sea_lens.cache import fingerprint, write_text
+from sea_lens.cache import write_text
 from sea_lens.data.prompts import TRUTHFULQA_EXAMPLES, with_prompt
 from sea_lens.data.questions import Question, Questions
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
 from sea_lens.evaluation.evaluation import Evaluation, check_unhooked, evaluate_answers, provenance
 from sea_lens.evaluation.metrics import FAULT, PART, SHARE, Scale, mean, metric_table, metrics_by_category
-from sea_lens.models.bridge import Model, weights_digest
-from sea_lens.models.generate import greedy_batches
+from sea_lens.models.bridge import Model
+from sea_lens.models.generate import greedy_answers
 from sea_lens.models.log_probs import AnswerScores
 
 METRICS = [mean(name, scale=SHARE) for name in ("MC1", "MC2", "MC3")]
@@ -274,46 +272,16 @@ def _answers(
     folder: str | Path | None,
     progress: bool,
 ) -> list[str]:
-    """Greedy answers, kept in `folder` batch by batch, one JSON line each."""
-    made_by = {
-        "weights": weights_digest(model),
-        "questions": questions.fingerprint,
-        "editor": None if editor is None else editor.fingerprint,
-        "max_new_tokens": max_new_tokens,
-        "stop": list(stop),
-    }
-    path = None if folder is None else Path(folder) / f"answers-{fingerprint(made_by)}.jsonl"
-    found = _kept(path)
-    left = sorted(set(range(len(questions))) - set(found))
-    attached = editor.attached(model) if editor is not None and left else nullcontext()
-    # What a published edit does to a token depends on the pass.
-    share_prefix = editor is None or editor.token_local
-    bar = tqdm(total=len(questions), initial=len(found), desc="answers", unit="prompt", disable=not progress)
-    with bar, attached:
-        prompts = [questions[index].prompt for index in left]
-        batches = greedy_batches(
-            model, prompts, max_new_tokens, stop=stop, batch_size=batch_size, share_prefix=share_prefix
-        )
-        for batch in batches if left else ():
-            new = {left[place]: answer for place, answer in batch.items()}
-            found |= new
-            if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("a", encoding="utf-8") as file:
-                    file.writelines(json.dumps(row) + "\n" for row in new.items())
-            bar.update(len(new))
-    return [found[index] for index in range(len(questions))]
-
-
-def _kept(path: Path | None) -> dict[int, str]:
-    found: dict[int, str] = {}
-    if path is not None and path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        for line in lines:
-            try:
-                index, answer = json.loads(line)
-                found[int(index)] = str(answer)
-            except (ValueError, TypeError):  # the line that a kill cut short; its question is asked again
-                continue
-        write_text(path, "".join(json.dumps([index, answer]) + "\n" for index, answer in found.items()))
-    return found
+    """Greedy answers, kept in `folder` batch by batch."""
+    prompts = [question.prompt for question in questions]
+    return greedy_answers(
+        model,
+        prompts,
+        max_new_tokens,
+        editor=editor,
+        stop=stop,
+        batch_size=batch_size,
+        share_prefix=True,
+        folder=folder,
+        progress=progress,
+    )

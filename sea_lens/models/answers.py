@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pandas as pd
+import torch
 
 from sea_lens.data.questions import Questions
 from sea_lens.errors import InputError
 from sea_lens.models.bridge import Model
 from sea_lens.models.generate import greedy_answers
-from sea_lens.models.predictions import completion_log_probabilities
+from sea_lens.models.log_probs import score_answers
 from sea_lens.statistics import (
     Proportion,
 )
@@ -97,9 +98,9 @@ def prefer_right(model: Model, questions: Questions, *, batch_size: int = 16, pr
         raise InputError(
             f"Questions {bare[:10]} have no false completion to compare with. Give each one, or drop them."
         )
-    texts = [(q.prompt, completion) for q in questions for completion in (*q.right, *q.wrong)]
-    scores = iter(completion_log_probabilities(model, texts, batch_size=batch_size, progress=progress))
-    margins = [max(next(scores) for _ in q.right) - max(next(scores) for _ in q.wrong) for q in questions]
+    scores = score_answers(model, questions, batch_size=batch_size, progress=progress)
+    best = [scores.by_answer().masked_fill(~own, -torch.inf).amax(1) for own in (scores.is_right, scores.is_wrong)]
+    margins = (best[0] - best[1]).tolist()
     table = pd.DataFrame({"prompt": [question.prompt for question in questions], "margin": margins})
     return Preferences(table.assign(right=table["margin"] > 0))
 

@@ -13,19 +13,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sea_lens.cache import digest
-from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError, SeaLensWarning
-from sea_lens.models.bridge import FwdHook, Model
+from sea_lens.models.bridge import EditsModels, FwdHook, Model
+from sea_lens.models.hooks import logits_at
 from sea_lens.models.passes import telling
+from sea_lens.models.prefixes import how_to_run
 from sea_lens.models.sites import Site
 from sea_lens.models.tokens import PaddedTokens
 
 Stream = Float[Tensor, "batch pos d_model"]
-Logits = Float[Tensor, "batch pos d_vocab"]
+Logits = Float[Tensor, "n d_vocab"]
+Start = tuple[int, Stream]
+"""A block, and its output as the runs that start there have it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,57 +37,61 @@ class BranchingRuns:
 
     Attributes:
         model: A TransformerBridge, unedited.
-        editors: One a run; None is the unedited model. Views of one editor hold the same edits, and by these runs are told
+        editors: One per run; None is the unedited model. Views of one editor hold the same edits, and by these runs are told
             apart: `editor.at_layers([0])` and `editor.at_layers([0, 3])` are alike up to layer 3.
         skips_blocks: Whether blocks are skipped at all; False makes full runs.
     """
 
     model: Model
-    editors: Sequence[Editor | None]
+    editors: Sequence[EditsModels | None]
     skips_blocks: bool = True
-    _exact: list[bool] = field(default_factory=list, repr=False)
+    _exact: list[bool] = field(default_factory=list, repr=False, init=False)
+    _hooks: list[list[tuple[Site, FwdHook]]] = field(default_factory=list, repr=False, init=False)
+    _wheres: list[str] = field(default_factory=list, repr=False, init=False)
 
     def __post_init__(self) -> None:
-        given = [editor for editor in self.editors if editor is not None]
         if not self.editors:
             raise InputError("At least one run is needed, and there are no editors.")
-        checked: dict[
-            int, set[Site]
-        ] = {}  # by card: views of a checked editor need not be, and a check lists all hooks
-        for editor in given:
-            sites = checked.setdefault(id(editor.card), set())
-            if not sites.issuperset(editor.sites):
+        checked = set[tuple[Site, int]]()
+        for editor in self.editors:
+            acts = set() if editor is None else {(site, id(edit)) for site, edit in editor.edits.items()}
+            if editor is not None and not acts <= checked:  # a check lists all hooks; one serves all views of an editor
                 editor.check(self.model)
-                sites.update(editor.sites)
+                checked |= acts
+            # Where every token is edited, hooks need not know the pass.
+            where = None if editor is None else editor.where
+            hooks = [] if editor is None else editor.fwd_hooks() if where is None else editor.fwd_hooks(self.model)
+            self._hooks.append([(Site.of(hook[0]), hook) for hook in hooks])
+            self._wheres.append(digest(where))
 
-    def logits(self, tokens: PaddedTokens) -> Iterator[tuple[int, Logits]]:
+    def logits(self, tokens: PaddedTokens, where: Bool[Tensor, "batch pos"]) -> Iterator[tuple[int, Logits]]:
         """Logits of one batch under every editor, as (index of the editor, logits); the first editor comes first.
 
         Args:
             tokens: The batch.
+            where: The positions of which to give logits, row after row.
 
         Warns:
             SeaLensWarning: If this model's blocks cannot be skipped, so that full runs are made.
         """
         left = list(range(len(self.editors)))
+        # Where one editor's rows have to be run alone, all are: runs are compared with each other.
+        alone = any(how_to_run(self.model, editor, 2, share_prefix=False)[0] == 1 for editor in self.editors)
         with telling(self.model, tokens.prompt_lengths):
-            reads = any(
-                one is not None and one.where is not None and one.where.reads is not None for one in self.editors
-            )
-            if self.skips_blocks and self._exact != [False] and not reads:  # a block that is skipped is not read
-                for index, logits in self._shared(tokens, list(left)):
+            if self.skips_blocks and self._exact != [False] and not alone:
+                for index, logits in self._shared(tokens, where, list(left)):
                     left.remove(index)
                     yield index, logits
-            yield from ((index, self._full_run(tokens, index)) for index in left)
+            yield from ((index, self._full_run(tokens, where, index, alone)) for index in left)
 
-    def _shared(self, tokens: PaddedTokens, indices: Sequence[int]) -> Iterator[tuple[int, Logits]]:
+    def _shared(self, tokens: PaddedTokens, where: Tensor, indices: Sequence[int]) -> Iterator[tuple[int, Logits]]:
         """Runs that share blocks; the first that skips some is given if it came out as its full run does, to the bit."""
-        branched = self._branch(tokens, indices, None)
+        branched = self._branch(tokens, where, indices, None)
         while not self._exact:
             try:
                 index, logits = next(branched)
                 if self._first_difference(indices[0], index, 0) is not None:
-                    full = self._full_run(tokens, index)
+                    full = self._full_run(tokens, where, index)
                     self._exact.append(torch.allclose(logits, full, rtol=0, atol=0, equal_nan=True))
             except StopIteration:
                 return
@@ -101,70 +108,73 @@ class BranchingRuns:
             yield index, logits
         yield from branched
 
-    def _full_run(self, tokens: PaddedTokens, index: int) -> Logits:
-        editor = self.editors[index]
-        with torch.no_grad(), self.model.hooks(fwd_hooks=[] if editor is None else editor.fwd_hooks(self.model)):
-            return self.model(tokens.ids, **tokens.forward_options())
+    def _full_run(self, tokens: PaddedTokens, where: Tensor, index: int, alone: bool = False) -> Logits:
+        with torch.no_grad(), self.model.hooks(fwd_hooks=[hook for _, hook in self._hooks[index]]):
+            if not alone:
+                return logits_at(self.model, tokens, where)
+            rows = range(len(tokens.ids))
+            return torch.cat(
+                [logits_at(self.model, tokens.row(row), where[row][tokens.mask[row]][None]) for row in rows]
+            )
 
     def _branch(
-        self, tokens: PaddedTokens, indices: Sequence[int], start: tuple[int, Stream] | None
+        self, tokens: PaddedTokens, where: Tensor, indices: Sequence[int], start: Start | None
     ) -> Iterator[tuple[int, Logits]]:
         """Runs editors that are alike up to a block, from that block's output on (from the beginning for None)."""
         main, first = indices[0], 0 if start is None else start[0] + 1
-        alike, apart = [main], dict[tuple[int, object], list[int]]()  # by layer and edit there: who first differ so
+        alike = [main]
+        apart: dict[tuple[int, object], list[int]] = {}  # by the block they start after and what they do next
         for index in indices[1:]:
             layer = self._first_difference(main, index, first)
             if layer is None:
                 alike.append(index)
-            else:
-                apart.setdefault((layer, self._edit_there(index, layer)), []).append(index)
-        # An edit of resid_post acts on a block's finished output; any other acts inside, and the block is run again.
-        inside = any(
-            editor is not None and any(site.name != "resid_post" for site in editor.sites) for editor in self.editors
-        )
-        needed = {layer - inside for layer, _ in apart} - {-1}
+                continue
+            acts = self._acts(index, layer)
+            # An edit of a block's output acts once it is finished; any other acts inside, and the block is run again.
+            inside = acts[0] != self._acts(main, layer)[0]
+            apart.setdefault((layer - inside, acts), []).append(index)
         streams: dict[int, Stream] = {}
-        hooks: list[FwdHook] = [(Site(layer).check(self.model), _keep(streams, layer)) for layer in sorted(needed)]
-        editor = self.editors[main]
-        if editor is not None:  # after those that keep a stream, which must see it unedited
-            later = [site for site in editor.sites if site.layer is None or site.layer >= first]
-            hooks += editor.at_layers(later).fwd_hooks(self.model) if later else []
+        needed = {layer for layer, _ in apart} - {-1, first - 1}
+        hooks: list[FwdHook] = [(Site(layer).hook_name, _keep(streams, layer)) for layer in sorted(needed)]
+        # After those that keep a stream, which must see it unedited.
+        hooks += [hook for site, hook in self._hooks[main] if site.layer is None or site.layer >= first]
         with torch.no_grad(), _starting_after(self.model, start), self.model.hooks(fwd_hooks=hooks):
-            logits = self.model(tokens.ids, **tokens.forward_options())
+            logits = logits_at(self.model, tokens, where)
         for index in alike:
             yield index, logits
         del logits
         # The first to skip blocks is checked against a full run: one that skips about half of them.
         middle = (self.model.cfg.n_layers - 1) // 2
         for (layer, _), group in sorted(apart.items(), key=lambda found: abs(found[0][0] - middle)):
-            if inside:
-                yield from self._branch(tokens, group, (layer - 1, streams[layer - 1]) if layer else None)
+            if layer == first - 1:
+                yield from self._branch(tokens, where, group, start)
             else:
-                yield from self._branch(tokens, group, (layer, self._edited(group[0], layer, streams[layer])))
+                yield from self._branch(tokens, where, group, (layer, self._edited(group[0], layer, streams[layer])))
 
+    @torch.no_grad()
     def _edited(self, index: int, layer: int, stream: Stream) -> Stream:
         """A block's output as an editor leaves it."""
-        editor = self.editors[index]
-        if editor is None or Site(layer) not in editor.edits:
-            return stream
-        ((_, hook),) = editor.at_layers([layer]).fwd_hooks(self.model)
-        edited = hook(stream, hook=None)
-        return stream if edited is None else edited
+        for site, (_, hook) in self._hooks[index]:
+            if site == Site(layer):
+                edited = hook(stream, hook=None)
+                stream = stream if edited is None else edited
+        return stream
 
-    def _edit_there(self, index: int, layer: int) -> object:
-        """What an editor does at a layer, and where; at the layer after the last, outside the blocks."""
-        editor = self.editors[index]
-        there = None if layer == self.model.cfg.n_layers else layer
-        found = (
-            ()
-            if editor is None
-            else tuple((site, id(edit)) for site, edit in editor.edits.items() if site.layer == there)
+    def _acts(self, index: int, layer: int) -> tuple[object, object]:
+        """What an editor does inside a block, and to its output. After the last layer comes what is outside the blocks."""
+        editor, there = self.editors[index], None if layer == self.model.cfg.n_layers else layer
+        acts = (
+            [] if editor is None else [(site, id(edit)) for site, edit in editor.edits.items() if site.layer == there]
         )
-        return (found, digest(editor.where)) if editor is not None and found else None
+        inside, after = (
+            tuple(act for act in acts if (act[0].name == "resid_post") is is_output) for is_output in (False, True)
+        )
+        where = self._wheres[index]
+        return (where, inside) if inside else None, (where, after) if after else None
 
     def _first_difference(self, one: int, other: int, first: int) -> int | None:
         layers = range(first, self.model.cfg.n_layers + 1)
-        return next((k for k in layers if self._edit_there(one, k) != self._edit_there(other, k)), None)
+        return next((k for k in layers if self._acts(one, k) != self._acts(other, k)), None)
 
 
 def _keep(streams: dict[int, Stream], layer: int) -> Callable[..., None]:
@@ -175,7 +185,7 @@ def _keep(streams: dict[int, Stream], layer: int) -> Callable[..., None]:
 
 
 @contextmanager
-def _starting_after(model: Model, start: tuple[int, Stream] | None) -> Iterator[None]:
+def _starting_after(model: Model, start: Start | None) -> Iterator[None]:
     """Makes every block up to one pass its input on, and that one return a stream of ours, whatever it is given."""
     skipped = [] if start is None else list(model.blocks)[: start[0] + 1]
 

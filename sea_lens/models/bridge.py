@@ -1,14 +1,14 @@
-"""What we use of a TransformerBridge: its protocol, its description, its tokenizer."""
+"""What we use of a TransformerBridge: its protocol, its facts, a digest of its weights, its tokenizer; and of an editor."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -67,8 +67,49 @@ class Model(Protocol):
     def __call__(self, input: Tensor, **options: object) -> Tensor: ...
 
 
+@runtime_checkable
+class EditsModels(Protocol):
+    """What this package needs of an editor.
+
+    Its hooks carry it as their attribute `editor`, and as `fired` a mapping: by site, whether they have edited a token.
+    """
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells editors apart by all that decides what they do."""
+
+    @property
+    def edits(self) -> Mapping[Any, object]:
+        """Its edits by `Site`."""
+
+    @property
+    def where(self) -> object:
+        """Which tokens it edits; None for all."""
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers it edits, ascending."""
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether it provably changes nothing."""
+
+    @property
+    def token_local(self) -> bool:
+        """Whether what it does to a token depends on that token alone, so that rows may be batched and passes split."""
+
+    def check(self, model: Model) -> None:
+        """Raises where it does not fit a model."""
+
+    def fwd_hooks(self, model: Model | None = None) -> list[FwdHook]:
+        """Its hooks; exact for every pass of a model that is given."""
+
+    def attached(self, model: Model) -> AbstractContextManager[object]:
+        """Edits everything that the model runs in a `with` block."""
+
+
 @dataclass(frozen=True)
-class ModelDescription:
+class ModelInfo:
     """The facts of a model that activations and editors must agree on.
 
     Attributes:
@@ -85,12 +126,17 @@ class ModelDescription:
     weights: str
 
     @classmethod
-    def of(cls, model: Model) -> ModelDescription:
-        """Reads the description off a model."""
+    def of(cls, model: Model) -> ModelInfo:
+        """Reads them off a model."""
         cfg = model.cfg
-        name = Path(cfg.model_name).name if Path(cfg.model_name).is_dir() else cfg.model_name
         folded = bool(getattr(model, "_weights_processed", False)) and (cfg.normalization_type or "").startswith("LN")
-        return cls(name, cfg.n_layers, cfg.d_model, "layernorm folded" if folded else "raw")
+        return cls(_plain_name(cfg.model_name), cfg.n_layers, cfg.d_model, "layernorm folded" if folded else "raw")
+
+
+def _plain_name(name: str) -> str:
+    """The last part of a path; a hub name as it is. Decided by the name alone, so the working directory does not matter."""
+    is_path = os.path.isabs(name) or name.startswith((".", "~")) or name.count("/") > 1 or "\\" in name
+    return re.split(r"[/\\]", name.rstrip("/\\"))[-1] if is_path else name
 
 
 def weights_digest(model: Model) -> str:
@@ -188,3 +234,11 @@ def _tokenizer_facts(tokenizer: Tokenizer | None) -> list[object]:
         tokenizer.eos_token_id,
         contents,
     ]
+
+
+def precise_dtype(device: torch.device) -> torch.dtype:
+    """float64, or float32 on the devices that have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+ModelDescription = ModelInfo  # the old name, until every caller has the new one

@@ -1,71 +1,87 @@
-"""From demonstrations and a model to activations: one forward pass a batch, gathered inside the hooks, resumable."""
+"""From demonstrations and a model to activations: batch by batch, any sites in one pass, resumable, distributed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from sea_lens.cache import Store
 from sea_lens.data.demonstrations import Demonstrations
-from sea_lens.editing.editor import Editor
-from sea_lens.models.activations import FORMAT, ROLES, Activations, BySite, Role, TokenChoice
-from sea_lens.models.bridge import Model
+from sea_lens.errors import HookNeverFiredError, InputError, ModelMismatchError, SeaLensWarning
+from sea_lens.models.activations import FORMAT, ActivationKind, Activations, BySite, TokenChoice
+from sea_lens.models.bridge import EditsModels, FwdHook, Model, ModelInfo
+from sea_lens.models.demonstration_texts import DemonstrationTexts, label_of, shared_length
 from sea_lens.models.distributed import every_process, from_each, n_processes, rank, together
-from sea_lens.models.streaming import ActivationStream
+from sea_lens.models.hooks import attached_editors, gather_hooks, model_facts
+from sea_lens.models.prefixes import LEAST_PREFIX, CachedPrefix, how_to_run
+from sea_lens.models.sites import Names, Site, Sites, chosen_sites, widths_of
+from sea_lens.models.tokens import PaddedTokens, TokenizedAnswer
 
 
 @torch.no_grad()
 def collect_activations(
     model: Model,
     demonstrations: Demonstrations,
-    layers: Iterable[int] | None = None,
+    layers: Sites = None,
     token: TokenChoice = "last",
     *,
-    site: str = "resid_post",
+    site: Names = "resid_post",
     batch_size: int = 32,
     folder: str | Path | None = None,
-    editor: Editor | None = None,
+    editor: EditsModels | None = None,
     share_prefix: bool = True,
     progress: bool = True,
 ) -> Activations:
-    """Runs the model over every prompt with each of its three completions and keeps one vector a text and layer.
+    """Runs the model over every prompt with each of its completions and keeps one vector per text and site.
 
-    One forward pass a batch serves all layers; the hooks gather the chosen token and nothing else is kept. The pass
-    stops after the last layer asked for. What separates positives from negatives besides meaning is warned about, once.
-
-    They take `3 n d_model` float32 numbers a layer. Where that is too much, `collect_statistics` keeps sums instead.
+    One forward pass serves all sites and stops after the last layer asked for. What separates positives from negatives
+    besides meaning is warned about, once. Demonstrations without neutral completions give the other two sides. Activations
+    take `n width` float32 numbers per site and side; where that is too much, `collect_statistics` keeps sums.
 
     Under `torchrun` or `accelerate launch`, with `torch.distributed` initialised, batches are split over the processes, and
-    all of them get all activations: the same bits as from one process, since the batches are the same. (A `folder` must then
-    be one that all processes see.)
+    all of them get all activations, the same bits as from one process. (A `folder` must be one that all of them see.)
+
+    Example:
+        >>> activations = collect_activations(model, demonstrations, layers=[-1], site=["resid_post", "attn.hook_z"])
+        >>> activations.positive["blocks.3.attn.hook_z"].shape
+        torch.Size([200, 128])
 
     Args:
-        model: A TransformerBridge with a tokenizer, unedited.
-        demonstrations: With neutral completions (see `Demonstrations.with_neutral_answers`).
-        layers: Layers to collect, counted from 0; all for None.
+        model: A TransformerBridge with a tokenizer.
+        demonstrations: With or without neutral completions (see `Demonstrations.with_neutral_answers`).
+        layers: Layers to collect, negative ones from the end, or sites by name, such as `"blocks.5.hook_resid_post"`; all
+            layers for None.
         token: `"last"`, the text's last token (the paper's choice); `"last_content"`, the last one that is not
             punctuation or a special token; `"mean"`, the mean over the answer's tokens; or an integer, an index
             into the answer's tokens (0 its first, -1 its last).
-        site: TransformerLens's short hook name.
-        batch_size: Texts in one forward pass.
+        site: TransformerLens's name of the hook point in a layer, or several. Attention heads lie side by side.
+        batch_size: Rows in one forward pass.
         folder: Where to save finished batches. A collection that was killed goes on from there when called again; a
             finished one is read back.
-        editor: Edits the model meanwhile. Where the editor acts at the site and layer collected, the edited value is kept.
-        share_prefix: Whether to run a beginning that texts share once, and reuse its keys and values: a few-shot prompt once
-            for all texts, and the rest of a prompt once for its three completions. To be turned off under hooks of your own
-            that treat tokens by their place in a pass, or look at other tokens. The result differs by rounding.
+        editor: Edits the model meanwhile. Where the editor acts at a site that is collected, the edited value is kept.
+        share_prefix: Whether a few-shot prompt is run once for all texts, and the rest of a prompt once for its completions.
+            Turn it off under hooks of your own that treat tokens by their place in a pass, or look at other tokens.
         progress: Whether to show a progress bar.
 
     Returns:
         Activations in float32 on the CPU.
 
     Raises:
-        InputError: If neutral completions are missing, a text does not fit the context, an answer is too short for an
-            integer `token`, an activation is NaN or infinite, or the editor's positions are a mask or beyond every text.
-        ModelMismatchError: If the model lacks a layer or the site, or the editor does not fit it.
+        InputError: If only some demonstrations have a neutral completion, a text does not fit the context, an answer is too
+            short for an integer `token`, an activation is NaN or infinite, or a model with hooks of your own is to be kept in
+            a folder.
+        ModelMismatchError: If the model lacks a layer or a site, or the editor does not fit it.
+        HookNeverFiredError: If the editor's positions lie beyond every text.
         FileFormatError: If `folder` holds another collection.
     """
     stream = ActivationStream(
@@ -87,34 +103,35 @@ def collect_activations(
                 if rank() == 0:
                     store.clear()  # a run killed before it could has left its batches
             return Activations.load(folder)
+    n, ran = len(demonstrations), list[int]()
 
-    def batch(number: int) -> torch.Tensor:
+    def batch(number: int) -> Tensor:
         """Read back or computed; of no rows past the end, where a round of the processes has more places than batches."""
         if number >= len(stream):
-            return torch.empty(0, *stream.shape(0)[1:])
+            return torch.empty(0, len(stream.roles), sum(stream.kind.widths))
         found = store.read(number) if store is not None else None
         if found is None:
             found = {"batch": stream.gather(number)}
+            ran.append(number)
             if store is not None:
                 store.write(number, found)
         return found["batch"]
 
-    n, width = len(demonstrations), stream.width
-    by_role = {role: {layer: torch.empty(n, width) for layer in stream.layers} for role in ROLES}
-    silent = not progress or rank() > 0
-    with tqdm(total=n, desc="activations", unit="demonstration", disable=silent) as bar:
+    of_all = [{role: torch.empty(n, width) for role in stream.roles} for width in stream.kind.widths]  # by site
+    with tqdm(total=n, desc="activations", unit="demonstration", disable=not progress or rank() > 0) as bar:
         for first in range(0, len(stream), n_processes()):
             with together():
                 own = batch(first + rank())
             for place, gathered in enumerate(from_each(own)):
                 rows = stream.rows(first + place)
-                for number, role in enumerate(ROLES):
-                    for column, layer in enumerate(stream.layers):
-                        by_role[role][layer][rows] = gathered[:, number, column]
+                for site_of_all, part in zip(of_all, torch.split(gathered, list(stream.kind.widths), -1), strict=True):
+                    for number, role in enumerate(stream.roles):
+                        site_of_all[role][rows] = part[:, number]
                 bar.update(len(rows))
-    sides: dict[Role, BySite] = {
-        role: BySite({site: by_role[role][site.layer] for site in stream.sites if site.layer is not None})
-        for role in ROLES
+    if len(ran) == len(stream):
+        stream.check_fired()
+    sides = {
+        role: BySite({site: own[role] for site, own in zip(stream.sites, of_all, strict=True)}) for role in stream.roles
     }
     activations = Activations(sides, token, stream.kind.model, demonstrations.fingerprint, editor=stream.kind.editor)
     if store is not None:
@@ -123,3 +140,207 @@ def collect_activations(
                 activations.save(store.path / "activations.safetensors")
                 store.clear()
     return activations
+
+
+class ActivationStream:
+    """Activations of demonstrations in batches that are computed when asked for, so that memory does not grow with n.
+
+        for batch in ActivationStream(model, demonstrations):
+            fitter.update(batch)
+
+    A batch is of `batch_size` demonstrations, whose texts are run `batch_size` in a forward pass. Tokens that stand for a
+    text are never in shared beginnings, which end before the last token of the prompt. Demonstrations with the longest text
+    come first: a batch that does not fit in memory fails at once.
+
+    Attributes:
+        sites: Whose activations are gathered.
+        roles: The sides that the demonstrations have.
+        kind: What all batches have in common.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        demonstrations: Demonstrations,
+        layers: Sites = None,
+        token: TokenChoice = "last",
+        *,
+        site: Names = "resid_post",
+        batch_size: int = 32,
+        editor: EditsModels | None = None,
+        share_prefix: bool = True,
+    ) -> None:
+        """Reads all texts once; no text is run yet. Arguments and errors are those of `sea_lens.collect_activations`."""
+        if batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, and {batch_size} was given.")
+        self.model, self.demonstrations, self.editor, self.batch_size = model, demonstrations, editor, batch_size
+        self.sites = chosen_sites(model, layers, site)
+        self.texts = DemonstrationTexts(model, demonstrations, token)
+        self.roles = self.texts.roles
+        survey = self.texts.survey()
+        if editor is not None:
+            editor.check(model)
+            _check_order(editor, self.sites)
+        self._n_rows, self.shares_prefix = how_to_run(model, editor, batch_size, share_prefix)
+        self._common = survey.common if self.shares_prefix and len(survey.common) >= LEAST_PREFIX else []
+        self._order = torch.tensor(survey.lengths).argsort(descending=True, stable=True)
+        acting = [*attached_editors(model), *([] if editor is None else [editor])]
+        self.kind = ActivationKind(
+            token,
+            ModelInfo.of(model),
+            " + ".join(each.fingerprint for each in acting) or None,
+            tuple(self.sites),
+            tuple(widths_of(model, self.sites)),
+        )
+
+    # --- what is in it -----------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return -(-len(self._order) // self.batch_size)
+
+    def rows(self, number: int) -> Int[Tensor, " rows"]:
+        """Which demonstrations a batch holds."""
+        return self._order[number * self.batch_size : (number + 1) * self.batch_size]
+
+    def facts(self) -> dict[str, Any]:
+        """All that decides its numbers, for the facts of a `Store`.
+
+        Raises:
+            InputError: If the model carries hooks of the user's own.
+        """
+        return {
+            "demonstrations": self.demonstrations.fingerprint,
+            "model": asdict(self.kind)["model"],
+            "sites": list(map(str, self.sites)),
+            "token": self.kind.token,
+            "batch_size": self.batch_size,
+            "share_prefix": self.shares_prefix,
+            **model_facts(self.model, self.editor),
+        }
+
+    def warn_of_confounds(self, stacklevel: int) -> None:
+        """Warns of what separates the sides besides meaning."""
+        for finding in self.demonstrations.check(self.model).findings:
+            warnings.warn(f"{self.demonstrations.source}: {finding}", SeaLensWarning, stacklevel=stacklevel + 1)
+
+    # --- running -----------------------------------------------------------------------------------------------------
+
+    def __getitem__(self, number: int) -> Activations:
+        if not 0 <= number < len(self):
+            raise IndexError(f"Batch {number} was asked for, and there are {len(self)}.")
+        parts = torch.split(self.gather(number), list(self.kind.widths), -1)
+        sides = {
+            role: BySite({site: part[:, column].contiguous() for site, part in zip(self.sites, parts, strict=True)})
+            for column, role in enumerate(self.roles)
+        }
+        return Activations(sides, self.kind.token, self.kind.model, editor=self.kind.editor)
+
+    def __iter__(self) -> Iterator[Activations]:
+        return (self[number] for number in range(len(self)))
+
+    @cached_property
+    def _edits(self) -> list[FwdHook]:
+        return [] if self.editor is None else self.editor.fwd_hooks(self.model)
+
+    def check_fired(self) -> None:
+        """Raises a HookNeverFiredError if the editor has edited no token of any batch."""
+        fired = [getattr(hook, "fired", {}) for _, hook in self._edits]
+        if fired and not any(any(each.values()) for each in fired):
+            raise HookNeverFiredError(
+                "The editor edited no token of any text. Do its positions lie beyond them, or is its site after the last?"
+            )
+
+    @torch.no_grad()
+    def gather(self, number: int) -> Float[Tensor, "rows roles width"]:
+        """Runs one batch: the mean activation over each text's span, sites side by side, in float32 on the CPU."""
+        rows = self.rows(number).tolist()
+        groups = [self.texts.of(index) for index in rows]
+        texts = list(chain.from_iterable(groups))
+        labels = [label_of(index, role) for index in rows for role in self.roles]
+        prefix, of_group = self._prompts(groups)
+        gathered = torch.empty(len(texts), sum(self.kind.widths))
+        # Like lengths together: less padding.
+        order = sorted(range(len(texts)), key=lambda index: -len(texts[index].ids))
+        for start in range(0, len(order), self._n_rows):
+            chosen = order[start : start + self._n_rows]
+            follows = [index // len(self.roles) if of_group else 0 for index in chosen]
+            gathered[chosen] = self._pass(
+                prefix,
+                [texts[index] for index in chosen],
+                [self.texts.span(texts[index], labels[index]) for index in chosen],
+                follows,
+            )
+        _check_finite(torch.split(gathered, list(self.kind.widths), -1), labels, self.sites)
+        return gathered.view(len(rows), len(self.roles), -1)
+
+    @property
+    def _stop(self) -> int:
+        return max(self.model.cfg.n_layers if site.layer is None else site.layer + 1 for site in self.sites)
+
+    @cached_property
+    def _beginning(self) -> CachedPrefix:
+        """What all texts begin with."""
+        if not self._common:
+            return CachedPrefix(self.model)
+        ids = torch.tensor([self._common], device=self.model.cfg.device)
+        with self.model.hooks(fwd_hooks=self._edits):
+            return CachedPrefix(self.model).extended(ids, [0], stop_at_layer=self._stop)[1]
+
+    def _prompts(self, groups: Sequence[Sequence[TokenizedAnswer]]) -> tuple[CachedPrefix, bool]:
+        """What the texts of each demonstration begin with, of one length for all; and whether it differs between them."""
+        beginning = self._beginning
+        length = min(map(shared_length, groups))
+        if not self.shares_prefix or length - beginning.length < LEAST_PREFIX:
+            return beginning, False
+        ids = torch.tensor([group[0].ids[beginning.length : length] for group in groups], device=self.model.cfg.device)
+        with self.model.hooks(fwd_hooks=self._edits):
+            return beginning.extended(ids, [0] * len(groups), stop_at_layer=self._stop)[1], True
+
+    def _pass(
+        self,
+        prefix: CachedPrefix,
+        texts: Sequence[TokenizedAnswer],
+        spans: Sequence[tuple[int, int]],
+        follows: Sequence[int],
+    ) -> Float[Tensor, "batch width"]:
+        """One forward pass over what comes after the prefix."""
+        rows = [text.ids[prefix.length :] for text in texts]
+        tokens = PaddedTokens.of(self.model, rows, prompt_lengths=[text.answer_start for text in texts])
+        starts, stops = (torch.tensor(ends)[:, None] - prefix.length for ends in zip(*spans, strict=True))
+        steps = torch.arange(int((stops - starts).max()))[None]
+        inside = steps < stops - starts
+        positions: Int[Tensor, "batch widest"] = torch.where(inside, starts + steps, starts)
+        gathering, found = gather_hooks(self.sites, positions, inside / (stops - starts))
+        with self.model.hooks(
+            fwd_hooks=[*self._edits, *gathering]
+        ):  # hooks run in this order: the edited value is kept
+            prefix.continued(tokens, follows, stop_at_layer=self._stop)
+        absent = [str(site) for site in self.sites if site not in found]
+        if absent:
+            raise ModelMismatchError(
+                f"The forward pass reached no activation at {', '.join(absent)}. Does this model run those blocks?"
+            )
+        return torch.cat([found[site] for site in self.sites], dim=1)
+
+
+def _check_order(editor: EditsModels, sites: Sequence[Site]) -> None:
+    """Warns if nothing that is collected can be edited."""
+    if not any(edited < site or edited == site for edited in editor.edits for site in sites):
+        warnings.warn(
+            f"The editor's first site is {min(editor.edits)} and the last one collected is {max(sites)}, which the edit does "
+            "not reach: these are the activations of the unedited model. Collect later layers.",
+            SeaLensWarning,
+            stacklevel=5,
+        )
+
+
+def _check_finite(parts: Sequence[Float[Tensor, "batch _"]], labels: Sequence[str], sites: Sequence[Site]) -> None:
+    """Stops at the first batch that holds NaN or infinity, before it is saved."""
+    bad = torch.stack([~part.isfinite().all(-1) for part in parts], dim=1)
+    if bad.any():
+        rows = [label for label, row in zip(labels, bad.any(1).tolist(), strict=True) if row]
+        where = [str(site) for site, column in zip(sites, bad.any(0).tolist(), strict=True) if column]
+        raise InputError(
+            f"NaN or infinity in the activations at {', '.join(where[:5])}, in {len(rows)} texts of this batch: "
+            f"{', '.join(rows[:5])}. Look at those demonstrations, or run the model in float32 or bfloat16."
+        )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from sea_lens.data.demonstrations import Demonstrations
 from sea_lens.errors import InputError, SeaLensWarning
-from sea_lens.models.activations import ROLES, TokenChoice
+from sea_lens.models.activations import ROLES, Role, TokenChoice
 from sea_lens.models.bridge import Model, tokenizer_of
 from sea_lens.models.prefixes import common_length
 from sea_lens.models.tokens import TokenizedAnswer, check_context_length
@@ -17,8 +17,11 @@ from sea_lens.models.tokens import TokenizedAnswer, check_context_length
 KEPT_TOKENS = 100_000
 """Tokens kept from the first reading, 4 bytes each; demonstrations beyond are tokenized again when their turn comes, which
 takes little beside running a model on them."""
-BOUNDS = 1 + 2 * len(ROLES)
-"""Numbers kept of a demonstration: where its tokens start and, by role, its length and where its answer starts."""
+
+
+def shared_length(texts: Sequence[TokenizedAnswer]) -> int:
+    """How many tokens texts begin with in common, at most to before the last token of the shortest prompt."""
+    return common_length([text.ids for text in texts], min(text.answer_start for text in texts) - 1)
 
 
 def label_of(index: int, role: str) -> str:
@@ -32,7 +35,8 @@ class DemonstrationTexts:
 
     Attributes:
         model: Whose tokenizer reads them.
-        demonstrations: With neutral completions.
+        demonstrations: With neutral completions in all rows or in none.
+        roles: The sides that there are.
         token: Which token stands for a text: see `sea_lens.collect_activations`.
     """
 
@@ -50,15 +54,17 @@ class DemonstrationTexts:
             )
         rows = self.demonstrations.rows
         missing = [index for index, row in enumerate(rows) if row.neutral is None]
-        if missing:
+        if 0 < len(missing) < len(rows):
             raise InputError(
-                f"{len(missing)} of {len(rows)} demonstrations have no neutral completion (row {missing[0]}). "
-                "Call demonstrations.with_neutral_answers(model): the method compares both answers with the model's own."
+                f"{len(missing)} of {len(rows)} demonstrations have no neutral completion (row {missing[0]}), and the others "
+                "have one. Call demonstrations.with_neutral_answers(model), or leave them out of all rows."
             )
+        self.roles: list[Role] = [role for role in ROLES if role != "neutral" or not missing]
 
     def of(self, index: int) -> list[TokenizedAnswer]:
         """The texts of one demonstration, by role."""
-        bounds = self._bounds[index * BOUNDS : (index + 1) * BOUNDS]
+        size = 1 + 2 * len(self.roles)  # where its tokens start and, by role, its length and where its answer starts
+        bounds = self._bounds[index * size : (index + 1) * size]
         if bounds:
             start, *bounds_by_role = bounds
             found = []
@@ -67,7 +73,7 @@ class DemonstrationTexts:
                 start += length
             return found
         row = self.demonstrations[index]
-        return TokenizedAnswer.all_of(self.model, [(row.prompt, [getattr(row, role) for role in ROLES])])[0]
+        return TokenizedAnswer.all_of(self.model, [(row.prompt, [getattr(row, role) for role in self.roles])])[0]
 
     def survey(self) -> TextSurvey:
         """Reads all texts once and keeps what has to be known of all before the first is run.
@@ -84,17 +90,17 @@ class DemonstrationTexts:
         contentless, first_contentless = 0, ""
         for index in range(len(self.demonstrations)):
             texts = self.of(index)
-            for text, role in zip(texts, ROLES, strict=True):
+            for text, role in zip(texts, self.roles, strict=True):
                 if len(text.ids) > longest:
                     longest, longest_label = len(text.ids), label_of(index, role)
                 if self.token == "last_content" and self._last_content(text) is None:
                     contentless, first_contentless = contentless + 1, first_contentless or label_of(index, role)
                 self.span(text, label_of(index, role))
             lengths.append(max(len(text.ids) for text in texts))
-            shared = texts[0].ids[: common_length(texts)]
-            if common is not None:
-                shared = shared[: common_length([TokenizedAnswer(ids, len(ids) + 1) for ids in (common, shared)])]
-            common = shared
+            shared = texts[0].ids[: shared_length(texts)]
+            common = (
+                shared if common is None else shared[: common_length([common, shared], min(len(common), len(shared)))]
+            )
             room = room and len(self._kept) + sum(len(text.ids) for text in texts) <= KEPT_TOKENS
             if room:
                 self._keep(texts)

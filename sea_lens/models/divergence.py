@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from sea_lens.editing.editor import Editor
-from sea_lens.editing.edits import precise_dtype
-from sea_lens.errors import InputError
-from sea_lens.models.bridge import Model
-from sea_lens.models.tokens import PaddedTokens, check_context_length, token_ids
+from sea_lens.errors import HookNeverFiredError, InputError, SeaLensWarning
+from sea_lens.models.bridge import EditsModels, Model
+from sea_lens.models.hooks import logits_at
+from sea_lens.models.log_probs import POSITIONS_AT_ONCE, kl, log_softmax
+from sea_lens.models.prefixes import how_to_run
+from sea_lens.models.tokens import PaddedTokens, all_token_ids, check_context_length
+
+Rows = tuple[tuple[int, ...], ...]
+"""Texts as token ids."""
+KEPT_PREDICTIONS = 2**25
+"""Log-probabilities that are kept for the next editor; more, as of a large vocabulary, are computed anew for each."""
 
 
-def kl_to_unedited(model: Model, editor: Editor, texts: Sequence[str], *, batch_size: int = 16) -> float:
+def kl_to_unedited(model: Model, texts: Sequence[str], editor: EditsModels, *, batch_size: int = 16) -> float:
     """Mean over tokens of KL(unedited || edited) of the next-token distributions, in nats: what an edit costs elsewhere.
 
     Args:
         model: A TransformerBridge with a tokenizer, unedited.
-        editor: The editor.
         texts: Text whose continuations should stay as they are. What follows a text's last token does not count.
-        batch_size: Texts in one forward pass. It does not change the result.
+        editor: The editor.
+        batch_size: Texts in one forward pass. It does not change the result, but for rounding.
 
     Raises:
         InputError: If no text has two tokens, or one does not fit the model's context.
+
+    Warns:
+        SeaLensWarning: If no token is edited.
     """
     return UneditedPredictions.of(model, texts, batch_size=batch_size).kl_to(editor)
-
-
-KEPT_PREDICTIONS = 2**25
-"""Log-probabilities that are kept for the next editor; more, as of a large vocabulary, are computed anew for each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,16 +47,18 @@ class UneditedPredictions:
 
     Attributes:
         model: The model, unedited.
-        batches: The texts' tokens.
+        rows: The texts' tokens.
+        batch_size: Texts in one forward pass.
     """
 
     model: Model
-    batches: tuple[PaddedTokens, ...]
-    _kept: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
+    rows: Rows
+    batch_size: int
+    _kept: dict[Rows, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(cls, model: Model, texts: Sequence[str], *, batch_size: int = 16) -> UneditedPredictions:
-        """Of texts, so many in one forward pass; see `kl_to_unedited`.
+        """Of texts; see `kl_to_unedited`.
 
         Raises:
             InputError: If no text has two tokens, or one does not fit the model's context.
@@ -58,37 +67,55 @@ class UneditedPredictions:
             raise InputError(
                 f"Give a list of neutral texts and a batch_size of 1 at least; {texts!r:.60} and {batch_size} were given."
             )
-        tokenized = [token_ids(model, text) for text in texts]
-        rows = [ids for ids in tokenized if len(ids) > 1]
+        tokenized = all_token_ids(model, texts)
+        rows = [tuple(ids) for ids in tokenized if len(ids) > 1]
         if not rows:
             raise InputError("KL is measured where one token of a text follows another, and no text has two tokens.")
         names = [f"Neutral text {number}" for number in range(len(tokenized))]
         check_context_length(model, [len(ids) for ids in tokenized], names)
-        starts = range(0, len(rows), batch_size)
-        return cls(model, tuple(PaddedTokens.of(model, rows[start : start + batch_size]) for start in starts))
+        return cls(model, tuple(rows), batch_size)
 
     @torch.no_grad()
-    def kl_to(self, editor: Editor) -> float:
+    def kl_to(self, editor: EditsModels) -> float:
         """KL(unedited || edited) under an editor, as `kl_to_unedited`."""
-        total, count = 0.0, 0
-        for number, tokens in enumerate(self.batches):
-            unedited = self._of_batch(number)
-            with editor.attached(self.model):
-                edited = _log_probabilities(self.model, tokens)
-            inside = tokens.mask[:, 1:].to(unedited.device)
-            total += float((unedited.exp() * (unedited - edited)).sum(-1)[:, :-1][inside].sum())
-            count += int(inside.sum())
-        return total / count
+        batch_size, _ = how_to_run(self.model, editor, self.batch_size)
+        batches = [self.rows[start : start + batch_size] for start in range(0, len(self.rows), batch_size)]
+        total, edited = 0.0, False
+        waiting: list[tuple[Rows, Tensor]] = []
+        for batch in batches:
+            waiting.append((batch, self._unedited(batch)))
+            if batch is batches[-1] or sum(plain.numel() for _, plain in waiting) >= KEPT_PREDICTIONS:
+                # Attached once for all that wait, and not for each: some texts may be too short to be edited.
+                with suppress(HookNeverFiredError):
+                    with editor.attached(self.model):
+                        total += sum(self._compared(*each) for each in waiting)
+                    edited = True
+                waiting = []
+        if not edited:
+            warnings.warn(
+                "The editor edits no token of these texts, so they say nothing about it. Do its positions lie beyond them, or "
+                "does it edit only what is generated?",
+                SeaLensWarning,
+                stacklevel=4,  # past no_grad and kl_to_unedited
+            )
+        return total / sum(len(row) - 1 for row in self.rows)
 
-    def _of_batch(self, number: int) -> Tensor:
-        found = self._kept.get(number)
+    def _unedited(self, batch: Rows) -> Tensor:
+        found = self._kept.get(batch)
         if found is None:
-            found = _log_probabilities(self.model, self.batches[number])
+            found = log_softmax(self._logits(batch))
             if found.numel() + sum(kept.numel() for kept in self._kept.values()) <= KEPT_PREDICTIONS:
-                self._kept[number] = found
+                self._kept[batch] = found
         return found
 
+    def _compared(self, batch: Rows, unedited: Tensor) -> float:
+        parts = zip(*(torch.split(each, POSITIONS_AT_ONCE) for each in (unedited, self._logits(batch))), strict=True)
+        return sum(float(kl(plain, log_softmax(edited)).sum()) for plain, edited in parts)
 
-def _log_probabilities(model: Model, tokens: PaddedTokens) -> Tensor:
-    logits = model(tokens.ids, **tokens.forward_options())
-    return logits.to(precise_dtype(logits.device)).log_softmax(-1)  # small divergences are differences of equal numbers
+    def _logits(self, batch: Rows) -> Tensor:
+        """At every token but a text's last, which nothing follows."""
+        tokens = PaddedTokens.of(self.model, batch)
+        where = tokens.mask.clone()
+        where[:, :-1] &= tokens.mask[:, 1:]
+        where[:, -1] = False
+        return logits_at(self.model, tokens, where)

@@ -1,15 +1,14 @@
-"""The log-probability of every answer to every question, each shared beginning computed once: what benchmarks stand on.
+"""Log-probabilities of completions: the one implementation, and the one KL divergence.
 
-What all questions begin with (a few-shot prompt) is run once a benchmark, and a question's own prompt once, whatever the
-number of its answers. Questions whose prompts have one length are run together, so that no row is padded in the middle,
-and the result is that of scoring each answer alone.
+What all prompts begin with (a few-shot prompt) is run once, and a prompt of its own once, whatever the number of its
+completions. Prompts of one length are run together, so that no row is padded in the middle, and the result is that of
+scoring each completion alone. Only positions that are scored become logits, and only these become float64.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -21,26 +20,87 @@ from tqdm.auto import tqdm
 
 from sea_lens.cache import Store
 from sea_lens.data.questions import Questions
-from sea_lens.editing.editor import Editor
-from sea_lens.editing.edits import precise_dtype
 from sea_lens.errors import InputError
-from sea_lens.models.bridge import Model, weights_digest
+from sea_lens.models.bridge import EditsModels, Model, precise_dtype
 from sea_lens.models.distributed import from_each, n_processes, rank, share_of, together
-from sea_lens.models.predictions import tokenised_questions
-from sea_lens.models.prefixes import CachedPrefix, length_to_share
-from sea_lens.models.tokens import PaddedTokens, check_context_length
+from sea_lens.models.hooks import editing, model_facts
+from sea_lens.models.prefixes import CachedPrefix, how_to_run, length_to_share
+from sea_lens.models.tokens import PaddedTokens, Stem, stems_of, tokenized_answers
+
+POSITIONS_AT_ONCE = 256
+"""Positions whose float64 distributions are in memory together: 0.25 GB for 128,000 tokens of vocabulary."""
+
+
+def log_softmax(logits: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch d_vocab"]:
+    """Log-probabilities in float64, where the device has it: small divergences are differences of equal numbers."""
+    return logits.to(precise_dtype(logits.device)).log_softmax(-1)
+
+
+def kl(log_p: Float[Tensor, "*batch d_vocab"], log_q: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch"]:
+    """KL(p || q) in nats, from log-probabilities. A token with p = 0 adds nothing, whatever q says of it.
+
+    Example:
+        >>> kl(torch.tensor([0.0, -torch.inf]), torch.tensor([0.5, 0.5]).log()).item()
+        0.6931471824645996
+    """
+    p = log_p.exp()
+    return (p * (log_p - log_q)).masked_fill(p == 0, 0.0).sum(-1)
+
+
+def log_probs_of(
+    logits: Float[Tensor, "n d_vocab"], places: Sequence[int], ids: Sequence[int]
+) -> Float[Tensor, " tokens"]:
+    """Log-probabilities of tokens, in float64 on the CPU.
+
+    Args:
+        logits: Of some positions.
+        places: By token, which row of the logits predicts it.
+        ids: The tokens.
+    """
+    where, said = torch.tensor(places, dtype=torch.long), torch.tensor(ids, dtype=torch.long)
+    found = torch.empty(len(where), dtype=torch.float64)
+    for start in range(0, len(logits), POSITIONS_AT_ONCE):
+        part = log_softmax(logits[start : start + POSITIONS_AT_ONCE])
+        inside = (where >= start) & (where < start + POSITIONS_AT_ONCE)
+        rows, columns = (where[inside] - start).to(part.device), said[inside].to(part.device)
+        found[inside] = part[rows, columns].double().cpu()
+    return found
+
+
+def summed(
+    logits: Float[Tensor, "n d_vocab"], stems: Sequence[Stem], after: Sequence[int], along: Sequence[Sequence[int]]
+) -> Float[Tensor, " completions"]:
+    """Summed log-probability of every completion of some stems, in order.
+
+    Args:
+        logits: Of all positions that are read.
+        stems: The stems.
+        after: By stem, which of the logits are those after its prompt.
+        along: By stem and row, which are those after the row's first token; those after its others follow.
+    """
+    places: list[int] = []
+    completions = [completion for stem in stems for completion in stem.completions]
+    for stem, head, starts in zip(stems, after, along, strict=True):
+        for completion in stem.completions:
+            places.append(head)
+            if len(completion) > 1:
+                start = starts[stem.row_of(completion)]
+                places += range(start, start + len(completion) - 1)
+    found = log_probs_of(logits, places, list(chain.from_iterable(completions)))
+    owners = torch.repeat_interleave(torch.tensor([len(completion) for completion in completions]))
+    return torch.zeros(len(completions), dtype=torch.float64).index_add_(0, owners, found)
 
 
 @dataclass(frozen=True, eq=False)
 class AnswerScores:
-    """What a model gives the answers of questions. Columns are answers, the true ones first.
+    """What a model gives the answers of questions. Columns are answers, the right ones first.
 
     Attributes:
         log_probabilities: Summed log-probability of each whole answer in nats, in float64; NaN where a question has no such
             answer, `[questions, answers]`.
         n_tokens: Of each answer; 0 where there is none, `[questions, answers]`.
-        is_right: Which answers are true, `[questions, answers]`.
-        is_wrong: Which are false, `[questions, answers]`.
+        is_right: Which answers are right, `[questions, answers]`.
+        is_wrong: Which are wrong, `[questions, answers]`.
     """
 
     log_probabilities: Float[Tensor, "questions answers"]
@@ -54,45 +114,27 @@ class AnswerScores:
         return values.masked_fill(self.n_tokens == 0, -torch.inf)
 
 
-@dataclass(frozen=True)
-class _Stem:
-    """A question as tokens: its prompt, and every answer from where the first of them departs from the prompt."""
-
-    index: int
-    prompt: list[int]
-    answers: list[list[int]]
-
-    @property
-    def rows(self) -> list[list[int]]:
-        """What has to be run after the prompt: all answers but for their last tokens, none twice or inside another."""
-        rows: list[list[int]] = []
-        for row in sorted({tuple(answer[:-1]) for answer in self.answers}, key=lambda ids: (-len(ids), ids)):
-            if row and not any(tuple(longer[: len(row)]) == row for longer in rows):
-                rows.append(list(row))
-        return rows
-
-
 def score_answers(
     model: Model,
     questions: Questions,
-    editor: Editor | None = None,
+    editor: EditsModels | None = None,
     *,
     share_prompts: bool = True,
     batch_size: int = 32,
     folder: str | Path | None = None,
     progress: bool = True,
 ) -> AnswerScores:
-    """Log-probabilities of all answers, true and false, to all questions.
+    """Log-probabilities of all answers, right and wrong, to all questions.
 
-    All answers of a question are scored from the same token on, where the first of them departs from the prompt. The
-    processes of `torchrun` or `accelerate launch` share the batches (see `processes.py`), and all have the scores of one.
+    All answers of a question are scored from the same token on, where the first of them departs from the prompt. Processes of
+    `torchrun` share the batches (see `models/distributed.py`), and all get all scores.
 
     Args:
-        model: A TransformerBridge with a tokenizer, unedited.
+        model: A TransformerBridge with a tokenizer. Hooks that are on it act.
         questions: With prompts as the model is to read them.
         editor: To edit the model with; None for none.
-        share_prompts: Whether beginnings that texts share are run once. To be turned off for a model without a key-value
-            cache. Editors are exact either way.
+        share_prompts: Whether beginnings that texts share are run once. Turn it off under hooks of your own that treat tokens
+            by their place in a pass, or look at other tokens.
         batch_size: Rows in one forward pass. It does not change the result, but for rounding.
         folder: Where to keep finished batches, each scoring in a folder of its own. A run that was killed goes on there.
         progress: Whether to show a progress bar.
@@ -101,136 +143,161 @@ def score_answers(
         InputError: If an answer comes out as no tokens or does not fit the model's context, or the model predicts NaN.
         ModelMismatchError: If the editor does not fit the model.
     """
+    stems = stems_of(model, questions)
+    scores = _score(model, stems, editor, questions.fingerprint, share_prompts, batch_size, folder, progress)
+    shape = len(stems), max(len(stem.completions) for stem in stems)
+    found, n_tokens = torch.full(shape, torch.nan, dtype=torch.float64), torch.zeros(shape, dtype=torch.long)
+    for row, (stem, own) in enumerate(zip(stems, scores, strict=True)):
+        found[row, : len(own)] = own
+        n_tokens[row, : len(own)] = torch.tensor(list(map(len, stem.completions)))
+    n_right = torch.tensor([[len(question.right)] for question in questions])
+    is_right = (torch.arange(shape[1])[None] < n_right) & (n_tokens > 0)
+    return AnswerScores(found, n_tokens, is_right, ~is_right & (n_tokens > 0))
+
+
+def completion_log_probabilities(
+    model: Model,
+    texts: Sequence[tuple[str, str]],
+    *,
+    batch_size: int = 32,
+    share_prefix: bool = True,
+    progress: bool = False,
+) -> list[float]:
+    """Summed log-probability, in nats, that the model gives each completion after its prompt.
+
+    Args:
+        model: A TransformerBridge with a tokenizer. Measure an edited one under `with editor.attached(model):`.
+        texts: Prompts, each with a completion. They are tokenized as one text.
+        batch_size: Rows in one forward pass. It does not change the result, but for rounding.
+        share_prefix: As `share_prompts` of `score_answers`.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        InputError: As `score_answers` does.
+    """
+    if not texts:
+        raise InputError("At least one text is needed, and none was given.")
+    rows = tokenized_answers(model, [(prompt, [completion]) for prompt, completion in texts])
+    stems = [Stem.of(model, f"Text {number}", row) for number, row in enumerate(rows)]
+    scores = _score(model, stems, None, "", share_prefix, batch_size, None, progress)
+    return [float(score) for (score,) in scores]
+
+
+@torch.no_grad()
+def _score(
+    model: Model,
+    stems: Sequence[Stem],
+    editor: EditsModels | None,
+    name: str,
+    share: bool,
+    batch_size: int,
+    folder: str | Path | None,
+    progress: bool,
+) -> list[Float[Tensor, " completions"]]:
+    """By stem, the summed log-probabilities of its completions."""
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, and {batch_size} was given.")
     if editor is not None:
         editor.check(model)
-    stems = _stems(model, questions)
-    start = length_to_share([stem.prompt for stem in stems]) if share_prompts else 0
-    batches = _batches(stems, batch_size) if share_prompts else [[stem] for stem in stems]
+    batch_size, share = how_to_run(model, editor, batch_size, share)
+    start = length_to_share([stem.prompt for stem in stems]) if share else 0
+    batches = _batches(stems, batch_size) if share else [[number] for number in range(len(stems))]
     store = None
     if folder is not None:
-        facts = {
-            "weights": weights_digest(model),
-            "questions": questions.fingerprint,
-            "editor": None if editor is None else editor.fingerprint,
-            "share_prompts": share_prompts,
-            "batch_size": batch_size,
-        }
+        facts = {"questions": name, "share_prompts": share, "batch_size": batch_size, **model_facts(model, editor)}
         store = Store.within(folder, "scores", facts)
-    shape = len(stems), max(len(stem.answers) for stem in stems)
-    scores, n_tokens = torch.full(shape, torch.nan, dtype=torch.float64), torch.zeros(shape, dtype=torch.long)
     prefix: CachedPrefix | None = None
-    own = share_of(range(len(batches)))
+    own, ran = share_of(range(len(batches))), 0
     count, parts = sum(len(batches[number]) for number in own), [torch.zeros(0, dtype=torch.float64)]
-    silent = not progress or rank() > 0
-    bar = tqdm(total=count, desc="scores", unit="question", disable=silent)
-    with together(), ExitStack() as stack, bar:
+    bar = tqdm(total=count, desc="scores", unit="prompt", disable=not progress or rank() > 0)
+    with together(), editing(model, editor, lambda: ran == len(batches)), bar:
         for number in own:
-            batch = batches[number]
-            kept = store.read(number) if store is not None else None
-            if kept is None:
+            batch = [stems[place] for place in batches[number]]
+            found = store.read(number) if store is not None else None
+            if found is None:
                 if prefix is None:
-                    if editor is not None:
-                        stack.enter_context(editor.attached(model))
-                    prefix = _prefix(model, stems, start)
-                kept = {"scores": _score_batch(prefix, batch, batch_size, share_prompts)}
-                _check(kept["scores"], batch)
+                    prefix = _beginning(model, stems[0].prompt[:start])
+                summed_here = (
+                    _score_shared(prefix, batch, batch_size) if share else _score_whole(model, batch, batch_size)
+                )
+                _check(summed_here, batch)
+                found = {"scores": summed_here}
+                ran += 1
                 if store is not None:
-                    store.write(number, kept)
-            parts.append(kept["scores"])
+                    store.write(number, found)
+            parts.append(found["scores"])
             bar.update(len(batch))
-    for process, found in enumerate(from_each(torch.cat(parts))):
-        values = iter(found.tolist())
-        for stem in chain.from_iterable(batches[process :: n_processes()]):
-            for column, answer in enumerate(stem.answers):
-                scores[stem.index, column], n_tokens[stem.index, column] = next(values), len(answer)
-    n_right = torch.tensor([[len(question.right)] for question in questions])
-    is_right = (torch.arange(shape[1])[None] < n_right) & (n_tokens > 0)
-    return AnswerScores(scores, n_tokens, is_right, ~is_right & (n_tokens > 0))
+    scores: dict[int, Tensor] = {}
+    for process, summed_there in enumerate(from_each(torch.cat(parts))):
+        places = list(chain.from_iterable(batches[process :: n_processes()]))
+        sizes = [len(stems[place].completions) for place in places]
+        scores |= dict(zip(places, torch.split(summed_there, sizes), strict=True))
+    return [scores[place] for place in range(len(stems))]
 
 
-def _stems(model: Model, questions: Questions) -> list[_Stem]:
-    stems = []
-    for index, texts in enumerate(tokenised_questions(model, list(questions))):
-        lengths = [len(text.ids) for text in texts]
-        check_context_length(model, lengths, [f"Question {index} with an answer"] * len(texts))
-        start = min(text.answer_start for text in texts)
-        stems.append(_Stem(index, texts[0].ids[:start], [text.ids[start:] for text in texts]))
-    return stems
+def _beginning(model: Model, ids: Sequence[int]) -> CachedPrefix:
+    if not ids:
+        return CachedPrefix(model)
+    return CachedPrefix(model).extended(torch.tensor([ids], device=model.cfg.device), [0])[1]
 
 
-def _batches(stems: Sequence[_Stem], batch_size: int) -> list[list[_Stem]]:
-    """Questions whose prompts have one length, the longest first, as many together as `batch_size` allows rows."""
-    by_length: dict[int, list[_Stem]] = defaultdict(list)
-    for stem in stems:
-        by_length[len(stem.prompt)].append(stem)
-    batches: list[list[_Stem]] = []
+def _batches(stems: Sequence[Stem], batch_size: int) -> list[list[int]]:
+    """Stems whose prompts have one length, the longest first, as many together as `batch_size` allows rows."""
+    by_length: dict[int, list[int]] = defaultdict(list)
+    for number, stem in enumerate(stems):
+        by_length[len(stem.prompt)].append(number)
+    batches: list[list[int]] = []
     for length in sorted(by_length, reverse=True):
         rows = batch_size + 1
-        # Of one prompt length, those with long answers together: less padding.
-        for stem in sorted(by_length[length], key=lambda stem: -max(map(len, stem.answers))):
-            needed = max(1, len(stem.rows))
+        # Of one prompt length, those with long completions together: less padding.
+        for number in sorted(by_length[length], key=lambda number: -max(map(len, stems[number].completions))):
+            needed = max(1, len(stems[number].rows))
             if rows + needed > batch_size:
                 batches.append([])
                 rows = 0
-            batches[-1].append(stem)
+            batches[-1].append(number)
             rows += needed
     return batches
 
 
-@torch.no_grad()
-def _prefix(model: Model, stems: Sequence[_Stem], length: int) -> CachedPrefix:
-    nothing = CachedPrefix(model, 0, None)
-    if not length:
-        return nothing
-    return nothing.extended(torch.tensor([stems[0].prompt[:length]], device=model.cfg.device), [0])[1]
-
-
-@torch.no_grad()
-def _score_batch(
-    prefix: CachedPrefix, batch: Sequence[_Stem], batch_size: int, share_prompts: bool
-) -> Float[Tensor, " answers"]:
-    if not share_prompts:
-        (stem,) = batch
-        rows = [[*stem.prompt, *answer[:-1]] for answer in stem.answers]
-        found = []
-        for start in range(0, len(rows), batch_size):
-            logits = prefix.continued(PaddedTokens.of(prefix.model, rows[start : start + batch_size]))
-            for answer, row in zip(stem.answers[start : start + batch_size], logits, strict=True):
-                before = len(stem.prompt) - 1
-                found.append(_summed(row[before : before + len(answer)], answer))
-        return torch.stack(found)
+def _score_shared(prefix: CachedPrefix, batch: Sequence[Stem], batch_size: int) -> Float[Tensor, " completions"]:
+    """Prompts of one length once, and then the rows of their completions."""
     ids = torch.tensor([stem.prompt[prefix.length :] for stem in batch], device=prefix.model.cfg.device)
     logits, prompts = prefix.extended(ids, [0] * len(batch))
     pending = [(number, row) for number, stem in enumerate(batch) for row in stem.rows]
-    # By question: the rows run for it, each with the logits after its prompt and after each of the row's tokens.
-    followed: dict[int, list[tuple[list[int], Tensor]]] = {number: [] for number in range(len(batch))}
+    read, n_read, along = [logits], len(batch), [list[int]() for _ in batch]
     for start in range(0, len(pending), batch_size):
         chosen = pending[start : start + batch_size]
         tokens = PaddedTokens.of(prefix.model, [row for _, row in chosen])
-        after = prompts.continued(tokens, [number for number, _ in chosen])
-        for (number, row), found_there in zip(chosen, after, strict=True):
-            followed[number].append((row, torch.cat([logits[number, -1:], found_there[: len(row)]])))
-    found = []
-    for number, stem in enumerate(batch):
-        alone = [*followed[number], (list[int](), logits[number, -1:])]
-        for answer in stem.answers:
-            spoken = next(values for row, values in alone if row[: len(answer) - 1] == answer[:-1])
-            found.append(_summed(spoken[: len(answer)], answer))
+        read.append(prompts.continued(tokens, [number for number, _ in chosen]))
+        for number, row in chosen:
+            along[number].append(n_read)
+            n_read += len(row)
+    return summed(torch.cat(read), batch, range(len(batch)), along)
+
+
+def _score_whole(model: Model, batch: Sequence[Stem], batch_size: int) -> Float[Tensor, " completions"]:
+    """Every completion of one stem with its prompt before it, nothing shared."""
+    (stem,) = batch
+    before, found = len(stem.prompt) - 1, []
+    for start in range(0, len(stem.completions), batch_size):
+        chosen = stem.completions[start : start + batch_size]
+        rows = [[*stem.prompt, *completion[:-1]] for completion in chosen]
+        tokens = PaddedTokens.of(model, rows, prompt_lengths=[len(stem.prompt)] * len(rows))
+        where = tokens.mask.clone()
+        where[:, :before] = False
+        logits, first = CachedPrefix(model).continued(tokens, where=where), 0
+        for completion in chosen:
+            found.append(log_probs_of(logits, range(first, first + len(completion)), completion).sum())
+            first += len(completion)
     return torch.stack(found)
 
 
-def _summed(logits: Float[Tensor, "pos d_vocab"], ids: Sequence[int]) -> Float[Tensor, ""]:
-    spoken = logits.to(precise_dtype(logits.device)).log_softmax(-1)
-    return spoken.gather(-1, torch.tensor(ids, device=spoken.device)[:, None]).sum().double().cpu()
-
-
-def _check(found: Float[Tensor, " answers"], batch: Sequence[_Stem]) -> None:
+def _check(found: Float[Tensor, " completions"], batch: Sequence[Stem]) -> None:
     if found.isnan().any():
-        owners = [stem.index for stem in batch for _ in stem.answers]
-        bad = sorted({owner for owner, is_nan in zip(owners, found.isnan().tolist(), strict=True) if is_nan})
+        owners = [stem.name for stem in batch for _ in stem.completions]
+        bad = list(dict.fromkeys(owner for owner, is_nan in zip(owners, found.isnan().tolist(), strict=True) if is_nan))
         raise InputError(
-            f"The model predicts NaN on questions {bad[:10]}. Activations overflow: scale the editor down, or run the model "
+            f"The model predicts NaN on {', '.join(bad[:10])}. Activations overflow: scale the editor down, or run the model "
             "in float32."
         )

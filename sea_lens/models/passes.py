@@ -66,7 +66,6 @@ class Passes:
         self._lengths: WeakKeyDictionary[object, int] = WeakKeyDictionary()  # of caches that do not know their own
         self.users = 0
         self.handle: RemovableHandle
-        self._whole = 0
 
     @contextmanager
     def telling(self, prompt_lengths: Int[Tensor, " batch"] | int | None) -> Iterator[None]:
@@ -81,20 +80,6 @@ class Passes:
             yield
         finally:
             self._told = before
-
-    @property
-    def token_local(self) -> bool:
-        """Whether texts may be run in parts and in batches. False while someone needs whole texts, one in a pass."""
-        return not self._whole
-
-    @contextmanager
-    def whole_texts(self, needed: bool = True) -> Iterator[None]:
-        """Asks runners for whole texts, one in a pass: an edit that is attached looks beyond single tokens."""
-        self._whole += needed
-        try:
-            yield
-        finally:
-            self._whole -= needed
 
     def see(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """The forward pre-hook."""
@@ -167,12 +152,6 @@ def telling(model: Model, prompt_lengths: Int[Tensor, " batch"] | int | None) ->
     """For runners: says how many tokens of each row are its prompt, to whoever acts on the passes inside."""
     with tracked(model) as passes, passes.telling(prompt_lengths):
         yield
-
-
-def token_local(model: Model) -> bool:
-    """For runners: whether whatever edits the model now lets texts be run in parts and in batches."""
-    passes = _TRACKED.get(model.original_model)
-    return passes is None or passes.token_local
 
 
 _TRACKED: WeakKeyDictionary[nn.Module, Passes] = WeakKeyDictionary()

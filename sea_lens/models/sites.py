@@ -6,7 +6,7 @@ A site is named as TransformerLens names it, in either form: `Site(5)`, or `Site
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sea_lens.errors import InputError, ModelMismatchError
-from sea_lens.models.bridge import Model
+from sea_lens.models.bridge import FwdHook, Model
 
 NAMES = (
     "resid_pre",
@@ -143,21 +143,7 @@ class Site:
             ModelMismatchError: As `check`, or if no pass reaches the site, or what it holds is no activation per token.
         """
         self.check(model)
-        if self.in_stream:
-            return model.cfg.d_model
-        shapes: list[tuple[int, ...]] = []
-
-        def look(tensor: Tensor, hook: object) -> None:
-            shapes.append(tuple(tensor.shape))
-
-        with torch.no_grad(), model.hooks(fwd_hooks=[(self.hook_name, look)]):
-            model(torch.zeros(1, 2, dtype=torch.long, device=model.cfg.device), use_cache=False)
-        if not shapes or shapes[0][:2] != (1, 2) or len(shapes[0]) not in (3, 4):
-            found = f"holds a tensor of shape {list(shapes[0])}" if shapes else "is not reached by a forward pass"
-            raise ModelMismatchError(
-                f"The site {self.name!r} {found}, and an activation per token is needed. Choose another site."
-            )
-        return shapes[0][2] if len(shapes[0]) == 3 else shapes[0][2] * shapes[0][3]
+        return widths_of(model, [self])[0]
 
     def read(self, tensor: Float[Tensor, "batch pos *width"]) -> Float[Tensor, "batch pos width"]:
         """The hook point's tensor with heads side by side."""
@@ -188,6 +174,69 @@ def sites_of(model: Model, layer: int | None = 0) -> list[str]:
     inside = (key.removeprefix(prefix) for key in model.hook_dict if key.startswith(prefix))
     named = {canonical_name(name) if "." not in name else name for name in inside} - {"in"}
     return sorted(named) + [key for key in model.hook_dict if key == "unembed.hook_in"]
+
+
+Names = str | Sequence[str]
+"""One site's name in a layer, or several."""
+Sites = Iterable[int | str | Site] | None
+"""Layers, or sites by name; None for all layers."""
+
+
+def chosen_sites(model: Model, layers: Sites, names: Names) -> list[Site]:
+    """The sites of some layers, as a pass comes to them.
+
+    Args:
+        model: The model that has them.
+        layers: Layers of each of the names, or sites that are named in full; all layers for None.
+        names: Sites in a layer, such as `resid_post`, or outside the blocks, such as `unembed.hook_in`.
+
+    Raises:
+        ModelMismatchError: If the model lacks one.
+        InputError: If there are none.
+    """
+    named = [canonical_name(name) for name in ([names] if isinstance(names, str) else names)]
+    given = list(range(model.cfg.n_layers) if layers is None else layers)
+    numbers = [layer for layer in given if isinstance(layer, int)]
+    sites = {Site.of(each) for each in given if not isinstance(each, int)}
+    sites |= {Site(None, name) for name in named if name.startswith("unembed.")}
+    inside = [name for name in named if not name.startswith("unembed.")]
+    if inside and (numbers or not sites):
+        sites |= {Site(layer, name) for layer in check_layers(numbers, model.cfg.n_layers) for name in inside}
+    for each in sites:
+        each.check(model)
+    return sorted(sites)
+
+
+def widths_of(model: Model, sites: Sequence[Site]) -> list[int]:
+    """Width of the activations at some sites: `d_model` in the residual stream, `n_heads * d_head` for heads.
+
+    A short pass tells those outside the stream.
+
+    Raises:
+        ModelMismatchError: If no pass reaches a site, or what it holds is no activation per token.
+    """
+    shapes: dict[Site, tuple[int, ...]] = {}
+
+    def look_at(site: Site) -> FwdHook:
+        def look(tensor: Tensor, hook: object) -> None:
+            shapes[site] = tuple(tensor.shape)
+
+        return site.check(model), look
+
+    outside = [look_at(site) for site in sites if not site.in_stream]
+    if outside:
+        with torch.no_grad(), model.hooks(fwd_hooks=outside):
+            model(torch.zeros(1, 2, dtype=torch.long, device=model.cfg.device), use_cache=False)
+    widths = []
+    for site in sites:
+        shape = (1, 2, model.cfg.d_model) if site.in_stream else shapes.get(site, ())
+        if shape[:2] != (1, 2) or len(shape) not in (3, 4):
+            found = f"holds a tensor of shape {list(shape)}" if shape else "is not reached by a forward pass"
+            raise ModelMismatchError(
+                f"The site {site.name!r} {found}, and an activation per token is needed. Choose another site."
+            )
+        widths.append(shape[2] if len(shape) == 3 else shape[2] * shape[3])
+    return widths
 
 
 def check_layers(layers: Iterable[int] | None, n_layers: int) -> list[int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import Literal
 
@@ -17,11 +18,12 @@ from torch import Tensor
 
 from sea_lens.data.prompts import join as join
 from sea_lens.data.prompts import tokenizer_of
+from sea_lens.data.questions import Questions
 from sea_lens.errors import InputError
 from sea_lens.models.bridge import Model
 
 TEXTS_AT_ONCE = 1000
-"""Texts that a tokenizer is given together, of each of which it notes more than its tokens."""
+"""Texts tokenized per call. Bounds memory."""
 
 
 def token_ids(model: Model, text: str) -> list[int]:
@@ -91,7 +93,13 @@ class PaddedTokens:
     prompt_lengths: Int[Tensor, " batch"] | None = None
 
     @classmethod
-    def of(cls, model: Model, rows: Sequence[Sequence[int]], side: Literal["left", "right"] = "right") -> PaddedTokens:
+    def of(
+        cls,
+        model: Model,
+        rows: Sequence[Sequence[int]],
+        side: Literal["left", "right"] = "right",
+        prompt_lengths: Sequence[int] | None = None,
+    ) -> PaddedTokens:
         """Pads rows on one side, on the model's device.
 
         Raises:
@@ -108,7 +116,14 @@ class PaddedTokens:
             columns = slice(length - len(row), length) if side == "left" else slice(0, len(row))
             ids[index, columns] = torch.tensor(row)
             mask[index, columns] = True
-        return cls(ids.to(model.cfg.device), mask.to(model.cfg.device))
+        lengths = None if prompt_lengths is None else torch.tensor(prompt_lengths, device=model.cfg.device)
+        return cls(ids.to(model.cfg.device), mask.to(model.cfg.device), lengths)
+
+    def row(self, number: int) -> PaddedTokens:
+        """One row by itself, without its padding."""
+        mask = self.mask[number]
+        lengths = None if self.prompt_lengths is None else self.prompt_lengths[number : number + 1]
+        return PaddedTokens(self.ids[number][mask][None], mask[mask][None], lengths)
 
     def forward_options(self) -> dict[str, object]:
         """Keyword arguments with which a forward pass is exact for either padding side and keeps nothing."""
@@ -117,6 +132,29 @@ class PaddedTokens:
             "position_ids": (self.mask.long().cumsum(-1) - 1).clamp(min=0),
             "use_cache": False,
         }
+
+
+def tokenized_answers(model: Model, asked: Sequence[tuple[str, Sequence[str]]]) -> list[list[TokenizedAnswer]]:
+    """Prompts, each with each of its completions. An empty prompt becomes the text's beginning token, as in lm-eval.
+
+    Raises:
+        InputError: If a prompt or a completion comes out as no tokens.
+    """
+    tokenizer = tokenizer_of(model)
+    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    found = []
+    for (prompt, completions), texts in zip(asked, TokenizedAnswer.all_of(model, asked), strict=True):
+        if not prompt and begin is not None:
+            texts = [
+                text if text.answer_start or not text.ids else TokenizedAnswer([begin, *text.ids], 1) for text in texts
+            ]
+        for text, completion in zip(texts, completions, strict=True):
+            if text.answer_start >= len(text.ids) or not text.answer_start:
+                raise InputError(
+                    f"A prompt or a completion comes out as no tokens: {prompt!r} with {completion!r}. Drop or mend it."
+                )
+        found.append(texts)
+    return found
 
 
 def check_context_length(model: Model, lengths: Sequence[int], names: Sequence[str], room: int = 0) -> None:
@@ -132,3 +170,54 @@ def check_context_length(model: Model, lengths: Sequence[int], names: Sequence[s
             f"{names[longest]} is {lengths[longest]} tokens long{spare}, but the model's context is {model.cfg.n_ctx}. "
             "Shorten or drop such prompts; they are not cut silently."
         )
+
+
+@dataclass(frozen=True)
+class Stem:
+    """A prompt as tokens, and its completions from where the first of them departs from the prompt.
+
+    Attributes:
+        name: What messages call it.
+        prompt: Its tokens.
+        completions: Of each, the tokens that are scored.
+    """
+
+    name: str
+    prompt: list[int]
+    completions: list[list[int]]
+
+    @classmethod
+    def of(cls, model: Model, name: str, texts: Sequence[TokenizedAnswer]) -> Stem:
+        """Of a prompt with each of its completions.
+
+        Raises:
+            InputError: If a text does not fit the model's context.
+        """
+        check_context_length(model, [len(text.ids) for text in texts], [name] * len(texts))
+        start = min(text.answer_start for text in texts)
+        return cls(name, texts[0].ids[:start], [text.ids[start:] for text in texts])
+
+    @cached_property
+    def rows(self) -> list[list[int]]:
+        """What is run after the prompt: completions but for their last tokens, none twice or inside another."""
+        rows: list[list[int]] = []
+        for row in sorted(
+            {tuple(completion[:-1]) for completion in self.completions}, key=lambda ids: (-len(ids), ids)
+        ):
+            if row and not any(tuple(longer[: len(row)]) == row for longer in rows):
+                rows.append(list(row))
+        return rows
+
+    def row_of(self, completion: Sequence[int]) -> int:
+        """The number of a row that begins with a completion but for its last token."""
+        return next(number for number, row in enumerate(self.rows) if row[: len(completion) - 1] == completion[:-1])
+
+
+def stems_of(model: Model, questions: Questions) -> list[Stem]:
+    """Questions with each of their answers, the right ones first.
+
+    Raises:
+        InputError: If an answer comes out as no tokens, or does not fit the model's context.
+    """
+    asked = [(question.prompt, (*question.right, *question.wrong)) for question in questions]
+    return [Stem.of(model, f"Question {number}", texts) for number, texts in enumerate(tokenized_answers(model, asked))]

@@ -241,14 +241,14 @@ def test_kl_is_the_mean_over_the_tokens_of_all_texts(bridge, editor):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SeaLensWarning)  # fitted on the tiny Llama
         for batch_size in (1, 3, 16):
-            assert kl_to_unedited(bridge, editor, PROMPTS, batch_size=batch_size) == pytest.approx(
+            assert kl_to_unedited(bridge, PROMPTS, editor, batch_size=batch_size) == pytest.approx(
                 fmean(expected), rel=1e-4
             )
 
 
 def test_kl_counts_tokens_and_not_texts(llama, editor):
     long, short = (kl_by_hand(llama, editor, text) for text in (PROMPTS[0], "zz"))
-    found = kl_to_unedited(llama, editor, [PROMPTS[0], "zz"])
+    found = kl_to_unedited(llama, [PROMPTS[0], "zz"], editor)
     assert found == pytest.approx(fmean(long + short), rel=1e-4)
     assert found != pytest.approx((fmean(long) + fmean(short)) / 2, rel=0.01)
 
@@ -257,60 +257,60 @@ def test_small_kls_are_exact(llama, editor):
     for strength in (1e-2, 1e-3, 1e-4):
         small = editor.scaled(strength)
         expected = fmean(kl for text in PROMPTS for kl in kl_by_hand(llama, small, text))
-        assert kl_to_unedited(llama, small, PROMPTS) == pytest.approx(expected, rel=0.05)
+        assert kl_to_unedited(llama, PROMPTS, small) == pytest.approx(expected, rel=0.05)
 
 
 def test_an_edit_of_strength_0_costs_nothing_at_all(llama, editor):
-    assert kl_to_unedited(llama, editor.scaled(0.0), PROMPTS) == 0.0
-    costs = [kl_to_unedited(llama, editor.scaled(strength), PROMPTS) for strength in (0.01, 0.1, 0.5)]
+    assert kl_to_unedited(llama, PROMPTS, editor.scaled(0.0)) == 0.0
+    costs = [kl_to_unedited(llama, PROMPTS, editor.scaled(strength)) for strength in (0.01, 0.1, 0.5)]
     assert 0 < costs[0] < costs[1] < costs[2]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_padding_and_batches_do_not_change_the_kl(llama, editor, batch_size):
     texts = [*PROMPTS, "a text much longer than all of the others, so that these are padded a great deal"]
-    whole = kl_to_unedited(llama, editor, texts, batch_size=16)
-    assert kl_to_unedited(llama, editor, texts, batch_size=batch_size) == pytest.approx(whole, abs=1e-6)
-    assert kl_to_unedited(llama, editor, texts[::-1], batch_size=batch_size) == pytest.approx(whole, abs=1e-6)
+    whole = kl_to_unedited(llama, texts, editor, batch_size=16)
+    assert kl_to_unedited(llama, texts, editor, batch_size=batch_size) == pytest.approx(whole, abs=1e-6)
+    assert kl_to_unedited(llama, texts[::-1], editor, batch_size=batch_size) == pytest.approx(whole, abs=1e-6)
 
 
 def test_what_follows_the_last_token_does_not_count(llama, editor):
     text = "The sky is"
     last = len(text)  # after the beginning token
     assert kl_by_hand(llama, editor, text, last=True)[last] > 1e-3
-    assert kl_to_unedited(llama, editor.at_positions(last), [text]) == 0.0
-    assert kl_to_unedited(llama, editor.at_positions(last - 1), [text]) > 1e-4
+    assert kl_to_unedited(llama, [text], editor.at_positions(last)) == 0.0
+    assert kl_to_unedited(llama, [text], editor.at_positions(last - 1)) > 1e-4
 
 
 def test_texts_of_one_token_say_nothing(llama, editor):
     with pytest.raises(InputError, match="no text has two tokens"):
-        kl_to_unedited(llama, editor, ["", ""])
+        kl_to_unedited(llama, ["", ""], editor)
     with pytest.raises(InputError, match="no text has two tokens"):
-        kl_to_unedited(llama, editor, [])
-    assert kl_to_unedited(llama, editor, ["", *PROMPTS]) == kl_to_unedited(llama, editor, PROMPTS)
+        kl_to_unedited(llama, [], editor)
+    assert kl_to_unedited(llama, ["", *PROMPTS], editor) == kl_to_unedited(llama, PROMPTS, editor)
 
 
 def test_kl_leaves_the_model_as_it_was(llama, editor):
     before = {name: value.clone() for name, value in llama.state_dict().items()}
-    kl_to_unedited(llama, editor, PROMPTS)
+    kl_to_unedited(llama, PROMPTS, editor)
     assert all(torch.equal(value, before[name]) for name, value in llama.state_dict().items())
     assert not any(point.fwd_hooks for point in llama.hook_dict.values())
 
 
 def test_neutral_texts_beyond_the_context_are_named(llama, editor):
     with pytest.raises(InputError, match=r"Neutral text 1 is 131 tokens long, but the model's context is 128"):
-        kl_to_unedited(llama, editor, ["short", "x" * 130])
+        kl_to_unedited(llama, ["short", "x" * 130], editor)
 
 
 def test_neutral_texts_are_counted_as_they_were_given(llama, editor):
     with pytest.raises(InputError, match=r"Neutral text 2 is 131 tokens long"):
-        kl_to_unedited(llama, editor, ["", "short", "x" * 130])
+        kl_to_unedited(llama, ["", "short", "x" * 130], editor)
 
 
 @pytest.mark.parametrize("batch_size", [0, -1])
 def test_kl_in_empty_batches_is_refused(llama, editor, batch_size):
     with pytest.raises(InputError, match="batch_size"):
-        kl_to_unedited(llama, editor, PROMPTS, batch_size=batch_size)
+        kl_to_unedited(llama, PROMPTS, editor, batch_size=batch_size)
 
 
 @pytest.mark.parametrize("kept", [0, 2**25])
@@ -323,4 +323,4 @@ def test_the_unedited_model_is_run_once_for_all_editors_where_its_predictions_fi
     found = [predictions.kl_to(one) for one in editors]
     counter.remove()
     assert len(ran) == (4 if kept else 6)
-    assert found == [kl_to_unedited(llama, one, PROMPTS, batch_size=64) for one in editors]
+    assert found == [kl_to_unedited(llama, PROMPTS, one, batch_size=64) for one in editors]

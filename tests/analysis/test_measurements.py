@@ -12,7 +12,8 @@ from sea_lens import Activations, Editor, EditorCard, Questions, fit_sea, measur
 from sea_lens.analysis.measurements import EFFECTS, measure
 from sea_lens.editing.affine import AffineEdit
 from sea_lens.errors import FileFormatError, InputError, SeaLensWarning
-from sea_lens.models.predictions import Predictions, completion_log_probabilities, question_batches
+from sea_lens.models.log_probs import completion_log_probabilities
+from sea_lens.models.predictions import Predictions, question_batches
 
 QUESTIONS = Questions.from_lists(
     ["Q: sea?", "ab", "The sky is", "Q: x"],

@@ -338,8 +338,8 @@ def test_a_hundred_prompts_at_most_are_neutral_texts_unless_you_give_some(tune, 
         (["Q Ada home A Oslo", "Q Zeno"], {"neutral_texts": ["Q Ada home A Oslo", "Q Zeno"]}),
     ):
         found = tune(questions=world.questions(world.fitting), **given, **options)
-        assert found.table["kl"][0] == pytest.approx(kl_to_unedited(model, found.best, texts), rel=1e-5)
-        assert found.table["kl"][0] != pytest.approx(kl_to_unedited(model, found.best, prompts[1::3]), rel=1e-5)
+        assert found.table["kl"][0] == pytest.approx(kl_to_unedited(model, texts, found.best), rel=1e-5)
+        assert found.table["kl"][0] != pytest.approx(kl_to_unedited(model, prompts[1::3], found.best), rel=1e-5)
 
 
 def test_a_tiny_llama_is_tuned_on_questions_of_several_lengths(llama):
@@ -357,7 +357,7 @@ def test_a_tiny_llama_is_tuned_on_questions_of_several_lengths(llama):
     for editor, row in zip(found.editors, found.table.itertuples(), strict=True):
         with editor.attached(llama):
             assert answer_greedily(llama, questions, 3).right.share == row.score
-        assert row.kl == pytest.approx(kl_to_unedited(llama, editor, prompts, batch_size=1), rel=1e-3)
+        assert row.kl == pytest.approx(kl_to_unedited(llama, prompts, editor, batch_size=1), rel=1e-3)
     pd.testing.assert_frame_equal(found.table, other.table, rtol=1e-3)
 
 

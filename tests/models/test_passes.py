@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import build_bridge
 
-from sea_lens.models.passes import token_local, tracked
+from sea_lens.models.passes import tracked
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama", "gemma2"])
@@ -74,10 +74,3 @@ def test_trackers_share_and_leave_nothing_behind(model):
         assert one is other
     assert not model.original_model._forward_pre_hooks
 
-
-def test_runners_learn_that_whole_texts_are_needed(model):
-    assert token_local(model)
-    with tracked(model) as passes:
-        with passes.whole_texts(), passes.whole_texts():
-            assert not token_local(model)
-        assert token_local(model)

@@ -7,7 +7,8 @@ from tokenizers import models
 
 from sea_lens import Editor, EditorCard, Questions
 from sea_lens.errors import InputError
-from sea_lens.models.predictions import completion_log_probabilities, question_batches
+from sea_lens.models.log_probs import completion_log_probabilities
+from sea_lens.models.predictions import question_batches
 
 TEXTS = [
     ("Q: what color is the sea? A:", "blue, mostly"),

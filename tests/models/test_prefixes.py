@@ -9,7 +9,7 @@ from conftest import build_bridge
 from sea_lens import Activations, fit_sea
 from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.models.generate import greedy_answers
-from sea_lens.models.predictions import completion_log_probabilities
+from sea_lens.models.log_probs import completion_log_probabilities
 from sea_lens.models.tokens import token_ids
 
 FEW_SHOT = "Answer with few words. Q: sea? A: blue. "

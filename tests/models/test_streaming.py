@@ -5,12 +5,12 @@ import warnings
 import pytest
 import torch
 from conftest import build_bridge
-from test_collection import make_editor
+from test_collect import make_editor
 
 from sea_lens import Demonstrations, SeaLensWarning, collect_activations
 from sea_lens.models import demonstration_texts
 from sea_lens.models.activations import ROLES
-from sea_lens.models.streaming import ActivationStream
+from sea_lens.models.collect import ActivationStream
 from sea_lens.models.tokens import join, token_ids
 
 FEW_SHOT = "Answer with few words. Q: sea? A: blue. Q: "

@@ -16,13 +16,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sea_lens.editing.affine import AffineEdit
-from sea_lens.editing.edits import (
-    check_width,
-    precise_dtype,
-    with_norms_of,
-)
+from sea_lens.editing.edits import check_width, with_norms_of
 from sea_lens.editing.registry import edit_of_0_1, from_plain, reads_files_of_0_1, register_edit, register_value
 from sea_lens.errors import InputError
+from sea_lens.models.bridge import precise_dtype
 
 
 @register_edit("feature space")

@@ -18,8 +18,8 @@ from sea_lens.methods.sea.feature_space import FeatureMap
 from sea_lens.methods.sea.streaming import FORMAT, STATISTICS, SEAFitter, describe_features
 from sea_lens.models.activations import TokenChoice
 from sea_lens.models.bridge import Model
+from sea_lens.models.collect import ActivationStream
 from sea_lens.models.distributed import every_process, n_processes, rank, share_of, together
-from sea_lens.models.streaming import ActivationStream
 
 
 @torch.no_grad()

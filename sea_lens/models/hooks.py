@@ -1,0 +1,127 @@
+"""The hooks on a model: whose they are, and ours that gather activations and keep logits small."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sea_lens.cache import JSON
+from sea_lens.errors import HookNeverFiredError, InputError
+from sea_lens.models.bridge import EditsModels, FwdHook, Model, weights_digest
+from sea_lens.models.sites import Site
+from sea_lens.models.tokens import PaddedTokens
+
+
+def attached_editors(model: Model) -> list[EditsModels]:
+    """The editors whose hooks are on a model, in the order in which they act."""
+    editors: list[EditsModels] = []
+    for _, hook in _hooks_on(model):
+        editor = getattr(hook, "editor", None)
+        if editor is not None and not any(editor is other for other in editors):
+            editors.append(editor)
+    return editors
+
+
+def foreign_hooks(model: Model) -> list[str]:
+    """The names of hook points that carry a user's own hooks: neither an editor's nor TransformerLens's."""
+    return sorted({name for name, hook in _hooks_on(model) if getattr(hook, "editor", None) is None})
+
+
+def model_facts(model: Model, editor: EditsModels | None = None) -> dict[str, JSON]:
+    """What decides what a model computes: its weights, the editors on it and the one given. For the facts of a `Store`.
+
+    Raises:
+        InputError: If the model carries hooks of the user's own, of which nobody knows what they do.
+    """
+    foreign = foreign_hooks(model)
+    if foreign:
+        raise InputError(
+            f"The model carries hooks of your own ({', '.join(foreign[:4])}{', ...' if len(foreign) > 4 else ''}), so what "
+            "it computes cannot be kept in a folder as the model's. Call model.reset_hooks(), or leave `folder` out."
+        )
+    return {
+        "weights": weights_digest(model),
+        "editor": None if editor is None else editor.fingerprint,
+        "attached": [attached.fingerprint for attached in attached_editors(model)],
+    }
+
+
+def gather_hooks(
+    sites: Sequence[Site], positions: Int[Tensor, "batch widest"], weights: Float[Tensor, "batch widest"]
+) -> tuple[list[FwdHook], dict[Site, Tensor]]:
+    """Hooks that gather a weighted sum over some positions of each row, in float32 on the CPU, and where they put it.
+
+    Args:
+        sites: Whose activations.
+        positions: By row, columns of the pass.
+        weights: Theirs.
+    """
+    found: dict[Site, Tensor] = {}
+
+    def gather_at(site: Site) -> FwdHook:
+        def hook(tensor: Tensor, hook: object) -> None:
+            # Everything follows the activation's device: the layers of one model may lie on several.
+            rows = torch.arange(len(positions), device=tensor.device)[:, None]
+            picked = site.read(tensor)[rows, positions.to(tensor.device)].float()
+            found[site] = (picked * weights.to(picked)[..., None]).sum(1).cpu()
+
+        return site.hook_name, hook
+
+    return list(map(gather_at, sites)), found
+
+
+@contextmanager
+def editing(model: Model, editor: EditsModels | None, is_whole: Callable[[], bool]) -> Iterator[None]:
+    """Attaches an editor for a block; None for none.
+
+    Args:
+        model: The model.
+        editor: The editor.
+        is_whole: Asked at the end: whether all texts of the job were run in the block. A resumed run, or one process of
+            several, may have only texts that are too short for the editor's positions, so an edit that never acts is no
+            error there.
+
+    Raises:
+        HookNeverFiredError: If all texts were run and none was edited.
+    """
+    if editor is None:
+        yield
+        return
+    try:
+        with editor.attached(model):
+            yield
+    except HookNeverFiredError:
+        if is_whole():
+            raise
+
+
+def _hooks_on(model: Model) -> Iterator[tuple[str, object]]:
+    for name, point in model.hook_dict.items():
+        for handle in getattr(point, "fwd_hooks", ()):
+            hook = getattr(handle, "user_hook", None)
+            if not str(getattr(hook, "__module__", "")).startswith("transformer_lens."):
+                yield name, hook
+
+
+def logits_at(
+    model: Model, tokens: PaddedTokens, where: Bool[Tensor, "batch pos"], **options: object
+) -> Float[Tensor, "n d_vocab"]:
+    """Logits at chosen positions, row after row. The others are never made: with a large vocabulary they fill memory.
+
+    Args:
+        model: The model, with whatever hooks are on it.
+        tokens: What it is run on.
+        where: The positions.
+        options: Of the model's forward pass; those of a whole text for none.
+    """
+
+    def choose(tensor: Tensor, hook: object) -> Tensor | None:
+        return tensor[where.to(tensor.device)][None] if tensor.shape[:2] == where.shape else None
+
+    with model.hooks(fwd_hooks=[("unembed.hook_in", choose)]):
+        logits = model(tokens.ids, **(options or tokens.forward_options()))
+    return logits[0] if logits.shape[:2] == (1, int(where.sum())) else logits[where.to(logits.device)]
