@@ -1,1 +1,1 @@
-"""."""
+"""The paper's experiments as JSON files, and the command that runs them."""

@@ -1,17 +1,16 @@
-"""The data sets of the paper's protocol at their public addresses, fetched once into a cache folder."""
+"""The data sets of the paper's protocol at their public addresses, fetched once and checked whenever they are opened."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import urllib.request
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
-from sea_lens.errors import InputError, SeaLensWarning
+from sea_lens.errors import FileFormatError, InputError
 
 RAW = "https://raw.githubusercontent.com"
 TIMEOUT = 60.0
@@ -23,53 +22,67 @@ class PublishedData:
     """A data set on the web, of one file or of several that are joined into one.
 
     Attributes:
-        name: Of the file in the cache.
+        name: The name of the file that is read.
         files: Addresses, with git's own hash of the contents that recipes were written for.
     """
 
     name: str
     files: Mapping[str, str]
 
+    @property
+    def source(self) -> str:
+        """Where it comes from, in words."""
+        first, *more = self.files
+        return first if not more else f"the {len(self.files)} files in {first.rpartition('/')[0]}"
+
     def fetch(self, folder: str | Path | None = None) -> Path:
-        """The file, from the cache if it is there and else from the web.
+        """The file, from the cache or from the web.
 
         Args:
             folder: The cache; for None the folder that the environment's `SEA_LENS_CACHE` names, or `~/.cache/sea_lens`.
 
         Raises:
             InputError: If an address does not answer, as offline.
-
-        Warns:
-            SeaLensWarning: If the contents are others than recipes were written for.
+            FileFormatError: If the contents, fetched or in the cache, are not those that recipes were written for.
         """
-        target = (cache_folder() if folder is None else Path(folder)) / self.name
-        if target.exists():
-            return target
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(target.name + ".partial")
-        with partial.open("wb") as file:
-            for address, expected in self.files.items():
-                contents = _read(address, self.name)
-                if git_hash(contents) != expected:
-                    warnings.warn(
-                        f"{address} holds something else than when recipes were written, so numbers may not compare with "
-                        "published ones. Look at the file, or give one of your own.",
-                        SeaLensWarning,
-                        stacklevel=2,
-                    )
-                file.write(contents if contents.endswith(b"\n") else contents + b"\n")
-        partial.replace(target)
+        cache = cache_folder() if folder is None else Path(folder)
+        cache.mkdir(parents=True, exist_ok=True)
+        parts = [_part(cache, address, expected, self.name) for address, expected in self.files.items()]
+        joined = b"".join(part if part.endswith(b"\n") else part + b"\n" for part in parts)
+        target = cache / self.name
+        if not target.exists() or target.read_bytes() != joined:
+            _write(target, joined)
         return target
 
 
 def cache_folder() -> Path:
-    """Where fetched data sets are kept: what the environment's `SEA_LENS_CACHE` names, or `~/.cache/sea_lens`."""
+    """The folder of fetched data sets: what the environment's `SEA_LENS_CACHE` names, or `~/.cache/sea_lens`."""
     return Path(os.environ.get("SEA_LENS_CACHE") or Path.home() / ".cache" / "sea_lens")
 
 
 def git_hash(contents: bytes) -> str:
     """The hash by which git knows a file."""
     return hashlib.sha1(b"blob %d\0" % len(contents) + contents).hexdigest()
+
+
+def _part(cache: Path, address: str, expected: str, name: str) -> bytes:
+    kept = cache / f"{expected[:12]}-{address.rpartition('/')[2]}"
+    contents = kept.read_bytes() if kept.exists() else _read(address, name)
+    if git_hash(contents) != expected:
+        where = f"{kept} was changed since it was fetched" if kept.exists() else f"{address} has other contents now"
+        raise FileFormatError(
+            f"{where}, so numbers would not compare with published ones. "
+            f"{'Delete it to fetch it again' if kept.exists() else 'Look at the file'}, or give a file of your own."
+        )
+    if not kept.exists():
+        _write(kept, contents)
+    return contents
+
+
+def _write(path: Path, contents: bytes) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_bytes(contents)
+    partial.replace(path)
 
 
 def _read(address: str, name: str) -> bytes:
