@@ -1,6 +1,7 @@
-"""The table of seeds in README.md beside this file: `python -m experiments.worlds.seeds runs/seed0 runs/seed1 ...`.
+"""The table of seeds in sea_lens/worlds/README.md: `python -m experiments.worlds.seeds runs/seed0 runs/seed1 ...`.
 
-Every seed is treated alike: its setting is chosen on the fitting facts and scored on the held-out ones.
+Every seed is treated alike: its setting is chosen on the fitting facts and scored on the held-out ones. Without folders it is the
+shipped model's row.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from sea_lens.errors import SeaLensWarning
 from sea_lens.methods.sea.sea import refit_sea
 from sea_lens.methods.tune import describe_setting
 from sea_lens.worlds.demo import answers, collect, tune
-from sea_lens.worlds.load import load_organism
+from sea_lens.worlds.load import WEIGHTS, load_organism
 
 MEASURED = ("plain", "tagged truthful", "tagged mythical", "in context")
 HELD_OUT = (
@@ -54,5 +55,5 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore", SeaLensWarning)
     columns = ("seed", *MEASURED, *HELD_OUT)
     print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
-    for argument in sys.argv[1:]:
+    for argument in sys.argv[1:] or [WEIGHTS]:
         print("| " + " | ".join(report(Path(argument))) + " |", flush=True)
