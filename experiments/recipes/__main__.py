@@ -16,13 +16,13 @@ import typer
 import sea_lens as sl
 from experiments.recipes.published_data import BBQ, HALUEVAL, TRUTHFULQA, PublishedData
 from sea_lens.cache import Store
-from sea_lens.cli.inputs import load_model
 from sea_lens.data.prompts import BBQ_EXAMPLES, Q_AND_A, TRUTHFULQA_EXAMPLES, with_prompt
 from sea_lens.errors import FileFormatError, InputError, ModelMismatchError
 from sea_lens.evaluation.evaluation import Evaluation
 from sea_lens.methods.sea.feature_space import KNOWN
 from sea_lens.models.bridge import Model, weights_digest
 from sea_lens.models.generate import answer_and_keep
+from sea_lens.models.loading import load_model
 
 FOLDER, FORMAT = Path(__file__).parent, "sea_lens.recipe/1"
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -233,7 +233,9 @@ def recipe(
             path or data.fetch() for path, data in zip((demonstrations, questions), DATA[chosen.behavior], strict=True)
         ]
         read, asked = chosen.read(*paths, seed)
-        bridge = load_model(model or chosen.repository, device, chosen.dtype, None if model else chosen.revision)
+        bridge = load_model(
+            model or chosen.repository, device=device, dtype=chosen.dtype, revision=None if model else chosen.revision
+        )
         if bridge.cfg.n_layers != chosen.size["n_layers"]:
             edited, depth = chosen.layers_of(bridge.cfg.n_layers), (bridge.cfg.n_layers, chosen.size["n_layers"])
             typer.echo(f"note: the last {len(edited)} of {depth[0]} layers are edited, the same share as in {depth[1]}")

@@ -1,7 +1,7 @@
 """The table of seeds in sea_lens/worlds/README.md: `python -m experiments.worlds.seeds runs/seed0 runs/seed1 ...`.
 
-Every seed is treated alike: its setting is chosen on the fitting facts and scored on the held-out ones. Without folders it is the
-shipped model's row.
+Every seed is treated alike: its setting is chosen on the fitting facts and scored on the held-out ones. Without folders it
+is the shipped model's row.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from sea_lens.editing.controls import random_editor_like
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import SeaLensWarning
 from sea_lens.methods.sea.feature_space import ELU, FeatureMap, SquaredExponential, Tanh
+from sea_lens.methods.sea.published import read_published_editor
 from sea_lens.methods.sea.rule import SEARule
 from sea_lens.methods.sea.spectral import CrossCovariance
 from sea_lens.methods.tune import EXPLAINED_VARIANCES, Tuning, tune_sea
@@ -153,8 +154,8 @@ def published_editor(activations: Activations, setting: Setting) -> Editor:
     Their training and inference code are followed to the dense matrices that they save; activations are uncentered.
     """
     n_layers = activations.layers[-1] + 1
-    identity = torch.eye(activations.d_model, dtype=torch.float64)
-    positive, negative = (torch.zeros(n_layers, activations.d_model, activations.d_model) for _ in range(2))
+    identity = torch.eye(activations.width, dtype=torch.float64)
+    positive, negative = (torch.zeros(n_layers, activations.width, activations.width) for _ in range(2))
     for layer in activations.layers:
         neutral = activations.neutral[layer]
         kept, removed = (
@@ -162,7 +163,7 @@ def published_editor(activations: Activations, setting: Setting) -> Editor:
             for side in (activations.positive, activations.negative)
         )
         positive[layer], negative[layer] = (kept @ kept.T).float(), (identity - removed @ removed.T).float()
-    return Editor.from_published_projections(positive, negative, setting.layers, normalization="feature")
+    return read_published_editor(positive, negative, setting.layers, normalization="feature")
 
 
 def tune_published(model: Model, world: World) -> Setting:
