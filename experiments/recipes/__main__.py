@@ -21,7 +21,6 @@ from sea_lens.errors import FileFormatError, InputError, ModelMismatchError
 from sea_lens.evaluation.evaluation import Evaluation
 from sea_lens.methods.sea.feature_space import KNOWN
 from sea_lens.models.bridge import Model, weights_digest
-from sea_lens.models.generate import answer_and_keep
 from sea_lens.models.loading import load_model
 
 FOLDER, FORMAT = Path(__file__).parent, "sea_lens.recipe/1"
@@ -172,7 +171,7 @@ class Recipe:
         often = {"batch_size": self.batch_size, "progress": progress}
         examples = TRUTHFULQA_EXAMPLES if self.behavior == "truthfulness" else BBQ_EXAMPLES
         data, _ = with_prompt(demonstrations, model, self.prompt, examples)
-        data = answer_and_keep(data, model, self.max_new_tokens, folder / "answers.jsonl", **often)
+        data = data.with_neutral_answers(model, self.max_new_tokens, folder=folder, **often)
         if self.answer_ending is not None:
             data = data.with_answer_ending(self.answer_ending)
         if not done.rows():
