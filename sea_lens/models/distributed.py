@@ -13,6 +13,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 from sea_lens.errors import SeaLensWarning
 
 T = TypeVar("T")
+_ALONE: ContextVar[bool] = ContextVar("alone", default=False)
 
 
 def rank() -> int:
@@ -39,7 +41,7 @@ def n_processes() -> int:
     if _in_group():
         return torch.distributed.get_world_size()
     launched = os.environ.get("WORLD_SIZE", "1")
-    if launched != "1" and "LOCAL_RANK" in os.environ:
+    if not _initialized() and launched != "1" and "LOCAL_RANK" in os.environ:
         warnings.warn(
             f"A launcher started {launched} processes, but torch.distributed is not initialised, so each of them does all of "
             'the work. Call torch.distributed.init_process_group("gloo") first, or make an accelerate.Accelerator.',
@@ -50,7 +52,26 @@ def n_processes() -> int:
 
 
 def _in_group() -> bool:
+    return not _ALONE.get() and _initialized()
+
+
+def _initialized() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Lets this process do all the work of a block, as if there were no others: for work of which each has a share."""
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
+def shows(progress: bool) -> bool:
+    """Whether this process shows progress: the first one does."""
+    return progress and not (_initialized() and torch.distributed.get_rank() > 0)
 
 
 def share_of(rows: Sequence[T]) -> Sequence[T]:
