@@ -10,7 +10,7 @@ from typing import Any
 from sea_lens.cache import JSON
 from sea_lens.editing.registry import from_plain, to_plain
 from sea_lens.errors import FileFormatError
-from sea_lens.models.bridge import ModelDescription
+from sea_lens.models.bridge import ModelInfo
 from sea_lens.models.sites import Site
 
 
@@ -36,6 +36,18 @@ class FitReport:
     def __contains__(self, name: object) -> bool:
         return name in self.numbers
 
+    def __str__(self) -> str:
+        """What follows an edit's summary in an editor's repr."""
+        text = ""
+        if "rank_positive" in self:
+            text += f" (positive {self['rank_positive']:g}, negative {self['rank_negative']:g})"
+        if self.displacement is not None:
+            text += f", at strength 1 moves the fit's activations by {self.displacement:.1%} of their norm"
+        if "unit" in self:
+            outside, beyond = (self[f"clamped_{what}"] for what in ("activations", "features"))
+            text += f", clamps {outside:.2%} of their entries and {beyond:.2%} of the edited features"
+        return text
+
 
 @dataclass(frozen=True)
 class EditorCard:
@@ -55,7 +67,7 @@ class EditorCard:
     method: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     token: str | int = "last"
-    model: ModelDescription | None = None
+    model: ModelInfo | None = None
     n_demonstrations: int | None = None
     demonstrations: str | None = None
     reports: Mapping[Site, FitReport] = field(default_factory=dict)
@@ -96,7 +108,7 @@ class EditorCard:
                 given["settings"] = {name: from_plain(value, {}) for name, value in plain["settings"].items()}
                 given["reports"] = {Site.of(site): FitReport(**found) for site, found in plain["reports"].items()}
             if given.get("model") is not None:
-                given["model"] = ModelDescription(**given["model"])
+                given["model"] = ModelInfo(**given["model"])
             return cls(**given)
         except FileFormatError:
             raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -16,29 +16,14 @@ from sea_lens.cache import digest
 from sea_lens.editing.affine import in_sequence
 from sea_lens.editing.card import EditorCard
 from sea_lens.editing.edits import Edit
-from sea_lens.editing.files import fetch_editor_folder, read_editor_files, write_editor_files
-from sea_lens.editing.hooks import EditHooks
+from sea_lens.editing.files import MODEL_CARD, fetch_editor_folder, read_editor_files, write_editor_files
+from sea_lens.editing.hooks import EditHooks, check_fits, edited
 from sea_lens.editing.where import Both, Positions, Where, where_of
-from sea_lens.errors import HookNeverFiredError, InputError, ModelMismatchError, SeaLensWarning
-from sea_lens.models.bridge import UNKNOWN_MODEL, FwdHook, Model, ModelDescription
-from sea_lens.models.passes import tracked
-from sea_lens.models.sites import Site, check_layers
+from sea_lens.errors import InputError, SeaLensWarning
+from sea_lens.models.bridge import UNKNOWN_MODEL, FwdHook, Model
+from sea_lens.models.sites import Site, check_count, choose_site, choose_sites
 
 ModelType = TypeVar("ModelType", bound=Model)
-MODEL_CARD = """---
-{{ card_data }}
----
-
-An activation editor made with sea_lens. Its method, settings, model and demonstrations stand in `config.json` under `card`.
-
-```python
-import sea_lens as sl
-
-editor = sl.Editor.from_pretrained("this/repository")
-with editor.attached(model):  # a TransformerBridge of transformer_lens
-    print(model.generate("..."))
-```
-"""
 
 
 @dataclass(frozen=True, eq=False, repr=False, init=False)
@@ -112,29 +97,7 @@ class Editor(
     # --- what it is --------------------------------------------------------------------------------------------------
 
     def __getitem__(self, site: Site | int | str) -> Edit:
-        return self.edits[self._site(site)]
-
-    def _site(self, site: Site | int | str) -> Site:
-        """The one site that a layer, a name or a site stands for."""
-        if isinstance(site, int):
-            layer = self._layer(site)
-            there = [one for one in self.edits if one.layer == layer]
-            if len(there) > 1:
-                raise InputError(
-                    f"This editor edits several sites of layer {layer}: {', '.join(map(str, there))}. Name one."
-                )
-            if there:
-                return there[0]
-        elif Site.of(site) in self.edits:
-            return Site.of(site)
-        raise ModelMismatchError(
-            f"This editor has no layer {site}; it edits layers {self.layers}."
-            if isinstance(site, int)
-            else (f"This editor has no site {site}; it edits {', '.join(map(str, self.edits))}.")
-        )
-
-    def _layer(self, layer: int) -> int:
-        return layer + self.n_layers if layer < 0 else layer
+        return self.edits[choose_site(self.edits, site, self.n_layers)]
 
     @property
     def sites(self) -> list[Site]:
@@ -188,17 +151,8 @@ class Editor(
         return f"layer {site.layer:>2}" if one_name and site.layer is not None else str(site)
 
     def _line(self, site: Site) -> str:
-        found, text = self.card.reports.get(site), self.edits[site].summary
-        if found is None:
-            return text
-        if "rank_positive" in found:
-            text += f" (positive {found['rank_positive']:g}, negative {found['rank_negative']:g})"
-        if found.displacement is not None:
-            text += f", at strength 1 moves the fit's activations by {found.displacement:.1%} of their norm"
-        if "unit" in found:
-            outside, beyond = (found[f"clamped_{what}"] for what in ("activations", "features"))
-            text += f", clamps {outside:.2%} of their entries and {beyond:.2%} of the edited features"
-        return text
+        found = self.card.reports.get(site)
+        return self.edits[site].summary + ("" if found is None else str(found))
 
     def __reduce__(self) -> tuple[type[Editor], tuple[object, ...]]:
         return Editor, (dict(self.edits), self.card, self.where)
@@ -211,7 +165,8 @@ class Editor(
         Raises:
             ModelMismatchError: If it does not edit one of them.
         """
-        return replace(self, edits={site: self.edits[site] for site in self._chosen(layers)})
+        chosen = choose_sites(self.edits, layers, self.n_layers)
+        return replace(self, edits={site: self.edits[site] for site in chosen})
 
     def without_layers(self, layers: Iterable[int | str | Site]) -> Editor:
         """All layers but these.
@@ -220,31 +175,16 @@ class Editor(
             ModelMismatchError: If it does not edit one of them.
             InputError: If none is left.
         """
-        dropped = self._chosen(layers)
+        dropped = choose_sites(self.edits, layers, self.n_layers)
         return replace(self, edits={site: edit for site, edit in self.edits.items() if site not in dropped})
-
-    def _chosen(self, layers: Iterable[int | str | Site]) -> list[Site]:
-        chosen: list[Site] = []
-        for layer in layers:
-            if isinstance(layer, int):
-                there = [site for site in self.edits if site.layer == self._layer(layer)]
-                chosen += there or [self._site(layer)]
-            else:
-                chosen.append(self._site(layer))
-        return chosen
 
     def first_layers(self, n: int) -> Editor:
         """Those of its layers that are among the model's first `n`."""
-        return self._within(range(self._count(n)))
+        return self._within(range(check_count(n, self.n_layers)))
 
     def last_layers(self, n: int) -> Editor:
         """Those of its layers that are among the model's last `n`; the paper edits the last 21 of 32."""
-        return self._within(range(self.n_layers - self._count(n), self.n_layers))
-
-    def _count(self, n: int) -> int:
-        if not 1 <= n <= self.n_layers:
-            raise InputError(f"{n} layers were asked for. Give a number from 1 to {self.n_layers}, the model's layers.")
-        return n
+        return self._within(range(self.n_layers - check_count(n, self.n_layers), self.n_layers))
 
     def _within(self, layers: range) -> Editor:
         return replace(self, edits={site: edit for site, edit in self.edits.items() if site.layer in layers})
@@ -257,11 +197,8 @@ class Editor(
         """Edits only some tokens. Positions are true ones: padding is not counted, and a KV cache is.
 
         Example:
-            >>> editor.at_positions(1)                  # all but the first token; the same as "not first"
-            >>> editor.at_positions(-1)                 # from the prompt's last token on
-            >>> editor.at_positions(slice(1, 20))
-            >>> editor.at_positions([0, 5, -1])
-            >>> editor.at_positions("prompt")           # or "generated", "not first", "all"
+            >>> editor.at_positions(1), editor.at_positions(-1)        # all but the first token; from the prompt's last on
+            >>> editor.at_positions(slice(1, 20)), editor.at_positions([0, 5, -1]), editor.at_positions("generated")
 
         Args:
             positions: The first position to edit; a slice; a list; `"prompt"`, `"generated"`, `"not first"` or `"all"`;
@@ -325,12 +262,11 @@ class Editor(
     def fwd_hooks(self, model: Model | None = None) -> list[FwdHook]:
         """Hooks for `model.run_with_hooks(tokens, fwd_hooks=...)` or `model.hooks(fwd_hooks=...)`. A list serves many passes.
 
-        A hook sees one tensor, and not what the model was called with. So by themselves these hooks know the tokens of
-        a pass and not its padding or its cache: they take columns for positions, and all of a pass for its prompt. That
-        is exact for an editor of every position, and for whole texts that are not padded on the left. A pass over one
-        token may be a text of one token or the next step of a generation: an editor with positions refuses it. With
-        `model`, hooks are exact for every caller, because the model's passes are tracked while the list lives.
-        `attached` also checks depth, site and weights, and that a hook fired.
+        A hook sees one tensor, and not what the model was called with. So hooks alone know neither padding nor cache:
+        they take columns for positions, and all of a pass for its prompt. That is exact for an editor of every
+        position, and for whole texts without padding on the left. A pass over one token may begin a text or go on with
+        one: an editor with positions refuses it. With `model`, hooks are exact for every caller: the model's passes are
+        tracked while the list lives.
 
         Args:
             model: The model they are for; checked if given.
@@ -339,17 +275,9 @@ class Editor(
             ModelMismatchError: If the editor does not fit `model`.
         """
         if model is None:
-            return self._marked(EditHooks(self.edits, self.where), {s: s.hook_name for s in self._read_sites()})
+            return EditHooks(self).hooks()
         self.check(model)
-        hooks = EditHooks(self.edits, self.where, tracking=model)
-        return self._marked(hooks, {s: s.check(model) for s in self._read_sites()})
-
-    def _marked(self, hooks: EditHooks, names: Mapping[Site, str]) -> list[FwdHook]:
-        """Hooks that say whose they are, and by site whether they have edited a token (see `models.bridge.EditsModels`)."""
-        marked = hooks.hooks(names)
-        for _, hook in marked:
-            hook.editor, hook.fired = self, hooks.fired  # type: ignore[attr-defined]
-        return marked
+        return EditHooks(self, tracking=model).hooks()
 
     def _read_sites(self) -> list[Site]:
         reads = None if self.where is None else self.where.reads
@@ -362,36 +290,7 @@ class Editor(
             ModelMismatchError: If width, depth or weight processing differ from the model it was fitted on, or the
                 model lacks a layer or the site.
         """
-        theirs, ours = ModelDescription.of(model), self.card.model
-        for site, edit in self.edits.items():
-            if site.in_stream and theirs.d_model != edit.width:
-                raise ModelMismatchError(
-                    f"This editor is for d_model {edit.width}, and {theirs.name} has d_model {theirs.d_model}. "
-                    "Fit an editor on this model."
-                )
-        if self.layers:
-            check_layers(self.layers, theirs.n_layers)
-        for site in self._read_sites():
-            site.check(model)
-        if ours is None:
-            return
-        if ours.n_layers != theirs.n_layers:
-            raise ModelMismatchError(
-                f"This editor is for a model of {ours.n_layers} layers ({ours.name}), and {theirs.name} has "
-                f"{theirs.n_layers}. Fit an editor on this model."
-            )
-        if ours.weights != theirs.weights:
-            raise ModelMismatchError(
-                f"This editor was fitted with {ours.weights} weights, and {theirs.name} has {theirs.weights} ones: "
-                "its site holds other values then. Call enable_compatibility_mode() both when fitting and "
-                "when editing, or neither time."
-            )
-        if ours.name not in (theirs.name, UNKNOWN_MODEL):
-            warnings.warn(
-                f"This editor was fitted on {ours.name} and is used on {theirs.name}.",
-                SeaLensWarning,
-                stacklevel=4,  # the with statement of `attached`
-            )
+        check_fits(self.edits, self._read_sites(), self.card.model, model)
 
     @contextmanager
     def attached(self, model: ModelType) -> Iterator[ModelType]:
@@ -421,26 +320,8 @@ class Editor(
                 SeaLensWarning,
                 stacklevel=3,
             )
-        names = {site: site.hook_name for site in self._read_sites()}
-        with ExitStack() as stack:
-            passes = None if self.where is None else stack.enter_context(tracked(model))
-            hooks = EditHooks(self.edits, self.where, passes)
-            stack.enter_context(model.hooks(fwd_hooks=self._marked(hooks, names)))
+        with edited(model, self):
             yield model
-        fired = hooks.fired
-        if not any(fired.values()):
-            raise HookNeverFiredError(
-                f"The editor was attached at {', '.join(map(str, self.edits))}, and no forward pass reached any"
-                f"{'' if self.where is None else ' at the positions chosen'}, so nothing was edited. Run the model "
-                "inside the with block, and not with a stop_at_layer below them."
-            )
-        silent = [str(site) for site, did in fired.items() if not did]
-        if silent:
-            warnings.warn(
-                f"The editor's hooks at {', '.join(silent)} never fired; the others did. Was the pass stopped early?",
-                SeaLensWarning,
-                stacklevel=3,
-            )
 
     # --- on disk -----------------------------------------------------------------------------------------------------
 

@@ -24,6 +24,20 @@ FORMAT = "sea_lens.editor/2"
 FORMAT_OF_0_1 = "sea_lens.editor/1"
 TENSORS = "editor.safetensors"
 CONFIG = "config.json"
+MODEL_CARD = """---
+{{ card_data }}
+---
+
+An activation editor made with sea_lens. Its method, settings, model and demonstrations stand in `config.json` under `card`.
+
+```python
+import sea_lens as sl
+
+editor = sl.Editor.from_pretrained("this/repository")
+with editor.attached(model):  # a TransformerBridge of transformer_lens
+    print(model.generate("..."))
+```
+"""
 
 
 def write_editor_files(folder: Path, edits: Mapping[Site, Edit], card: EditorCard, where: Where | None) -> None:

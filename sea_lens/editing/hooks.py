@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from sea_lens.editing.edits import Edit
 from sea_lens.editing.where import Where
-from sea_lens.errors import InputError
-from sea_lens.models.bridge import FwdHook, Model
+from sea_lens.errors import HookNeverFiredError, InputError, ModelMismatchError, SeaLensWarning
+from sea_lens.models.bridge import UNKNOWN_MODEL, FwdHook, Model, ModelInfo
 from sea_lens.models.passes import Pass, Passes, tracked
-from sea_lens.models.sites import Site
+from sea_lens.models.sites import Site, check_layers
+
+
+@runtime_checkable
+class Edits(Protocol):
+    """What hooks need of an editor."""
+
+    @property
+    def edits(self) -> Mapping[Site, Edit]:
+        """By site."""
+
+    @property
+    def where(self) -> Where | None:
+        """Which tokens are edited."""
 
 
 class EditHooks:
@@ -23,36 +38,32 @@ class EditHooks:
         fired: By site, whether a pass reached it at a token that is edited.
     """
 
-    def __init__(
-        self,
-        edits: Mapping[Site, Edit],
-        where: Where | None,
-        passes: Passes | None = None,
-        tracking: Model | None = None,
-    ) -> None:
-        """Of an editor's edits.
+    def __init__(self, editor: Edits, passes: Passes | None = None, tracking: Model | None = None) -> None:
+        """Of an editor.
 
         Args:
-            edits: By site.
-            where: Which tokens are edited.
+            editor: Whose edits these are. Each hook carries it, for runners to see what is on a model.
             passes: The model's passes; None where they are not known.
             tracking: A model whose passes to track for as long as these hooks live.
         """
-        self.edits, self.where, self.passes = edits, where, passes
-        self.fired = dict.fromkeys(edits, False)
+        self.editor, self.where, self.passes = editor, editor.where, passes
+        self.fired = dict.fromkeys(editor.edits, False)
         self._decided: Tensor | None = (
             None  # by a condition on the prompt, for the rows of the generation that is running
         )
-        if tracking is not None and where is not None:
+        if tracking is not None and self.where is not None:
             stack = ExitStack()
             self.passes = stack.enter_context(tracked(tracking))
             weakref.finalize(self, stack.close)
 
-    def hooks(self, names: Mapping[Site, str]) -> list[FwdHook]:
+    def hooks(self) -> list[FwdHook]:
         """One hook per site, and before them the one that reads a condition."""
         reads = None if self.where is None else self.where.reads
-        first: list[FwdHook] = [] if reads is None else [(names[reads], self._reader(reads))]
-        return first + [(names[site], self._hook(site, edit)) for site, edit in self.edits.items()]
+        found: list[FwdHook] = [] if reads is None else [(reads.hook_name, self._reader(reads))]
+        found += [(site.hook_name, self._hook(site, edit)) for site, edit in self.editor.edits.items()]
+        for _, hook in found:
+            hook.editor, hook.fired = self.editor, self.fired  # type: ignore[attr-defined]
+        return found
 
     def _pass(self, tensor: Tensor) -> Pass:
         if self.passes is not None and self.passes.current is not None:
@@ -89,3 +100,76 @@ class EditHooks:
             return site.write(edit(read).where(mask[..., None], read), tensor)
 
         return hook
+
+
+@contextmanager
+def edited(model: Model, editor: Edits) -> Iterator[None]:
+    """Edits everything the model runs inside the block.
+
+    Raises:
+        HookNeverFiredError: On leaving, if no forward pass reached any hook at a token that is edited.
+    """
+    edits, where = editor.edits, editor.where
+    with ExitStack() as stack:
+        passes = None if where is None else stack.enter_context(tracked(model))
+        hooks = EditHooks(editor, passes)
+        stack.enter_context(model.hooks(fwd_hooks=hooks.hooks()))
+        yield
+    if not any(hooks.fired.values()):
+        raise HookNeverFiredError(
+            f"The editor was attached at {', '.join(map(str, edits))}, and no forward pass reached any"
+            f"{'' if where is None else ' at the positions chosen'}, so nothing was edited. Run the model "
+            "inside the with block, and not with a stop_at_layer below them."
+        )
+    silent = [str(site) for site, did in hooks.fired.items() if not did]
+    if silent:
+        warnings.warn(
+            f"The editor's hooks at {', '.join(silent)} never fired; the others did. Was the pass stopped early?",
+            SeaLensWarning,
+            stacklevel=5,  # the with statement of `Editor.attached`
+        )
+
+
+def check_fits(edits: Mapping[Site, Edit], sites: Iterable[Site], ours: ModelInfo | None, model: Model) -> None:
+    """Checks that edits fit a model.
+
+    Args:
+        edits: By site.
+        sites: Every site that is edited or read.
+        ours: The model they were fitted on, where known.
+        model: The model they are for.
+
+    Raises:
+        ModelMismatchError: If width, depth or weight processing differ, or the model lacks a layer or a site.
+    """
+    theirs = ModelInfo.of(model)
+    for site, edit in edits.items():
+        if site.in_stream and theirs.d_model != edit.width:
+            raise ModelMismatchError(
+                f"This editor is for d_model {edit.width}, and {theirs.name} has d_model {theirs.d_model}. "
+                "Fit an editor on this model."
+            )
+    layers = [site.layer for site in edits if site.layer is not None]
+    if layers:
+        check_layers(layers, theirs.n_layers)
+    for site in sites:
+        site.check(model)
+    if ours is None:
+        return
+    if ours.n_layers != theirs.n_layers:
+        raise ModelMismatchError(
+            f"This editor is for a model of {ours.n_layers} layers ({ours.name}), and {theirs.name} has "
+            f"{theirs.n_layers}. Fit an editor on this model."
+        )
+    if ours.weights != theirs.weights:
+        raise ModelMismatchError(
+            f"This editor was fitted with {ours.weights} weights, and {theirs.name} has {theirs.weights} ones: "
+            "its site holds other values then. Call enable_compatibility_mode() both when fitting and "
+            "when editing, or neither time."
+        )
+    if ours.name not in (theirs.name, UNKNOWN_MODEL):
+        warnings.warn(
+            f"This editor was fitted on {ours.name} and is used on {theirs.name}.",
+            SeaLensWarning,
+            stacklevel=5,  # the with statement of `Editor.attached`
+        )

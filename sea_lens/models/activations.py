@@ -14,7 +14,7 @@ from torch import Tensor
 from sea_lens.cache import load_tensors, save_tensors
 from sea_lens.errors import FileFormatError, InputError
 from sea_lens.models.bridge import Model, ModelDescription
-from sea_lens.models.sites import Site
+from sea_lens.models.sites import Site, choose_site, choose_sites
 
 Role = Literal["neutral", "positive", "negative"]
 ROLES: tuple[Role, ...] = ("neutral", "positive", "negative")
@@ -39,23 +39,12 @@ class BySite(Mapping[Site, Tensor]):
         self._tensors = dict(sorted(named.items()))
 
     def __getitem__(self, site: Site | int | str) -> Tensor:
-        return self._tensors[site if isinstance(site, Site) else self._named(site)]
-
-    def _named(self, site: int | str) -> Site:
-        if isinstance(site, str):
-            return Site.of(site)
-        there = [one for one in self._tensors if one.layer == site]
-        if len(there) > 1:
-            raise InputError(f"There are several sites of layer {site}: {', '.join(map(str, there))}. Name one.")
-        return there[0] if there else Site(site)
+        return self._tensors[choose_site(self._tensors, site, what="These activations")]
 
     def __contains__(self, site: object) -> bool:
-        if isinstance(site, int) and site < 0:
-            return False
-        return (
-            isinstance(site, Site | int | str)
-            and (site if isinstance(site, Site) else self._named(site)) in self._tensors
-        )
+        if isinstance(site, int):
+            return any(one.layer == site for one in self._tensors)
+        return isinstance(site, Site | str) and Site.of(site) in self._tensors
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self._tensors)
@@ -212,15 +201,12 @@ class Activations:
         """Only these sites.
 
         Raises:
-            InputError: If one is not there.
+            ModelMismatchError: If one is not there.
+            InputError: If there are none.
         """
-        chosen = list(sites)
-        side = next(iter(self.sides.values()))
-        absent = [str(site) for site in chosen if site not in side]
-        if absent or not chosen:
-            asked = f"Layers {absent} were asked for" if chosen else "No layers were asked for"
-            raise InputError(f"{asked}; activations are there of {', '.join(map(str, self.sites))}.")
-        keys = [site if isinstance(site, Site) else side._named(site) for site in chosen]
+        keys = choose_sites(self.sites, sites, what="These activations")
+        if not keys:
+            raise InputError("No layers were asked for. Give at least one.")
         return replace(self, sides={role: BySite({key: one[key] for key in keys}) for role, one in self.sides.items()})
 
     def swapped(self) -> Activations:

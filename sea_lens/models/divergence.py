@@ -93,8 +93,8 @@ class UneditedPredictions:
                 waiting = []
         if not edited:
             warnings.warn(
-                "The editor edits no token of these texts, so they say nothing about it. Do its positions lie beyond them, or "
-                "does it edit only what is generated?",
+                "The editor edits no token of these texts, so they say nothing about it. Do its positions lie beyond "
+                "them, or does it edit only what is generated?",
                 SeaLensWarning,
                 stacklevel=4,  # past no_grad and kl_to_unedited
             )

@@ -160,6 +160,48 @@ class Site:
         return edited
 
 
+def choose_sites(
+    there: Iterable[Site], asked: Iterable[Site | int | str], n_layers: int | None = None, what: str = "This editor"
+) -> list[Site]:
+    """The sites that are asked for; a layer stands for all of its sites.
+
+    Args:
+        there: The sites to choose from.
+        asked: Layers (with `n_layers` negative ones count from the end), hook names or sites.
+        n_layers: Depth of the model.
+        what: What has the sites, for messages.
+
+    Raises:
+        ModelMismatchError: If one is not there.
+    """
+    known, chosen = sorted(there), dict[Site, None]()
+    for one in asked:
+        layer = one + n_layers if isinstance(one, int) and one < 0 and n_layers is not None else one
+        found = [site for site in known if site.layer == layer] if isinstance(layer, int) else [Site.of(layer)]
+        if not found or found[0] not in known:
+            layers = sorted({site.layer for site in known if site.layer is not None})
+            listed = f"layers {layers}" if isinstance(one, int) else ", ".join(map(str, known))
+            raise ModelMismatchError(
+                f"{what} has no {'layer' if isinstance(one, int) else 'site'} {one}; it has {listed}."
+            )
+        chosen |= dict.fromkeys(found)
+    return list(chosen)
+
+
+def choose_site(
+    there: Iterable[Site], asked: Site | int | str, n_layers: int | None = None, what: str = "This editor"
+) -> Site:
+    """The one site that is asked for; as `choose_sites`.
+
+    Raises:
+        InputError: If a layer has several sites.
+    """
+    found = choose_sites(there, [asked], n_layers, what)
+    if len(found) > 1:
+        raise InputError(f"{what} has several sites of layer {asked}: {', '.join(map(str, found))}. Name one.")
+    return found[0]
+
+
 def canonical_name(name: str) -> str:
     """A site's name without its layer, in the one form used here: `resid_post`, `attn.hook_z`, `unembed.hook_in`."""
     if not isinstance(name, str) or not name:
@@ -258,6 +300,17 @@ def check_layers(layers: Iterable[int] | None, n_layers: int) -> list[int]:
     return chosen
 
 
+def check_count(n: int, n_layers: int) -> int:
+    """A number of layers, if the model has as many.
+
+    Raises:
+        InputError: If it has not, or it is below 1.
+    """
+    if not 1 <= n <= n_layers:
+        raise InputError(f"{n} layers were asked for. Give a number from 1 to {n_layers}, the model's layers.")
+    return n
+
+
 def named_layers(name: str, n_layers: int) -> list[int]:
     """Layers out of `all`, `first:N`, `last:N` or a list such as `3,5,10-20`.
 
@@ -270,9 +323,8 @@ def named_layers(name: str, n_layers: int) -> list[int]:
         if name == "all":
             return list(range(n_layers))
         if side in ("first", "last"):
-            if not 1 <= int(count) <= n_layers:
-                raise InputError(f"{name} was asked for, and the model has {n_layers} layers. Ask for 1 to that many.")
-            return list(range(n_layers))[: int(count)] if side == "first" else list(range(n_layers))[-int(count) :]
+            n = check_count(int(count), n_layers)
+            return list(range(n_layers))[:n] if side == "first" else list(range(n_layers))[-n:]
         spans = [tuple(map(int, part.split("-"))) for part in name.split(",")]
         if any(len(span) > 2 or span[0] > span[-1] for span in spans):
             raise ValueError("a span has two ends, the lower one first")

@@ -5,7 +5,7 @@ import pytest
 from sea_lens import EditorCard, Site, Tanh
 from sea_lens.editing.card import FitReport, library_versions
 from sea_lens.errors import FileFormatError
-from sea_lens.models.bridge import ModelDescription
+from sea_lens.models.bridge import ModelInfo
 
 
 def test_a_card_survives_json():
@@ -13,7 +13,7 @@ def test_a_card_survives_json():
         "sea",
         {"explained_variance": (0.9, 0.99), "ranks": None, "center": True, "feature_map": Tanh(2.0)},
         token=-1,
-        model=ModelDescription("tiny", 3, 32, "raw"),
+        model=ModelInfo("tiny", 3, 32, "raw"),
         n_demonstrations=20,
         demonstrations="abc",
         reports={Site(0, "mlp_out"): FitReport(2, 0.1, numbers={"rank_positive": 2}), Site(2, "mlp_out"): FitReport(0)},

@@ -7,7 +7,7 @@ from conftest import build_bridge, low_rank
 
 from sea_lens import Demonstrations, Editor, EditorCard, Site, collect_activations, fit_sea
 from sea_lens.errors import HookNeverFiredError, InputError, ModelMismatchError, SeaLensWarning
-from sea_lens.models.bridge import ModelDescription
+from sea_lens.models.bridge import ModelInfo
 from sea_lens.models.generate import greedy_answers
 from sea_lens.models.tokens import PaddedTokens, token_ids
 
@@ -294,7 +294,7 @@ def hand_made(d_model=32, layers=(0, 1, 2), site="resid_post", **card):
     [
         (hand_made(16), "for d_model 16, and tiny-llama has d_model 32"),
         (hand_made(layers=(1, 3)), r"Layers \[3\] do not exist: this model has layers 0 to 2"),
-        (hand_made(model=ModelDescription("deep", 5, 32, "raw")), r"model of 5 layers \(deep\), and tiny-llama has 3"),
+        (hand_made(model=ModelInfo("deep", 5, 32, "raw")), r"model of 5 layers \(deep\), and tiny-llama has 3"),
         (hand_made(site="hook_nowhere"), "no site 'nowhere'.*resid_post"),
     ],
 )
@@ -337,7 +337,7 @@ def test_rmsnorm_models_may_be_processed(own, llama, llama_editor):
 
 
 def test_another_models_name_is_warned_about(llama, llama_editor):
-    other = replace(llama_editor, card=replace(llama_editor.card, model=ModelDescription("else", 3, 32, "raw")))
+    other = replace(llama_editor, card=replace(llama_editor.card, model=ModelInfo("else", 3, 32, "raw")))
     with pytest.warns(SeaLensWarning, match="fitted on else and is used on tiny-llama"):
         other.check(llama)
     with warnings.catch_warnings():

@@ -10,10 +10,10 @@ from sea_lens.editing.affine import AffineEdit
 from sea_lens.editing.card import FitReport
 from sea_lens.editing.where import From, WhenAligned
 from sea_lens.errors import InputError, ModelMismatchError
-from sea_lens.models.bridge import ModelDescription
+from sea_lens.models.bridge import ModelInfo
 from sea_lens.models.passes import Pass
 
-MODEL = ModelDescription("tiny-llama", 6, 32, "raw")
+MODEL = ModelInfo("tiny-llama", 6, 32, "raw")
 
 
 def hand_made(layers=range(6), model=MODEL):
@@ -89,7 +89,7 @@ def test_impossible_numbers_of_layers(n):
 def test_layers_that_it_does_not_edit():
     editor = hand_made([0, 2])
     for ask in (lambda: editor.at_layers([0, 1]), lambda: editor.without_layers([1]), lambda: editor[1]):
-        with pytest.raises(ModelMismatchError, match=r"no layer 1; it edits layers \[0, 2\]"):
+        with pytest.raises(ModelMismatchError, match=r"no layer 1; it has layers \[0, 2\]"):
             ask()
     with pytest.raises(InputError, match="no layer is left"):
         editor.without_layers([0, 2])

@@ -73,4 +73,3 @@ def test_trackers_share_and_leave_nothing_behind(model):
     with tracked(model) as one, tracked(model) as other:
         assert one is other
     assert not model.original_model._forward_pre_hooks
-
