@@ -15,6 +15,10 @@ _HOME = {
     "Identity": "methods.sea.feature_space",
     "Question": "data.questions",
     "Questions": "data.questions",
+    "ITI": "methods.iti",
+    "LEACE": "methods.leace",
+    "MeanDifference": "methods.mean_difference",
+    "SEA": "methods.sea.sea",
     "SEAFitter": "methods.sea.streaming",
     "SeaLensWarning": "errors",
     "Site": "models.sites",
@@ -34,6 +38,7 @@ _HOME = {
     "evaluate_truthfulqa": "evaluation.truthfulqa",
     "fit_sea": "methods.sea.sea",
     "generate_answers": "evaluation.truthfulqa",
+    "grid": "methods.method",
     "kl_to_unedited": "models.divergence",
     "layer_signatures": "analysis.subspaces",
     "load_bias_organism": "worlds.load",
@@ -50,13 +55,12 @@ _HOME = {
     "read_directions": "analysis.tokens",
     "read_published_editor": "methods.sea.published",
     "refit": "methods.method",
-    "refit_sea": "methods.sea.sea",
     "register_edit": "editing.registry",
     "register_method": "methods.method",
     "register_value": "editing.registry",
     "select_layers": "analysis.layers",
     "transfer": "evaluation.transfer",
-    "tune_sea": "methods.tune",
+    "tune": "methods.tune",
 }
 """Where each public name lives. Names are imported when they are first asked for, so that `import sea_lens` is quick."""
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
-from sea_lens.methods.sea.sea import rule_of
+from sea_lens.methods.sea.sea import sea_of
 from sea_lens.models.activations import ROLES, Activations
 from sea_lens.models.bridge import Model, tokenizer_of
 from sea_lens.models.sites import Site
@@ -49,7 +49,7 @@ def massive_activations(
 
     Args:
         activations: Of any layers.
-        editor: Of `fit_sea` on these activations, to see what its subspaces are made of.
+        editor: Of SEA on these activations, to see what its subspaces are made of.
         magnitude: Least absolute value.
         ratio: Least multiple of the median absolute value of the same activation.
 
@@ -57,7 +57,7 @@ def massive_activations(
         InputError: If the criterion is not of positive numbers, or the editor is not one of SEA.
     """
     _check(magnitude, ratio)
-    rule = None if editor is None else rule_of(editor)
+    method = None if editor is None else sea_of(editor)
     rows = []
     for layer in activations.layers:
         h = torch.cat([activations[role][layer] for role in ROLES]).double().abs()
@@ -66,8 +66,9 @@ def massive_activations(
         largest, where = h.max(0)
         coordinates = sorted({int(largest.argmax()), *met.any(0).nonzero().flatten().tolist()})
         bases = []
-        if rule is not None and editor is not None and layer in editor.layers:
-            bases = [side.basis for side in rule[0].subspaces(rule[0].decompose(activations, layer), rule[1])]
+        if method is not None and editor is not None and layer in editor.layers:
+            covariances = method.evidence(activations, layer).covariances
+            bases = [side.basis for side in method.subspaces(covariances)]
         for coordinate in coordinates:
             row = {
                 "layer": layer,

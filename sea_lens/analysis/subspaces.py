@@ -12,7 +12,7 @@ from torch import Tensor
 from sea_lens.editing.affine import AffineEdit
 from sea_lens.editing.editor import Editor
 from sea_lens.editing.edits import Edit, displacement
-from sea_lens.methods.sea.sea import rule_of
+from sea_lens.methods.sea.sea import sea_of
 from sea_lens.methods.sea.spectral import effective_rank, principal_angles
 from sea_lens.models.activations import ROLES, Activations
 
@@ -45,20 +45,16 @@ def measure_spectra(editor: Editor, activations: Activations) -> Spectra:
     zero and the ranks equal, it does nothing.
 
     Args:
-        editor: From `fit_sea` or `tune_sea`, or a view of one.
+        editor: Of SEA, or a view of one.
         activations: Those it was fitted on.
 
     Raises:
         InputError: If the editor is not one of SEA, or the activations lack one of its layers.
     """
-    rule, size = rule_of(editor)
-    absent = [layer for layer in editor.layers if layer not in activations.layers]
-    if absent:
-        rule.fit(activations, [size], editor.layers, progress=False)  # refuses them in its own words
+    method, activations = sea_of(editor), activations.at_sites(editor.sites)
     rows, curves, angles = [], [], []
     for layer, edit in ((layer, editor[layer]) for layer in editor.layers):
-        covariances = rule.decompose(activations, layer)
-        positive, negative = rule.subspaces(covariances, size)
+        positive, negative = method.subspaces(method.evidence(activations, layer).covariances)
         between = principal_angles(positive.basis, negative.basis)
         degrees = between.rad2deg()
         rows.append(
@@ -72,7 +68,7 @@ def measure_spectra(editor: Editor, activations: Activations) -> Spectra:
                 "median_angle": float(degrees.quantile(0.5)),
                 "largest_angle": float(degrees[-1]),
                 "eigenvalue_error": _eigenvalue_error(edit, between, positive.rank, negative.rank)
-                if rule.projections in ("both", "reversed") and rule.merge != "average"
+                if method.projections in ("both", "reversed") and method.merge != "average"
                 else nan,
                 **{f"moved_{role}": displacement(edit, activations[role][layer]) for role in ROLES},
                 **{f"cosine_{role}": _cosine(edit, activations[role][layer]) for role in ROLES},

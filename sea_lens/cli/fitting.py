@@ -32,9 +32,12 @@ from sea_lens.cli.inputs import (
 from sea_lens.cli.options import FitOptions, ReadingOptions, spread
 from sea_lens.data.questions import Questions
 from sea_lens.errors import InputError
+from sea_lens.methods.method import grid
 from sea_lens.methods.sea.published import FeatureFunction, Normalization, read_published_editor
-from sea_lens.methods.sea.rule import SEARule
-from sea_lens.methods.tune import EXPLAINED_VARIANCES, describe_setting, tune_sea
+from sea_lens.methods.sea.sea import SEA
+from sea_lens.methods.tune import EXPLAINED_VARIANCES
+from sea_lens.methods.tune import tune as tune_methods
+from sea_lens.methods.tuning import describe_setting
 from sea_lens.models.activations import Activations
 from sea_lens.models.sites import named_layers
 from sea_lens.plotting import plot_organism, plot_tuning
@@ -111,7 +114,7 @@ def fit(
     else:
         data = reading.read(demonstrations)
         collected = reading.collect(load_model(model, reading.device, reads=[demonstrations]), data, layers=layers)
-    editor = rule.fitter(collected, layers=chosen)
+    editor = rule.method.fit(collected if chosen is None else collected.at_sites(chosen))
     editor.save_pretrained(out)
     typer.echo(f"{editor!r}\nsaved in {out}")
 
@@ -154,12 +157,16 @@ def tune(
     if not all(map(math.isfinite, strength)):
         raise InputError(f"A strength must be a finite number, and --strength {strength} was given.")
     maps = [parse_feature_map(text) for text in feature_map]
-    rule = SEARule(
-        spectrum=spectrum,
-        projections=projections,
-        merge=merge,
-        feature_unit=parse_feature_unit(feature_unit),
-        merge_space=merge_space,
+    methods = grid(
+        SEA,
+        feature_map=maps,
+        center=(False, True) if center is None else (center,),
+        explained_variance=explained_variance,
+        spectrum=[spectrum],
+        projections=[projections],
+        merge=[merge],
+        feature_unit=[parse_feature_unit(feature_unit)],
+        merge_space=[merge_space],
     )
     data = reading.read(demonstrations)
     asked = data if questions is None else read_demonstrations(questions, DataFormat.auto, None, reading.seed)
@@ -168,16 +175,13 @@ def tune(
         named_layers(name, bridge.cfg.n_layers)  # said before the model runs, not after
     asked = reading.prompted(asked, bridge)
     activations = reading.collect(bridge, data, out / "activations")
-    tuning = tune_sea(
+    tuning = tune_methods(
         bridge,
         activations,
         Questions.from_demonstrations(asked),
-        explained_variances=explained_variance,
+        methods=methods,
         layers=layers,
-        feature_maps=maps,
-        center=(False, True) if center is None else (center,),
         strengths=strength,
-        rule=rule,
         measure=measure,
         max_new_tokens=reading.max_new_tokens,
         batch_size=reading.batch_size,

@@ -17,7 +17,7 @@ from sea_lens.data.questions import Questions
 from sea_lens.data.records import first_fields
 from sea_lens.errors import InputError
 from sea_lens.methods.sea.feature_space import ELU, FeatureMap, SquaredExponential, Tanh
-from sea_lens.methods.sea.rule import Merge, MergeSpace, Projections
+from sea_lens.methods.sea.sea import Merge, MergeSpace, Projections
 from sea_lens.methods.sea.spectral import Spectrum
 from sea_lens.models.activations import TokenChoice
 from sea_lens.models.bridge import Model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
-from functools import partial, wraps
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Optional, get_type_hints
 
@@ -39,10 +39,8 @@ from sea_lens.cli.inputs import (
     with_template,
 )
 from sea_lens.data.demonstrations import Demonstrations
-from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
-from sea_lens.methods.sea.rule import SEARule
-from sea_lens.methods.sea.sea import fit_sea
+from sea_lens.methods.sea.sea import SEA
 from sea_lens.models.activations import Activations
 from sea_lens.models.bridge import Model
 from sea_lens.models.collect import collect_activations
@@ -171,7 +169,7 @@ class FitOptions:
         chosen_map, unit = parse_feature_map(self.feature_map), parse_feature_unit(self.feature_unit)
         if chosen_map is None and (unit != "median" or self.merge_space != "features"):
             raise InputError("--feature-unit and --merge-space have no effect without a --feature-map.")
-        SEARule(feature_map=chosen_map, feature_unit=unit)
+        SEA(feature_map=chosen_map, feature_unit=unit)
 
     @property
     def _shares(self) -> tuple[float, float]:
@@ -179,11 +177,10 @@ class FitOptions:
         return self.explained_variance, self.explained_variance if negative is None else negative
 
     @property
-    def fitter(self) -> Callable[..., Editor]:
-        """`fit_sea` with these settings; called with activations, and `layers=` if not with all."""
-        return partial(
-            fit_sea,
-            explained_variance=self._shares,
+    def method(self) -> SEA:
+        """SEA with these settings."""
+        return SEA(
+            self._shares,
             ranks=self.rank,
             spectrum=self.spectrum,
             center=self.center,

@@ -20,16 +20,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from itertools import product
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from sea_lens.editing.card import EditorCard, FitReport, library_versions
 from sea_lens.editing.editor import Editor
 from sea_lens.editing.edits import Edit, displacement
 from sea_lens.errors import InputError
-from sea_lens.models.activations import Activations, Role
+from sea_lens.models.activations import Activations, Role, TokenChoice
+from sea_lens.models.bridge import ModelDescription
 from sea_lens.models.sites import Site
 
 T = TypeVar("T", bound=type)
+M = TypeVar("M", bound="Method")
 
 
 @runtime_checkable
@@ -134,39 +137,76 @@ def check_roles(method: Method, activations: Activations) -> None:
         )
 
 
+class Origin(Protocol):
+    """What an editor's card says of the activations that it was fitted on."""
+
+    @property
+    def token(self) -> TokenChoice:
+        """The token of each text that they belong to."""
+
+    @property
+    def model(self) -> ModelDescription | None:
+        """The model that they come from, where known."""
+
+    @property
+    def n(self) -> int:
+        """Number of demonstrations."""
+
+    @property
+    def demonstrations(self) -> str | None:
+        """Digest of the demonstrations, where known."""
+
+
+def card_of(method: Method, origin: Origin, reports: Mapping[Site, FitReport]) -> EditorCard:
+    """The card of a fit.
+
+    Args:
+        method: That fitted.
+        origin: Activations, or what is left of them.
+        reports: What the fit found, by site.
+    """
+    return EditorCard(
+        method.name,
+        settings_of(method),
+        origin.token,
+        origin.model,
+        origin.n,
+        origin.demonstrations,
+        reports,
+        library_versions(),
+    )
+
+
 def fitted_editor(
     method: Method,
     activations: Activations,
     edits: Mapping[Site, Edit],
-    reports: Mapping[Site, FitReport] | None = None,
+    numbers: Mapping[Site, Mapping[str, float]] | None = None,
 ) -> Editor:
-    """An editor with the card of its fit.
+    """An editor with the card of its fit: ranks, and how far each edit moves the negative activations.
+
+    (The neutral ones move where a method takes no negative ones.)
 
     Args:
         method: That fitted it.
         activations: What it was fitted on.
         edits: By site.
-        reports: What the fit found; for None ranks, and how far each edit moves the negative activations (or the neutral ones
-            where a method takes no negative ones).
+        numbers: What else the fit found, by site and name.
     """
-    if reports is None:
-        moved = activations["negative" if "negative" in method.roles else method.roles[0]]
-        reports = {site: FitReport(edit.rank, displacement(edit, moved[site])) for site, edit in edits.items()}
-    card = EditorCard(
-        method.name,
-        settings_of(method),
-        activations.token,
-        activations.model,
-        activations.n,
-        activations.demonstrations,
-        reports,
-        library_versions(),
-    )
-    return Editor(edits, card)
+    moved = activations["negative" if "negative" in method.roles else method.roles[0]]
+    found = numbers or {}
+    reports = {
+        site: FitReport(edit.rank, displacement(edit, moved[site]), numbers=found.get(site, {}))
+        for site, edit in edits.items()
+    }
+    return Editor(edits, card_of(method, activations, reports))
 
 
 def refit(editor: Editor, activations: Activations) -> Editor:
-    """The same method with the same settings on other activations. Sites, strengths and positions are the editor's.
+    """The same method with the same settings on other activations. Sites, strengths and tokens are the editor's.
+
+    A method that chooses among sites (`chooses_sites = True`) chooses anew, among all but those that the editor is a view
+    without.
 
     Example:
         >>> swapped = refit(editor, activations.swapped())        # should do the opposite
@@ -179,13 +219,40 @@ def refit(editor: Editor, activations: Activations) -> Editor:
     Raises:
         InputError: If its method is not registered, or the activations lack a side or a site.
     """
-    fitted = method_of(editor).fit(activations.at_sites(editor.sites))
-    edits = {
-        site: edit.scaled(editor.edits[site].strength / edit.strength if edit.strength else 1.0)
-        for site, edit in fitted.edits.items()
-        if site in editor.edits
-    }
+    method = method_of(editor)
+    chooses = bool(getattr(method, "chooses_sites", False))
+    fitted = method.fit(activations if chooses else activations.at_sites(editor.sites))
+    left_out = (
+        editor.card.reports.keys() - editor.edits.keys() if chooses else fitted.edits.keys() - editor.edits.keys()
+    )
+    strengths = {edit.strength for edit in editor.edits.values()}
+    edits = {}
+    for site, edit in fitted.edits.items():
+        if site in left_out:
+            continue
+        wanted = editor.edits[site].strength if site in editor.edits else max(strengths)
+        edits[site] = edit.scaled(wanted / edit.strength if edit.strength else 1.0)
     return replace(fitted, edits=edits, where=editor.where)
+
+
+def grid(cls: type[M], **settings: Sequence[Any]) -> list[M]:
+    """A method at every combination of settings, the last of them varying fastest.
+
+    Example:
+        >>> len(grid(SEA, center=[False, True], explained_variance=[0.5, 0.9, 0.998]))
+        6
+
+    Args:
+        cls: The method's class.
+        **settings: By name, the values to try.
+
+    Raises:
+        InputError: If a setting has no values.
+    """
+    for name, values in settings.items():
+        if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+            raise InputError(f"{name} is a list of values to try, with at least one, and {values!r} was given.")
+    return [cls(**dict(zip(settings, values, strict=True))) for values in product(*settings.values())]
 
 
 def fit_all(methods: Sequence[Method], activations: Activations) -> list[Editor]:

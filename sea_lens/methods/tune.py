@@ -1,141 +1,101 @@
-"""Choosing hyper-parameters honestly: every setting measured on questions you give, and on nothing else."""
+"""Choosing a method and its settings honestly: every one measured on questions you give, and on nothing else."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import product
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
+import torch
 from tqdm.auto import tqdm
 
-from sea_lens.cache import write_text
+from sea_lens.cache import Store, digest, name_of
 from sea_lens.data.questions import Questions
 from sea_lens.editing.editor import Editor
-from sea_lens.errors import FileFormatError, InputError, SeaLensWarning
-from sea_lens.methods.sea.feature_space import FeatureMap
-from sea_lens.methods.sea.rule import SEARule, Share
+from sea_lens.errors import HookNeverFiredError, InputError, SeaLensWarning
+from sea_lens.methods.method import Method, fit_all, grid, settings_of
+from sea_lens.methods.sea.sea import SEA
+from sea_lens.methods.tuning import TunedEditors, Tuning, View
 from sea_lens.models.activations import Activations
 from sea_lens.models.answers import answer_greedily, prefer_right
 from sea_lens.models.bridge import Model, weights_digest
+from sea_lens.models.distributed import from_each, from_first, n_processes, rank, share_of, together
 from sea_lens.models.divergence import UneditedPredictions
 from sea_lens.models.sites import check_layers, named_layers
 from sea_lens.statistics import Proportion
 
 Measure = Callable[[Model, Questions], Proportion]
 """What settings are compared by, measured under the hooks that are on the model."""
+Measured = tuple[int, int, float]
+"""Right answers, questions, and KL."""
 EXPLAINED_VARIANCES = (0.5, 0.8, 0.9, 0.99, 0.998, 0.9999)
 NEUTRAL_PROMPTS = 100
-FORMAT = "sea_lens.methods.tune/1"
+FORMAT = "sea_lens.tuning/2"
+UNEDITED = "unedited"
 
 
-@dataclass(frozen=True, eq=False)
-class Tuning:
-    """Settings of SEA and what each does, best first.
-
-    Attributes:
-        table: One row a setting: `feature_map`, `center`, `explained_variance`, `strength`, `layers`, `ranks` (positive +
-            negative, layer by layer), `clamped` (the largest share of clamped entries of any layer; only with feature maps),
-            `score` with its 95 % interval `low` to `high`, and `kl` (to the unedited model on neutral text, in nats a token).
-        editors: The editor of each row.
-        unedited: The score of the unedited model.
-    """
-
-    table: pd.DataFrame
-    editors: tuple[Editor, ...]
-    unedited: Proportion
-
-    @property
-    def best(self) -> Editor:
-        """The editor of the highest score; of equals, the one of the lowest KL, and then of the lowest ranks.
-
-        Its score is the best of many, so it flatters: measure the editor on other questions before believing it.
-        """
-        return self.editors[0]
-
-    def __repr__(self) -> str:
-        row = self.table.iloc[0]
-        return (
-            f"Tuning({len(self.table)} settings; unedited {self.unedited}; best {row['score']:.1%} "
-            f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}], KL {row['kl']:.3g}: {describe_setting(row)})"
-        )
-
-
-def describe_setting(row: Mapping[str, object] | pd.Series) -> str:
-    """A setting in words."""
-    centering = "centered" if row["center"] else "uncentered"
-    feature_map = "" if row["feature_map"] == "linear" else f"{row['feature_map']}, "
-    return (
-        f"{feature_map}{centering}, explained variance {row['explained_variance']}, layers {row['layers']}, "
-        f"strength {row['strength']:g}, ranks {row['ranks']}"
-    )
-
-
-def tune_sea(
+def tune(
     model: Model,
     activations: Activations,
     questions: Questions,
     *,
-    explained_variances: Sequence[Share] = EXPLAINED_VARIANCES,
+    methods: Sequence[Method] | None = None,
     layers: Sequence[str | Sequence[int]] | None = None,
-    feature_maps: Sequence[FeatureMap | None] = (None,),
-    center: Sequence[bool] = (False, True),
     strengths: Sequence[float] = (1.0,),
-    rule: SEARule | None = None,
     measure: Literal["answers", "preference"] | Measure = "answers",
+    measure_name: str | None = None,
     neutral_texts: Sequence[str] | None = None,
     max_new_tokens: int = 32,
     batch_size: int = 64,
     folder: str | Path | None = None,
     progress: bool = True,
 ) -> Tuning:
-    """Fits SEA at every combination of settings and measures each on the questions given.
+    """Fits methods and measures each, at sets of layers and strengths, on the questions given.
 
-    Each layer is decomposed once for every feature map and centering; explained variances are cut from that, layers and
-    strengths are views, and settings that come to the same editor are measured once.
+    Layers and strengths are views of one fit per method, settings of one method share its work, and settings that come to
+    the same edit are measured once. Under `torchrun`, with `torch.distributed` initialised, they are split over the processes.
+
+    Example:
+        >>> methods = [*sl.grid(sl.SEA, center=[False, True], explained_variance=[0.9, 0.998]), sl.MeanDifference()]
+        >>> tuning = sl.tune(model, activations, questions, methods=methods, strengths=[1.0, 2.0])
+        >>> tuning.best.save_pretrained("editor")
 
     Args:
         model: A TransformerBridge with a tokenizer, unedited: the one the activations come from.
         activations: To fit on.
         questions: To choose by. Keep others to report on: the best of many settings looks better than it is.
-        explained_variances: As for `fit_sea`.
+        methods: Methods with their settings; for None SEA, centered and not, at six explained variances.
         layers: Sets of layers: `"all"`, `"first:3"`, `"last:21"`, `"3,5,10-20"`, or lists. For None: all, and the first and
-            last quarter, half and three quarters of the model.
-        feature_maps: None is the linear edit.
-        center: As for `fit_sea`.
-        strengths: 1 is the paper's.
-        rule: The rest of a fit: projections, merge, merge space, spectrum, feature unit. Its feature map and centering are
-            not used.
-        measure: `"answers"`, the share of greedy answers that are true; `"preference"`, the share of questions with a true
-            completion likelier than every false one; or a function of model and questions that returns a `Proportion`.
+            last quarter, half and three quarters of the model. Where a method edits none of a set's layers, there is no row.
+        strengths: 1 is the published method.
+        measure: `"answers"`, the share of greedy answers that are right; `"preference"`, the share of questions with a right
+            answer likelier than every wrong one; or a function of model and questions that returns a `Proportion`.
+        measure_name: What tells the function from others, where it has no name of its own and a folder is given.
         neutral_texts: Texts for the KL; for None the questions' prompts (100 of them at most, evenly spread), on which an
             edit should change nothing before the answer.
         max_new_tokens: Longest greedy answer.
         batch_size: Questions in one forward pass.
-        folder: Where to keep scores as they come. A run that was killed goes on from there.
+        folder: Where to keep scores as they come. A run that was killed goes on from there, and so does one with further
+            methods, layers or strengths.
         progress: Whether to show a progress bar.
 
     Raises:
-        InputError: If a list of settings is empty, or a setting is impossible.
-        FileFormatError: If `folder` holds the scores of another tuning.
+        InputError: If a list of settings is empty, a setting is impossible, or the measure has no name to keep scores by.
+        FileFormatError: If `folder` holds the scores of another model, questions, texts or measure.
 
     Warns:
-        SeaLensWarning: If no setting scores higher than the unedited model.
+        SeaLensWarning: If no setting scores higher than the unedited model, or if that has no right answer at all.
     """
-    lists = {
-        "explained_variances": explained_variances,
-        "feature_maps": feature_maps,
-        "center": center,
+    chosen = [*grid(SEA, center=(False, True), explained_variance=EXPLAINED_VARIANCES)] if methods is None else methods
+    for name, values in {
+        "methods": chosen,
         "strengths": strengths,
         "layers": [""] if layers is None else layers,
-    }
-    for name, values in lists.items():
+    }.items():
         if not isinstance(values, Sequence) or isinstance(values, str) or not values:
             raise InputError(f"{name} is a list of values to try, with at least one, and {values!r} was given.")
     if layers is not None and any(isinstance(given, int) for given in layers):
@@ -144,67 +104,79 @@ def tune_sea(
         raise InputError(f"A strength must be a finite number, and {strengths} were given.")
     if isinstance(neutral_texts, str):
         raise InputError("neutral_texts is a list of texts, and a single text was given. Put it into a list.")
-    layer_sets = _layer_sets(layers, activations.layers, model.cfg.n_layers)
-    needed = sorted({layer for chosen in layer_sets.values() for layer in chosen})
     prompts = [question.prompt for question in questions]
     texts = prompts[:: -(-len(prompts) // NEUTRAL_PROMPTS)] if neutral_texts is None else list(neutral_texts)
-    base, score = rule or SEARule(), _score(measure, max_new_tokens, batch_size)
-    kept = _KeptScores.at(folder, _manifest(model, activations, questions, base, measure, max_new_tokens, texts))
+    sets = _layer_sets(layers, activations.layers, model.cfg.n_layers)
+    needed = {layer for found in sets.values() for layer in found}
+    score, store = _score(measure, max_new_tokens, batch_size), None
+    if folder is not None:
+        facts = {"measure": _name(measure, measure_name), "max_new_tokens": max_new_tokens}
+        facts |= {"weights": weights_digest(model), "questions": digest(list(questions)), "texts": digest(texts)}
+        store = Store(folder, "scores", {"format": FORMAT, **facts})
+    known: dict[str, Measured] = {str(row[0]): (row[1], row[2], row[3]) for row in _rows(store)}
 
-    unedited_predictions = UneditedPredictions.of(model, texts, batch_size=batch_size)
-
-    def measured(editor: Editor, key: str) -> tuple[Proportion, float]:
-        if key not in kept.scores:
-            kl = unedited_predictions.kl_to(editor)
-            with editor.attached(model):
-                kept.add(key, score(model, questions), kl)
-        return kept.scores[key]
-
-    if "unedited" not in kept.scores:
-        kept.add("unedited", score(model, questions), 0.0)
-    rows: list[dict[str, object]] = []
-    editors: list[Editor] = []
-    count = math.prod(map(len, (explained_variances, layer_sets, feature_maps, center, strengths)))
-    with tqdm(total=count, desc="settings", unit="setting", disable=not progress) as bar, warnings.catch_warnings():
+    if UNEDITED not in known:
+        _keep(known, store, UNEDITED, score(model, questions), 0.0)
+    unedited = Proportion(*known[UNEDITED][:2])
+    if measure == "answers" and not unedited.successes:
+        _warn(
+            "The unedited model gives none of the right answers word for word, so every setting may score 0. Take "
+            'measure="preference", which compares the answers that are given.'
+        )
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", SeaLensWarning)  # an edit that does nothing is a row like any other here
-        for feature_map, centered in product(feature_maps, center):
-            fits = replace(base, feature_map=feature_map, center=centered).fit(
-                activations, explained_variances, needed, progress=False
-            )
-            views = product(zip(explained_variances, fits, strict=True), layer_sets.items(), strengths)
-            for (explained_variance, fitted), (name, chosen), strength in views:
-                editor = fitted.at_layers(chosen).scaled(strength)
-                setting = {
-                    "feature_map": "linear" if feature_map is None else str(feature_map),
-                    "center": centered,
-                    "strength": strength,
-                }
-                # Ranks say which of a decomposition's subspaces these are, so equal ones are the same editor.
-                ranks = {layer: _ranks(editor, layer) for layer in editor.layers}
-                proportion, kl = measured(editor, json.dumps([*setting.values(), ranks]))
-                low, high = proportion.interval()
-                found = {"score": proportion.share, "low": low, "high": high, "kl": kl}
-                clamped = {} if feature_map is None else {"clamped": _clamped(editor)}
-                where = {"explained_variance": explained_variance, "layers": name, "ranks": "  ".join(ranks.values())}
-                rows.append({**setting, **where, **found, **clamped})
-                editors.append(editor)
-                bar.update()
+        used = [site for site in activations.sites if "all" in sets or site.layer in needed]
+        fits = tuple(fit_all(chosen, activations.at_sites(used)))
+        views = [
+            View(number, sites, float(strength))
+            for number, fit in enumerate(fits)
+            for name, sites in _sites(fit, sets).items()
+            for strength in strengths
+        ]
+        names = [name for fit in fits for name in _sites(fit, sets) for _ in strengths]
+        editors = TunedEditors(fits, tuple(views))
+        keys: list[str] = from_first(_keys(editors))
+        known = from_first(known)
+        waiting = [row for row, key in enumerate(keys) if key not in known and key not in keys[:row]]
+        unedited_predictions = UneditedPredictions.of(model, texts, batch_size=batch_size)
+        own: list[tuple[float, ...]] = []
+        with together(), tqdm(total=len(waiting), desc="editors", disable=not progress or rank() > 0) as bar:
+            for row in share_of(waiting):
+                editor = editors[row]
+                try:
+                    with editor.attached(model):
+                        found = score(model, questions)
+                except HookNeverFiredError:  # of a condition that no question meets
+                    found = unedited
+                try:
+                    kl = unedited_predictions.kl_to(editor)
+                except HookNeverFiredError:  # of tokens that no text has
+                    kl = 0.0
+                _keep(known, store, keys[row], found, kl)
+                own.append((row, *known[keys[row]]))
+                bar.update(n_processes())
+        for each in from_each(torch.tensor(own, dtype=torch.float64).reshape(-1, 4)):
+            known |= {keys[int(row)]: (int(right), int(n), kl) for row, right, n, kl in each.tolist()}
+    shown = _shown(chosen)
+    rows = [
+        _row(chosen[view.fit], shown, name, view, editors.fits[view.fit], known[key]) | {"editor": key}
+        for view, name, key in zip(views, names, keys, strict=True)
+    ]
     table = pd.DataFrame(rows)
     sizes = pd.Series([sum(edit.rank for edit in editor.edits.values()) for editor in editors])
     order = table.assign(size=sizes).sort_values(["score", "kl", "size"], ascending=[False, True, True], kind="stable")
-    best_first, unedited = order.index.tolist(), kept.scores["unedited"][0]
+    best_first = order.index.tolist()
     if order["score"].iloc[0] <= unedited.share:
-        warnings.warn(
+        _warn(
             f"None of these {len(order)} settings scores higher than the unedited model ({unedited}). Try other layers, "
-            "strengths or a lower explained variance, and look at demonstrations.check() and the token choice.",
-            SeaLensWarning,
-            stacklevel=2,
+            "strengths or settings, and look at demonstrations.check() and the token choice."
         )
-    return Tuning(
-        table.loc[best_first].reset_index(drop=True),
-        tuple(editors[row] for row in best_first),
-        unedited,
-    )
+    ordered = TunedEditors(fits, tuple(views[row] for row in best_first))
+    return Tuning(table.loc[best_first].reset_index(drop=True), ordered, known[UNEDITED][:2])
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, SeaLensWarning, stacklevel=3)  # the caller of `tune`
 
 
 def _layer_sets(
@@ -221,22 +193,91 @@ def _layer_sets(
         chosen = named_layers(given, n_layers) if isinstance(given, str) else check_layers(given, n_layers)
         found = [layer for layer in chosen if layer in collected]
         partly = name == "all" or name.startswith(("first:", "last:"))  # as views, these mean the layers there are
-        if not found and by_default:
+        if not found and by_default and name != "all":
             continue
-        if not found or (found != chosen and not partly):
+        if (not found and name != "all") or (found != chosen and not partly):
             raise InputError(f"Layers {name} were asked for; activations are there of {list(collected)}.")
         sets[name] = found
     return sets
 
 
-def _ranks(editor: Editor, layer: int) -> str:
-    found = editor.card.reports[editor.at_layers([layer]).sites[0]]
-    return f"{found['rank_positive']}+{found['rank_negative']}"
+def _sites(fit: Editor, sets: Mapping[str, Sequence[int]]) -> dict[str, tuple[str, ...] | None]:
+    """By the name of a set of layers, the sites that a fit edits there; without the sets where it edits none."""
+    found: dict[str, tuple[str, ...] | None] = {}
+    for name, layers in sets.items():
+        sites = tuple(str(site) for site in fit.sites if site.layer in layers)
+        if name == "all" or sites:
+            found[name] = None if name == "all" else sites
+    return found
 
 
-def _clamped(editor: Editor) -> float:
-    names = ("clamped_activations", "clamped_features")
-    return max(editor.card.reports[site][name] for site in editor.sites for name in names)
+def _keys(editors: TunedEditors) -> list[str]:
+    """A digest of what each editor does, so that equal ones are measured once; each fit's tensors are read once."""
+    digests = [
+        {str(site): digest(edit) for site, edit in fit.edits.items() if not edit.is_identity} for fit in editors.fits
+    ]
+    keys = []
+    for view in editors.views:
+        found = digests[view.fit]
+        does = {site: found[site] for site in view.sites or found if site in found} if view.strength else {}
+        keys.append(digest(does, view.strength, editors.fits[view.fit].where) if does else UNEDITED)
+    return keys
+
+
+def _rows(store: Store | None) -> Iterator[list[Any]]:
+    for row in [] if store is None else store.rows():
+        if isinstance(row, list) and len(row) == 4:
+            yield row
+
+
+def _keep(known: dict[str, Measured], store: Store | None, key: str, found: Proportion, kl: float) -> None:
+    known[key] = (found.successes, found.n, kl)
+    if store is not None:
+        store.append([key, *known[key]])
+
+
+def _shown(methods: Sequence[Method]) -> list[str]:
+    """Names of settings that differ between methods of a class, or from their defaults."""
+    shown: dict[str, None] = {}
+    for cls in dict.fromkeys(map(type, methods)):
+        alike = [settings_of(method) for method in methods if type(method) is cls]
+        defaults = {one.name: one.default for one in fields(cls)}  # type: ignore[arg-type]  # methods are dataclasses
+        for name in alike[0]:
+            usual = alike[0][name] if defaults[name] is MISSING else defaults[name]
+            if any(settings[name] != usual for settings in alike):
+                shown[name] = None
+    return list(shown)
+
+
+def _row(
+    method: Method, shown: Sequence[str], layers: str, view: View, fit: Editor, measured: Measured
+) -> dict[str, object]:
+    settings = settings_of(method)
+    cells = {name: settings.get(name) for name in shown}
+    plain = {
+        name: value if value is None or isinstance(value, bool | int | float | tuple) else str(value)
+        for name, value in cells.items()
+    }
+    reports = [report for site, report in fit.card.reports.items() if view.sites is None or str(site) in view.sites]
+    ranks = [
+        "+".join(f"{value:g}" for name, value in report.numbers.items() if name.startswith("rank_")) or str(report.rank)
+        for report in reports
+    ]
+    shares = [value for report in reports for name, value in report.numbers.items() if name.startswith("clamped_")]
+    proportion = Proportion(*measured[:2])
+    low, high = proportion.interval()
+    return {
+        "method": method.name,
+        **plain,
+        "layers": layers,
+        "strength": view.strength,
+        "ranks": "  ".join(ranks),
+        **({"clamped": max(shares)} if shares else {}),
+        "score": proportion.share,
+        "low": low,
+        "high": high,
+        "kl": measured[2],
+    }
 
 
 def _score(measure: Literal["answers", "preference"] | Measure, max_new_tokens: int, batch_size: int) -> Measure:
@@ -251,75 +292,11 @@ def _score(measure: Literal["answers", "preference"] | Measure, max_new_tokens: 
     return measure
 
 
-def _manifest(
-    model: Model,
-    activations: Activations,
-    questions: Questions,
-    rule: SEARule,
-    measure: Literal["answers", "preference"] | Measure,
-    max_new_tokens: int,
-    texts: Sequence[str],
-) -> dict[str, object]:
-    """What scores depend on besides their setting."""
-    data = hashlib.sha256(repr((questions.rows, texts)).encode())
-    for layer in activations.layers:
-        for tensor in (activations.neutral[layer], activations.positive[layer], activations.negative[layer]):
-            data.update(tensor.double().numpy().tobytes())
-    return {
-        "format": FORMAT,
-        "weights": weights_digest(model),
-        "data": data.hexdigest(),
-        "rule": repr(replace(rule, feature_map=None, center=False)),
-        "measure": measure
-        if isinstance(measure, str)
-        else getattr(measure, "__qualname__", type(measure).__qualname__),
-        "max_new_tokens": max_new_tokens,
-        "sites": [str(site) for site in activations.sites],
-    }
-
-
-@dataclass
-class _KeptScores:
-    """Scores by setting, one a line in `scores.jsonl` as they come, so that a killed run loses one at most."""
-
-    path: Path | None
-    scores: dict[str, tuple[Proportion, float]]
-
-    @classmethod
-    def at(cls, folder: str | Path | None, manifest: dict[str, object]) -> _KeptScores:
-        if folder is None:
-            return cls(None, {})
-        path = Path(folder) / "scores.jsonl"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(manifest) + "\n")
-        try:
-            head, *lines = path.read_text(encoding="utf-8").splitlines() or [""]
-            found = json.loads(head)
-            different = sorted(key for key in {*manifest, *found} if manifest.get(key) != found.get(key))
-        except (ValueError, TypeError, AttributeError) as error:
-            raise FileFormatError(f"{path} does not hold the scores of a tuning: {error}. Delete it.") from error
-        if different:
-            raise FileFormatError(
-                f"{path} holds the scores of a tuning that differs in {', '.join(different)}. Choose another folder, or "
-                "delete it."
-            )
-        scores = {}
-        for line in lines:
-            try:
-                key, successes, n, kl = json.loads(line)
-                scores[str(key)] = Proportion(int(successes), int(n)), float(kl)
-            except (ValueError, TypeError):  # the line that a kill cut short; its setting is measured again
-                continue
-        write_text(path, "\n".join([head, *(cls._line(key, *score) for key, score in scores.items()), ""]))
-        return cls(path, scores)
-
-    def add(self, key: str, proportion: Proportion, kl: float) -> None:
-        self.scores[key] = proportion, kl
-        if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(self._line(key, proportion, kl) + "\n")
-
-    @staticmethod
-    def _line(key: str, proportion: Proportion, kl: float) -> str:
-        return json.dumps([key, proportion.successes, proportion.n, kl])
+def _name(measure: Literal["answers", "preference"] | Measure, given: str | None) -> str:
+    """What a measure's scores are kept under."""
+    if given is not None or isinstance(measure, str):
+        return given or str(measure)
+    try:
+        return name_of(measure)
+    except InputError as error:
+        raise InputError(f"{error} Or give measure_name.") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure, SubFigure
@@ -11,7 +12,7 @@ from matplotlib.ticker import PercentFormatter
 from sea_lens.analysis.subspaces import Spectra
 from sea_lens.analysis.tokens import Directions
 from sea_lens.editing.editor import Editor
-from sea_lens.methods.tune import Tuning
+from sea_lens.methods.tuning import Tuning
 from sea_lens.plotting.style import (
     GREY,
     INK,
@@ -105,37 +106,59 @@ def plot_organism(result: OrganismResult, *, figure: Figure | SubFigure | None =
 
 
 def plot_tuning(tuning: Tuning, *, figure: Figure | SubFigure | None = None) -> Figure:
-    """Heat maps of the score in percent: explained variance by layers, a panel per feature map, centering and strength.
+    """Heat maps of the score in percent: a method's most varied setting by layers, a panel per other setting and strength.
 
     Green settings do better than the unedited model, brown ones worse. The frame marks the best of all.
 
     Args:
-        tuning: From `tune_sea`.
+        tuning: From `tune`.
         figure: To draw in; None makes one.
     """
-    table = tuning.table.assign(share=tuning.table["explained_variance"].map(str))
-    by_share = table.sort_values("explained_variance", key=lambda column: column.map(np.mean), kind="stable")
-    shares = list(dict.fromkeys(by_share["share"]))
+    table = tuning.table
+    settings = [str(name) for name in table.columns[1 : list(table.columns).index("layers")]]
+    texts = table[settings].map(_setting_text)
+    by = max(settings, key=lambda name: texts[name].nunique(), default=None)
+    rows_of = pd.Series([""] * len(table)) if by is None else texts[by]
+    order = (
+        {}
+        if by is None
+        else dict(zip(rows_of, (float(np.mean(v)) if _is_number(v) else 0.0 for v in table[by]), strict=True))
+    )
+    shares = sorted(dict.fromkeys(rows_of), key=lambda text: order.get(text, 0.0))
     layers = sorted(table["layers"].unique(), key=_layer_order)
-    found = list(table.groupby(["feature_map", "center", "strength"], sort=False))
-    found.sort(key=lambda panel: (panel[0][0] != "linear", *panel[0]))
+    others = [name for name in settings if name != by]
+    panel_of = [
+        (str(row["method"]), *texts.loc[number, others], float(row["strength"])) for number, row in table.iterrows()
+    ]
+    found = sorted(table.assign(row=rows_of, panel=panel_of).groupby("panel", sort=False))
     figure, drawn = panels(figure, len(found), max(2.2, 0.34 * len(layers)), 1.1 + 0.3 * len(shares), share_y=True)
     plain = min(max(tuning.unedited.share, 0.01), 0.99)
     norm = TwoSlopeNorm(vmin=0, vcenter=plain, vmax=1)
-    for axes, ((feature_map, center, strength), rows) in zip(drawn, found, strict=True):
-        cells = rows.pivot_table("score", "share", "layers", "first").reindex(index=shares, columns=layers).to_numpy()
-        texts = [["" if np.isnan(score) else f"{100 * score:.0f}" for score in row] for row in cells]
-        best = [(shares.index(table.at[0, "share"]), layers.index(table.at[0, "layers"]))] if 0 in rows.index else []
-        image = heat_map(axes, cells, norm, texts, rows=shares, columns=layers, framed=best)
-        axes.set_title(f"{feature_map}\n{'centered' if center else 'uncentered'}, strength {strength:g}", fontsize=9)
+    for axes, (panel, rows) in zip(drawn, found, strict=True):
+        cells = rows.pivot_table("score", "row", "layers", "first").reindex(index=shares, columns=layers).to_numpy()
+        labels = [["" if np.isnan(score) else f"{100 * score:.0f}" for score in row] for row in cells]
+        best = [(shares.index(rows_of[0]), layers.index(table.at[0, "layers"]))] if 0 in rows.index else []
+        image = heat_map(axes, cells, norm, labels, rows=shares, columns=layers, framed=best)
+        named = [f"{name.replace('_', ' ')} {text}" for name, text in zip(others, panel[1:-1], strict=True) if text]
+        axes.set_title("\n".join([", ".join([panel[0], *named]), f"strength {panel[-1]:g}"]), fontsize=9)
         axes.tick_params(axis="x", labelrotation=90)
     figure.supxlabel("layers edited", fontsize=9)
-    figure.supylabel("explained variance", fontsize=9)
+    figure.supylabel("" if by is None else by.replace("_", " "), fontsize=9)
     bar = figure.colorbar(image, ax=drawn, shrink=0.9, pad=0.01, format=PercentFormatter(1))
     bar.set_ticks([0, plain, 1])
     bar.ax.axhline(plain, color=INK, linewidth=1)
     bar.set_label(f"score ({tuning.unedited.n} questions; {tuning.unedited.share:.0%} unedited)", fontsize=8)
     return page(figure)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, bool | int | float | tuple)
+
+
+def _setting_text(value: object) -> str:
+    """A cell of a setting; empty where a method has no such setting."""
+    missing = value is None or (isinstance(value, float) and np.isnan(value))
+    return "" if missing else {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def _layer_order(name: str) -> tuple[int, int, str]:

@@ -11,8 +11,9 @@ import pandas as pd
 
 from sea_lens.editing.controls import random_editor_like
 from sea_lens.editing.editor import Editor
-from sea_lens.methods.sea.sea import refit_sea
-from sea_lens.methods.tune import Tuning, describe_setting, tune_sea
+from sea_lens.methods.method import refit
+from sea_lens.methods.tune import tune as tune_methods
+from sea_lens.methods.tuning import Tuning, describe_setting
 from sea_lens.models.activations import Activations
 from sea_lens.models.answers import GreedyAnswers, answer_greedily
 from sea_lens.models.bridge import Model
@@ -42,7 +43,7 @@ def answers(model: Model, world: World, facts: Sequence[Fact], editor: Editor | 
 def tune(model: Model, world: World, activations: Activations, progress: bool = False) -> Tuning:
     """Chooses a setting of linear SEA on the fitting facts alone."""
     facts = world.fitting
-    return tune_sea(
+    return tune_methods(
         model,
         activations,
         world.questions(facts),
@@ -125,9 +126,9 @@ def run(model: Model, world: World, n_random: int = 20, seed: int = 0, progress:
     activations = collect(model, world)
     tuning = tune(model, world, activations, progress)
     started = time.perf_counter()
-    editor = refit_sea(tuning.best, activations)
+    editor = refit(tuning.best, activations)
     fit_seconds = time.perf_counter() - started
-    swapped = refit_sea(editor, activations.swapped())
+    swapped = refit(editor, activations.swapped())
     facts = world.held_out
 
     def share(candidate: Editor) -> Proportion:
@@ -196,7 +197,7 @@ def code() -> str:
     demonstrations = world.demonstrations().with_neutral_answers(model, max_new_tokens=1)
     activations = sl.collect_activations(model, demonstrations)
     questions = world.questions(world.fitting)
-    tuning = sl.tune_sea(model, activations, questions, strengths={STRENGTHS}, max_new_tokens=1)
+    tuning = sl.tune(model, activations, questions, strengths={STRENGTHS}, max_new_tokens=1)
     print(tuning.table.head())
     with tuning.best.attached(model):
         print(sl.answer_greedily(model, world.questions(), max_new_tokens=1).right)

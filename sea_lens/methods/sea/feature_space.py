@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -124,12 +124,18 @@ class FeatureSpaceEdit:
 SATURATION = 6.0
 """A saturating map is inverted up to where it is about e^-6 (1 in 400) of its range away from its limit. Farther out the
 inverse would blow up the edit of a feature without bound. Of 16, 9, 6 and 4 this did best on the fitting facts of the
-embedded model; the published code stops at 1 in 10,000, which is 9.2."""
+embedded model; the published code stops at 1e-4 from the limit, and -log(1e-4) is 9.2."""
 
 
 @runtime_checkable
 class FeatureMap(Protocol):
     """An invertible elementwise function. Bring your own: three members, and zero must go to zero.
+
+    To save an editor with it, register its class, a frozen dataclass:
+
+        @sl.register_value("cube root")
+        @dataclass(frozen=True)
+        class CubeRoot: ...
 
     Both functions get float64 tensors of any shape (float32 on devices without float64) and return the same.
     """
@@ -256,19 +262,6 @@ class ELU:
     def inverse(self, features: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """`y`, or `log(y / alpha + 1)` below zero."""
         return torch.where(features > 0, features, torch.log1p(features.clamp(max=0) / self.alpha))
-
-
-KNOWN: Mapping[str, type[Identity | SquaredExponential | Tanh | ELU]] = {
-    known.__name__: known for known in (Identity, SquaredExponential, Tanh, ELU)
-}
-"""The maps an editor's file may name."""
-
-
-def parameters_of(feature_map: FeatureMap) -> dict[str, float]:
-    """The parameters of one of our maps; none for a map that is not ours."""
-    if isinstance(feature_map, Identity | SquaredExponential | Tanh | ELU):
-        return {name: float(value) for name, value in asdict(feature_map).items()}
-    return {}
 
 
 def bounded(feature_map: FeatureMap, features: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

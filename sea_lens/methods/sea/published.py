@@ -25,7 +25,7 @@ from sea_lens.editing.editor import Editor
 from sea_lens.editing.edits import check_width, with_norms_of
 from sea_lens.editing.registry import reads_files_of_0_1, register_edit
 from sea_lens.errors import FileFormatError, InputError, ModelMismatchError, SeaLensWarning
-from sea_lens.methods.sea.spectral import basis_of_projector, difference_of_projectors
+from sea_lens.methods.sea.spectral import difference_of_projectors
 from sea_lens.models.bridge import UNKNOWN_MODEL, Model, ModelDescription
 from sea_lens.models.sites import Site, check_layers
 
@@ -257,6 +257,48 @@ def _basis(
         return basis_of_projector(projector, tolerance=max(1e-4, 4 * torch.finfo(stored).eps))
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
+
+
+def basis_of_projector(
+    projector: Float[Tensor, "d_model d_model"], tolerance: float = 1e-4
+) -> Float[Tensor, "d_model rank"]:
+    """The low-rank factor of an orthogonal projector: U with orthonormal columns and `U U^T` equal to it.
+
+    The rank is the trace, and the range is found from a few random combinations of columns, so that no decomposition of a
+    d_model x d_model matrix is needed. That the matrix *is* a projector is what the comparison with `U U^T` checks.
+
+    Args:
+        projector: As stored, in any precision.
+        tolerance: Largest difference allowed in any entry.
+
+    Raises:
+        InputError: If it is not an orthogonal projector, with how far it is from one.
+    """
+    p = projector.double()
+    d_model = len(p)
+    if not bool(p.isfinite().all()):
+        raise InputError("This is not an orthogonal projector: it holds NaN or infinity.")
+    asymmetry = float((p - p.T).abs().max())
+    if asymmetry > tolerance:
+        raise InputError(f"This is not an orthogonal projector: it differs from its transpose by {asymmetry:.2g}.")
+    trace = float(p.trace())
+    if not -0.5 <= trace <= d_model + 0.5:
+        raise InputError(f"This is not an orthogonal projector: its trace is {trace:.4g} at width {d_model}.")
+    # A projector's squared norm is its trace; the trace's own rounding adds up, where a diagonal is near 1.
+    rank = min(d_model, round(float(p.square().sum())))
+    generator = torch.Generator().manual_seed(0)
+    spare = min(8, d_model - rank)  # a few columns more than the rank keep the range well conditioned
+    q, _ = torch.linalg.qr(p @ torch.randn(d_model, rank + spare, generator=generator, dtype=torch.float64))
+    q, _ = torch.linalg.qr(p @ q)  # once more, for the rounding in p: then the basis is that of the nearest projector
+    _, eigenvectors = torch.linalg.eigh(q.T @ p @ q)
+    basis: Tensor = q @ eigenvectors[:, spare:]  # ascending: the largest come last
+    deviation = float((basis @ basis.T - p).abs().max())
+    if deviation > tolerance:
+        raise InputError(
+            f"This is not an orthogonal projector: the nearest one, of rank {rank}, differs from it by {deviation:.2g} in "
+            f"an entry, and {tolerance:g} is allowed."
+        )
+    return basis
 
 
 def _load(path: Path) -> object:

@@ -2,47 +2,75 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from typing import Any, Literal
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
 
+from sea_lens.editing.affine import AffineEdit
 from sea_lens.editing.card import FitReport
 from sea_lens.editing.editor import Editor
-from sea_lens.errors import InputError, SeaLensWarning
-from sea_lens.methods.sea.feature_space import FeatureMap
-from sea_lens.methods.sea.rule import Merge, MergeSpace, Projections, Ranks, SEARule, Share
-from sea_lens.methods.sea.spectral import Spectrum
-from sea_lens.models.activations import Activations
+from sea_lens.editing.edits import Edit, displacement
+from sea_lens.errors import InputError
+from sea_lens.methods.method import Origin, card_of, check_roles, method_of, register_method
+from sea_lens.methods.sea.feature_space import FeatureMap, FeatureSpaceEdit, check_map
+from sea_lens.methods.sea.findings import warn_of
+from sea_lens.methods.sea.spectral import (
+    CrossCovariance,
+    Spectrum,
+    Subspace,
+    check_share,
+    difference_of_projectors,
+)
+from sea_lens.models.activations import Activations, Role
 from sea_lens.models.sites import Site
 
-NEARLY_NOTHING = 0.01
-"""Share of the norm below which an edit is reported as doing next to nothing."""
-MANY_CLAMPED = 0.01
-"""Share of clamped entries above which it is warned about."""
+T = TypeVar("T")
+Share = float | tuple[float, float]
+Projections = Literal["both", "positive", "negative", "reversed"]
+Merge = Literal["norm", "sum", "average"]
+MergeSpace = Literal["features", "activations"]
 
 
-def fit_sea(
-    activations: Activations,
-    explained_variance: Share = 0.998,
-    *,
-    ranks: int | tuple[int, int] | None = None,
-    spectrum: Spectrum = "squared",
-    center: bool = False,
-    projections: Projections = "both",
-    merge: Merge = "norm",
-    feature_map: FeatureMap | None = None,
-    feature_unit: float | Literal["median"] = "median",
-    merge_space: MergeSpace = "features",
-    layers: Iterable[int] | None = None,
-    dtype: torch.dtype = torch.float32,
-    progress: bool = True,
-) -> Editor:
-    """Fits SEA in closed form: keep what covaries most with the positive, drop what does with the negative.
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """All that an edit of one site is made from.
 
-    At every layer, with `Pi+` and `Pi-` the projectors onto the leading left singular vectors of the cross-covariances
+    Attributes:
+        covariances: Of the neutral with the positive and with the negative features.
+        mean: Of the neutral features; None unless they are centered.
+        unit: Activations are divided by it before the feature map.
+        neutral: Activations to measure the edit on: all that there are, or a sample.
+    """
+
+    covariances: Sequence[CrossCovariance]
+    mean: Float[Tensor, " width"] | None
+    unit: float
+    neutral: Float[Tensor, "n width"]
+
+
+class Source(Origin, Protocol):
+    """Where evidence comes from, if not from activations: sums over activations that are no longer there."""
+
+    @property
+    def sites(self) -> list[Site]:
+        """The sites there are."""
+
+    def evidence(self, method: SEA, site: Site) -> Evidence:
+        """That of a site, for a method with its centering and feature map."""
+
+
+@register_method("sea", source="Qiu et al., NeurIPS 2024, arXiv 2405.09719")
+@dataclass(frozen=True)
+class SEA:
+    """Spectral editing: keeps what covaries most with the positive answers, drops what does with the negative ones.
+
+    At every site, with `Pi+` and `Pi-` the projectors onto the leading left singular vectors of the cross-covariances
     of neutral with positive and neutral with negative activations, the paper's merged edit is
 
         h' = |h| (P+ h + P- h) / |P+ h + P- h|,    P+ = Pi+,    P- = I - Pi-.
@@ -53,10 +81,15 @@ def fit_sea(
         merge_space="features":       h' = |h| x / |x|,  x = phi^-1(P+ phi(h) + P- phi(h))
         merge_space="activations":    h' = |h| x / |x|,  x = phi^-1(P+ phi(h)) + phi^-1(P- phi(h))
 
-    Args:
-        activations: Neutral, positive and negative ones of the same demonstrations.
+    Example:
+        >>> sides = {role: {3: torch.randn(50, 16)} for role in ("neutral", "positive", "negative")}
+        >>> editor = sl.SEA(0.9, center=True).fit(sl.Activations.from_tensors(**sides))
+        >>> editor.layers
+        [3]
+
+    Attributes:
         explained_variance: Share of the cross-covariance that a subspace must explain, in (0, 1]; a pair gives the
-            positive's and the negative's.
+            positive's and the negative's. Not used, and None, where ranks are given.
         ranks: Ranks to use instead; a pair gives the positive's and the negative's.
         spectrum: Whether the share is of the squared singular values (the paper's) or of the singular values.
         center: Whether to subtract means: of each side before the cross-covariance, and the neutral mean around the
@@ -67,106 +100,285 @@ def fit_sea(
             as it is; `"average"` halves it (the same as the sum where only one projection is used).
         feature_map: phi, such as `Tanh(2.0)`; None for the linear edit.
         feature_unit: What counts as 1 for phi: a number in units of the activations, or `"median"`, the median absolute
-            neutral activation of each layer, because residual streams grow with depth by orders of magnitude. The
+            neutral activation of each site, because residual streams grow with depth by orders of magnitude. The
             published code has 1.0.
         merge_space: Where the two projections of features are added up: in feature space, so that the sum is mapped back
             once, or (as published) after each has been mapped back. No difference without a feature map. (With
             `center`, the mean then goes back with P-, so that a sum holds it once.)
-        layers: Layers to fit; all that `activations` has for None.
-        dtype: Of the editor's tensors. The fit itself is in float64.
-        progress: Whether to show a progress bar once a fit takes longer than two seconds.
-
-    Returns:
-        An editor for the site that the activations come from.
 
     Raises:
-        InputError: If a share, a rank, a layer or the feature map is impossible.
-
-    Warns:
-        SeaLensWarning: If the editor edits nothing or next to nothing, or if over one in a hundred entries are clamped,
-            with the reason and what to try.
+        InputError: If a share, a rank, the feature map or another setting is impossible.
     """
-    rule = SEARule(spectrum, center, projections, merge, feature_map, feature_unit, merge_space)
-    editor = rule.fit(activations, [explained_variance if ranks is None else Ranks(ranks)], layers, dtype, progress)[0]
-    warn_of(editor, center)
-    return editor
+
+    explained_variance: Share | None = 0.998
+    _: KW_ONLY
+    ranks: int | tuple[int, int] | None = None
+    spectrum: Spectrum = "squared"
+    center: bool = False
+    projections: Projections = "both"
+    merge: Merge = "norm"
+    feature_map: FeatureMap | None = None
+    feature_unit: float | Literal["median"] = "median"
+    merge_space: MergeSpace = "features"
+
+    name: ClassVar[str]
+    roles: ClassVar[tuple[Role, ...]] = ("neutral", "positive", "negative")
+
+    def __post_init__(self) -> None:
+        for name, kind in (("projections", Projections), ("merge", Merge), ("merge_space", MergeSpace)):
+            value, known = getattr(self, name), get_args(kind)
+            if value not in known:
+                raise InputError(f"{name} is one of {', '.join(known)}, and {value!r} was given.")
+        if self.ranks is not None:
+            object.__setattr__(self, "explained_variance", None)
+            _pair(self.ranks)
+        elif self.explained_variance is None:
+            raise InputError("SEA needs an explained_variance in (0, 1], or ranks, and neither was given.")
+        for share in _pair(1.0 if self.explained_variance is None else self.explained_variance):
+            check_share(share, self.spectrum)
+        if self.feature_map is not None:
+            check_map(self.feature_map)
+        unit = self.feature_unit
+        if unit != "median" and not (isinstance(unit, float | int) and math.isfinite(unit) and unit > 0):
+            raise InputError(f'feature_unit is "median" or a finite number above zero, and {unit!r} was given.')
+
+    # --- fitting -----------------------------------------------------------------------------------------------------
+
+    def fit(self, activations: Activations, *, dtype: torch.dtype = torch.float32, progress: bool = True) -> Editor:
+        """Fits in closed form, in float64.
+
+        Args:
+            activations: Neutral, positive and negative ones of the same demonstrations.
+            dtype: Of the editor's tensors.
+            progress: Whether to show a progress bar once a fit takes longer than two seconds.
+
+        Raises:
+            InputError: If a side is missing, a rank is impossible, or a cross-covariance is zero.
+
+        Warns:
+            SeaLensWarning: If the editor does next to nothing at all or nearly all sites, or if over one in a hundred
+                entries are clamped, with the reason and what to try.
+        """
+        editor = SEA.fit_all([self], activations, dtype=dtype, progress=progress)[0]
+        warn_of(editor, self.center)
+        return editor
+
+    @classmethod
+    def fit_all(
+        cls,
+        methods: Sequence[SEA],
+        activations: Activations,
+        *,
+        dtype: torch.dtype = torch.float32,
+        progress: bool = True,
+    ) -> list[Editor]:
+        """One editor per setting; each site is decomposed once per centering and feature map. Says nothing of what they do.
+
+        Raises:
+            InputError: As `fit`.
+        """
+        for method in methods:
+            check_roles(method, activations)
+        return _fit_each(
+            methods,
+            activations,
+            activations.sites,
+            lambda method, site: method.evidence(activations, site),
+            dtype,
+            progress,
+        )
+
+    def fit_from(
+        self,
+        source: Source,
+        layers: Iterable[int] | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+        progress: bool = True,
+    ) -> Editor:
+        """Fits from sums over activations, such as a `SEAFitter` holds.
+
+        Args:
+            source: The sums.
+            layers: To fit; all for None.
+            dtype: As for `fit`.
+            progress: As for `fit`.
+
+        Raises:
+            InputError: As `fit`, or if a layer is not there.
+
+        Warns:
+            SeaLensWarning: As `fit`.
+        """
+        chosen = None if layers is None else set(layers)
+        sites = [site for site in source.sites if chosen is None or site.layer in chosen]
+        absent = sorted((chosen or set()) - {site.layer for site in sites})
+        if absent or not sites:
+            there = [site.layer for site in source.sites]
+            raise InputError(f"Layers {absent} were asked for; activations are there of {there}.")
+        editor = _fit_each([self], source, sites, source.evidence, dtype, progress)[0]
+        warn_of(editor, self.center)
+        return editor
+
+    # --- its parts ---------------------------------------------------------------------------------------------------
+
+    def evidence(self, activations: Activations, site: Site | int | str) -> Evidence:
+        """What the edit of a site is made from: units, means and cross-covariances."""
+        neutral = activations.neutral[site]
+        unit = self._unit(neutral, site)
+        features = self.features(neutral, unit)
+        mean = features.mean(0, dtype=torch.float64) if self.center else None
+        sides = [self.features(side[site], unit) for side in (activations.positive, activations.negative)]
+        return Evidence(CrossCovariance.of_sides(features, sides, self.center), mean, unit, neutral)
+
+    def _unit(self, neutral: Float[Tensor, "n width"], site: Site | int | str) -> float:
+        if self.feature_unit != "median":
+            return float(self.feature_unit)
+        if self.feature_map is None:  # a median takes longer than a fit, and a linear edit knows no unit
+            return 1.0
+        unit = float(neutral.double().abs().median())
+        if unit == 0:
+            raise InputError(f"Half of the neutral activations of {site} are zero. Give feature_unit as a number.")
+        return unit
+
+    def features(self, h: Float[Tensor, "n width"], unit: float) -> Float[Tensor, "n width"]:
+        """Phi of activations in a unit, in float64; without a feature map the activations themselves, in their precision."""
+        if self.feature_map is None:
+            return h
+        return self.feature_map.forward((h.double() / unit).clamp(*self.feature_map.domain))
+
+    def subspaces(self, covariances: Sequence[CrossCovariance]) -> list[Subspace]:
+        """The positive and the negative subspace, cut from their cross-covariances."""
+        if self.ranks is not None:
+            return [side.leading(rank) for side, rank in zip(covariances, _pair(self.ranks), strict=True)]
+        assert self.explained_variance is not None
+        shares = _pair(self.explained_variance)
+        return [side.explaining(share, self.spectrum) for side, share in zip(covariances, shares, strict=True)]
+
+    def edit(self, found: Evidence) -> tuple[AffineEdit | FeatureSpaceEdit, FitReport]:
+        """The edit of a site in float64, with its ranks."""
+        positive, negative = self.subspaces(found.covariances)
+        first, second = (negative, positive) if self.projections == "reversed" else (positive, negative)
+        ones = torch.ones(max(first.rank, second.rank), dtype=torch.float64)
+        kept, removed = (first.basis, ones[: first.rank]), (second.basis, -ones[: second.rank])
+        mean, averaged = found.mean, self.merge == "average"
+        if self.projections == "positive":
+            parts = [_part(*kept, mean, kept=0.0, mean_stays=True)]
+        elif self.projections == "negative":
+            parts = [_part(*removed, mean)]
+        elif self.feature_map is not None and self.merge_space == "activations":
+            # A mean goes back once into what is summed: with the projection that keeps most. An average needs it in both.
+            parts = [_part(*kept, mean, kept=0.0, mean_stays=averaged), _part(*removed, mean)]
+        else:
+            directions, eigenvalues = difference_of_projectors(first.basis, second.basis)
+            half = 0.5 if averaged else 1.0
+            parts = [_part(directions, half * eigenvalues, mean, kept=half, mean_stays=True)]
+        numbers: dict[str, float] = {"rank_positive": positive.rank, "rank_negative": negative.rank}
+        restore_norm = self.merge == "norm"
+        edit: AffineEdit | FeatureSpaceEdit = replace(parts[0], restore_norm=restore_norm)
+        if self.feature_map is not None:
+            weight = 0.5 if averaged and len(parts) == 2 else 1.0
+            edit = FeatureSpaceEdit(self.feature_map, tuple(parts), found.unit, weight, restore_norm=restore_norm)
+            outside, beyond = edit.clamped(found.neutral)
+            numbers |= {"unit": found.unit, "clamped_activations": outside, "clamped_features": beyond}
+        return edit, FitReport(edit.rank, displacement(edit, found.neutral), numbers=numbers)
+
+    def decomposes_as(self, other: SEA) -> bool:
+        """Whether both cut their subspaces from the same cross-covariances."""
+        if (self.center, self.feature_map) != (other.center, other.feature_map):
+            return False
+        return self.feature_map is None or self.feature_unit == other.feature_unit
 
 
-def refit_sea(editor: Editor, activations: Activations) -> Editor:
-    """The same fit on other activations: settings, layers, strengths and positions are those of an editor of `fit_sea`.
+def _fit_each(
+    methods: Sequence[SEA],
+    origin: Origin,
+    sites: Sequence[Site],
+    evidence: Callable[[SEA, Site], Evidence],
+    dtype: torch.dtype,
+    progress: bool,
+) -> list[Editor]:
+    groups: list[list[int]] = []
+    for index, method in enumerate(methods):
+        alike = next((group for group in groups if methods[group[0]].decomposes_as(method)), None)
+        if alike is None:
+            groups.append([index])
+        else:
+            alike.append(index)
+    edits: list[dict[Site, Edit]] = [{} for _ in methods]
+    reports: list[dict[Site, FitReport]] = [{} for _ in methods]
+    with tqdm(total=len(groups) * len(sites), desc="fit", unit="site", disable=not progress, delay=2) as bar:
+        for group in groups:
+            for site in sites:  # one site's evidence is held at a time
+                found = evidence(methods[group[0]], site)
+                sample = len(found.neutral) if len(found.neutral) < origin.n else None
+                for index in group:
+                    edit, report = methods[index].edit(found)
+                    edits[index][site], reports[index][site] = edit.cast(dtype), replace(report, measured_on=sample)
+                bar.update()
+    return [
+        Editor(made, card_of(method, origin, found))
+        for method, made, found in zip(methods, edits, reports, strict=True)
+    ]
 
-    `refit_sea(editor, activations.swapped())` is the control that should do the opposite.
 
-    Args:
-        editor: From `fit_sea` or `tune_sea`.
-        activations: Of the same model, with the editor's layers.
-
-    Raises:
-        InputError: If the editor is not one of SEA, or the activations lack a layer.
-    """
-    rule, size = rule_of(editor)
-    fitted = rule.fit(activations, [size], editor.layers, progress=False)[0]
-    edits = {site: edit.scaled(editor[site].strength) for site, edit in fitted.edits.items()}
-    return replace(fitted, edits=edits, where=editor.where)
-
-
-def rule_of(editor: Editor) -> tuple[SEARule, Share | Ranks]:
-    """The rule and the size of the subspaces that an editor of `fit_sea` was fitted by, read off its card.
+def sea_of(editor: Editor) -> SEA:
+    """The settings that an editor of SEA was fitted with.
 
     Raises:
         InputError: If the editor is not one of SEA.
     """
-    if editor.card.method != "sea":
-        raise InputError(f"Only editors of fit_sea can be fitted again, and this one is of {editor.card.method!r}.")
-    settings: dict[str, Any] = dict(editor.card.settings)
-    shares, ranks = settings.pop("explained_variance"), settings.pop("ranks")
-    return SEARule(**settings), tuple(shares) if ranks is None else Ranks(tuple(ranks))
-
-
-def warn_of(editor: Editor, center: bool) -> None:
-    """Warns the caller of a fitting function if its editor does next to nothing, or clamps much."""
-    _warn_if_nothing(editor.card.reports, center, editor.is_identity)
-    _warn_if_clamped(editor.card.reports)
-
-
-def _warn_if_nothing(found: Mapping[Site, FitReport], center: bool, edits_nothing: bool) -> None:
-    ranks = {site.layer: (one["rank_positive"], one["rank_negative"]) for site, one in found.items()}
-    centering = "Activations share a dominant mean, and both subspaces may be little more than it: try center=True. "
-    remedy = ("Raise" if center else f"{centering}Otherwise raise") + (
-        " explained_variance, give the positive and the negative different ranks, or look at demonstrations.check() and "
-        "the token choice."
-    )
-    if edits_nothing:
-        warnings.warn(
-            "This editor edits nothing: at every layer the positive and the negative subspace are the same, so their "
-            f"projectors cancel (ranks by layer: {ranks}). {remedy}",
-            SeaLensWarning,
-            stacklevel=4,
+    method = method_of(editor) if editor.card.method == SEA.name else None
+    if not isinstance(method, SEA):
+        raise InputError(
+            f"An editor of SEA was expected, which has subspaces, and this one is of {editor.card.method!r}."
         )
-    elif all((one.displacement or 0) < NEARLY_NOTHING for one in found.values()):
-        most = max(one.displacement or 0 for one in found.values())
-        warnings.warn(
-            f"This editor edits next to nothing: it moves the neutral activations by at most {most:.2%} of their norm "
-            f"at any layer (ranks by layer: {ranks}). {remedy}",
-            SeaLensWarning,
-            stacklevel=4,
-        )
+    return method
 
 
-def _warn_if_clamped(found: Mapping[Site, FitReport]) -> None:
-    for what, why in (
-        (
-            "clamped_activations",
-            "lie outside the domain of the feature map, where it saturates, and are edited as if at its end",
-        ),
-        ("clamped_features", "are edited to where the feature map has no values, and come back as the nearest it has"),
-    ):
-        shares = {site.layer: one[what] for site, one in found.items() if what in one}
-        if any(share > MANY_CLAMPED for share in shares.values()):
-            listed = ", ".join(f"layer {layer} {share:.1%}" for layer, share in shares.items() if share > MANY_CLAMPED)
-            warnings.warn(
-                f"Entries of the neutral activations {why}: {listed}. Give the feature map a larger scale, or fit at a "
-                "larger feature_unit.",
-                SeaLensWarning,
-                stacklevel=4,
-            )
+def fit_sea(
+    activations: Activations,
+    explained_variance: Share = 0.998,
+    *,
+    layers: Iterable[int] | None = None,
+    dtype: torch.dtype = torch.float32,
+    progress: bool = True,
+    **settings: Any,
+) -> Editor:
+    """`SEA(explained_variance, ...).fit(activations)`, as version 0.1 called it. It goes away in the next version.
+
+    Args:
+        activations: As for `SEA.fit`.
+        explained_variance: As for `SEA`.
+        layers: Layers to fit; all that `activations` has for None.
+        dtype: As for `SEA.fit`.
+        progress: As for `SEA.fit`.
+        **settings: The other settings of `SEA`.
+
+    Raises:
+        InputError: As `SEA` and `SEA.fit`, or if a layer is not there.
+    """
+    chosen = activations if layers is None else activations.at_sites(layers)
+    return SEA(explained_variance, **settings).fit(chosen, dtype=dtype, progress=progress)
+
+
+def _part(
+    directions: Float[Tensor, "width rank"],
+    eigenvalues: Float[Tensor, " rank"],
+    mean: Float[Tensor, " width"] | None,
+    kept: float = 1.0,
+    mean_stays: bool = True,
+) -> AffineEdit:
+    """`kept * x + (x W) diag(lam) W^T` of what lies around the mean, which is then put back or not."""
+    shift = None
+    if mean is not None and (len(eigenvalues) or kept != 1):
+        shift = (float(mean_stays) - kept) * mean - ((mean @ directions) * eigenvalues) @ directions.T
+    return AffineEdit.of_eigenvalues(directions, eigenvalues, shift, kept)
+
+
+def _pair(value: T | tuple[T, T]) -> tuple[T, T]:
+    if not isinstance(value, tuple | list):
+        return (value, value)
+    if len(value) != 2:
+        raise InputError(f"A pair (positive, negative) was expected, and {value} was given.")
+    return (value[0], value[1])

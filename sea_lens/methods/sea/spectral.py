@@ -13,10 +13,13 @@ from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
+from scipy.linalg import subspace_angles
 from torch import Tensor
 
 from sea_lens.errors import InputError
-from sea_lens.methods.sea.leading import LeadingDirections, OfMatrix, OfRows, Rows
+from sea_lens.methods.sea.leading import LeadingDirections
+from sea_lens.methods.sea.operators import OfMatrix, OfRows, Rows
+from sea_lens.models.distributed import from_each, n_processes
 
 Spectrum = Literal["squared", "singular_values"]
 """What an explained variance is a share of: the squared singular values (the energy), or the singular values."""
@@ -157,12 +160,93 @@ class CrossCovariance:
 
     def explaining(self, explained_variance: float, spectrum: Spectrum = "squared") -> Subspace:
         """The least subspace that explains the given share (paper, section 3.2: `k` from the explained variance)."""
-        _check_share(explained_variance, spectrum)
+        check_share(explained_variance, spectrum)
         if self._leading is not None and spectrum == "squared":
             basis = self._leading.explaining(explained_variance)
             if basis is not None:
                 return Subspace(basis, self)
         return self.leading(rank_explaining(self.singular_values, explained_variance, spectrum))
+
+
+@dataclass(eq=False)
+class RunningCrossCovariance:
+    """A cross-covariance that grows by batches and by other machines' shares: d_model^2 float64 numbers, however many rows.
+
+    What is kept is centered, so a common offset takes no digits from it; two parts are put together by the product of the
+    differences of their means (Chan, Golub and LeVeque 1983). It is changed in place by `update` and `merge`: a new matrix
+    for each batch would take longer to allocate than to fill.
+
+    Attributes:
+        n: Rows seen.
+        neutral_mean: `[d_model]`.
+        other_mean: `[d_model]`.
+        comoment: `sum_i (h_i - mean h) (g_i - mean g)^T` over rows, with h neutral and g the other side.
+    """
+
+    n: int
+    neutral_mean: Float[Tensor, " d_model"]
+    other_mean: Float[Tensor, " d_model"]
+    comoment: Float[Tensor, "d_model d_model"]
+
+    @classmethod
+    def empty(cls, d_model: int) -> RunningCrossCovariance:
+        """Of no rows."""
+        zeros = torch.zeros(2, d_model, dtype=torch.float64)
+        return cls(0, zeros[0].clone(), zeros[1].clone(), torch.zeros(d_model, d_model, dtype=torch.float64))
+
+    def update(self, neutral: Float[Tensor, "n d_model"], other: Float[Tensor, "n d_model"]) -> None:
+        """Adds rows of any dtype and device; the sums are float64 on the CPU."""
+        (neutral_mean, h), (other_mean, g) = _mean_and_rest(neutral), _mean_and_rest(other)
+        weight, change, other_change = self._join(len(h), neutral_mean, other_mean)
+        # The means' part goes in as one more row, so that the large matrix is read and written once.
+        h = torch.cat([h, weight**0.5 * change[None]])
+        g = torch.cat([g, weight**0.5 * other_change[None]])
+        self.comoment.addmm_(h.T, g)
+
+    def merge(self, part: RunningCrossCovariance) -> None:
+        """Adds the rows of another; adding to none is an exact copy."""
+        weight, change, other_change = self._join(part.n, part.neutral_mean, part.other_mean)
+        self.comoment += part.comoment
+        self.comoment.addr_(change, other_change, alpha=weight)
+
+    def _join(
+        self, n: int, neutral_mean: Float[Tensor, " d_model"], other_mean: Float[Tensor, " d_model"]
+    ) -> tuple[float, Float[Tensor, " d_model"], Float[Tensor, " d_model"]]:
+        """Takes in the count and the means; gives what the product of the changes of the means counts, and the changes."""
+        total = self.n + n
+        if not total:
+            return 0.0, neutral_mean, other_mean
+        change, other_change = neutral_mean - self.neutral_mean, other_mean - self.other_mean
+        weight = self.n * n / total
+        self.neutral_mean = self.neutral_mean + (n / total) * change
+        self.other_mean = self.other_mean + (n / total) * other_change
+        self.n = total
+        return weight, change, other_change
+
+    def over_processes(self) -> RunningCrossCovariance:
+        """Of the rows of all processes, merged in the order of their ranks: the same bits on each. All must call it."""
+        if n_processes() == 1:
+            return self
+        whole = RunningCrossCovariance.empty(len(self.comoment))
+        parts = map(from_each, (torch.tensor(self.n), self.neutral_mean, self.other_mean, self.comoment))
+        for n, neutral_mean, other_mean, comoment in zip(*parts, strict=True):
+            whole.merge(RunningCrossCovariance(int(n), neutral_mean, other_mean, comoment))
+        return whole
+
+    def decomposed(self, center: bool = False) -> CrossCovariance:
+        """The cross-covariance, to be decomposed: that of `CrossCovariance.of` on all rows at once."""
+        matrix = self.comoment / self.n
+        if not center:
+            matrix.addr_(self.neutral_mean, self.other_mean)
+        return CrossCovariance.of_matrix(matrix, max(1, self.n - center))
+
+
+def _mean_and_rest(rows: Float[Tensor, "n d_model"]) -> tuple[Float[Tensor, " d_model"], Float[Tensor, "n d_model"]]:
+    """The mean, and rows less the mean. Taken from the first row on, so that a column of equal values gives exact zeros."""
+    rows = rows.detach().cpu().double()
+    from_first = rows - rows[0]
+    mean = from_first.mean(0)
+    return rows[0] + mean, from_first - mean
 
 
 def rank_explaining(
@@ -178,7 +262,7 @@ def rank_explaining(
     Raises:
         InputError: If the share is outside (0, 1], or every singular value is zero.
     """
-    _check_share(explained_variance, spectrum)
+    check_share(explained_variance, spectrum)
     weights = _without_rounding(singular_values.double()) ** (2 if spectrum == "squared" else 1)
     cumulative = weights.cumsum(0)
     if not cumulative[-1] > 0:
@@ -186,11 +270,17 @@ def rank_explaining(
             "The cross-covariance is zero, so it has no leading directions: the activations are all zero, or (with "
             "center=True) all rows are the same. Check the demonstrations and the token choice."
         )
-    # Compared with the last partial sum, not with 1, so that a share of 1 is reached exactly.
+    if explained_variance == 1:  # counted, for beside a massive one the others are lost in a sum of squares
+        return int(weights.count_nonzero())
     return int((cumulative < explained_variance * cumulative[-1]).sum()) + 1
 
 
-def _check_share(explained_variance: float, spectrum: str) -> None:
+def check_share(explained_variance: float, spectrum: str) -> None:
+    """Refuses impossible shares and spectra.
+
+    Raises:
+        InputError: If the share is outside (0, 1], or there is no such spectrum.
+    """
     if spectrum not in get_args(Spectrum):
         raise InputError(f"spectrum is one of {', '.join(get_args(Spectrum))}, and {spectrum!r} was given.")
     if not 0 < explained_variance <= 1:
@@ -230,17 +320,11 @@ def principal_angles(
 ) -> Float[Tensor, " k_least"]:
     """Principal angles between two subspaces in radians, ascending; as many as the smaller one has dimensions.
 
-    Cosines lose angles below 1e-8 and sines those near a right angle, so each angle is taken from whichever tells it better
-    (Bjorck and Golub 1973).
-
     Args:
         one: Orthonormal basis.
         other: Orthonormal basis.
     """
-    a, b = (one.double(), other.double()) if one.shape[1] >= other.shape[1] else (other.double(), one.double())
-    cosines = torch.linalg.svdvals(a.T @ b).clamp(max=1)
-    sines = torch.linalg.svdvals(b - a @ (a.T @ b)).clamp(max=1).flip(0)
-    return torch.where(cosines.square() < 0.5, cosines.arccos(), sines.arcsin())
+    return torch.from_numpy(subspace_angles(one.double().numpy(), other.double().numpy())[::-1].copy())
 
 
 def effective_rank(singular_values: Float[Tensor, " n_singular_values"]) -> float:
@@ -253,45 +337,3 @@ def effective_rank(singular_values: Float[Tensor, " n_singular_values"]) -> floa
     if not total > 0:
         return 0.0
     return float(torch.special.entr(energies / total).sum().exp())
-
-
-def basis_of_projector(
-    projector: Float[Tensor, "d_model d_model"], tolerance: float = 1e-4
-) -> Float[Tensor, "d_model rank"]:
-    """The low-rank factor of an orthogonal projector: U with orthonormal columns and `U U^T` equal to it.
-
-    The rank is the trace, and the range is found from a few random combinations of columns, so that no decomposition of a
-    d_model x d_model matrix is needed. That the matrix *is* a projector is what the comparison with `U U^T` checks.
-
-    Args:
-        projector: As stored, in any precision.
-        tolerance: Largest difference allowed in any entry.
-
-    Raises:
-        InputError: If it is not an orthogonal projector, with how far it is from one.
-    """
-    p = projector.double()
-    d_model = len(p)
-    if not bool(p.isfinite().all()):
-        raise InputError("This is not an orthogonal projector: it holds NaN or infinity.")
-    asymmetry = float((p - p.T).abs().max())
-    if asymmetry > tolerance:
-        raise InputError(f"This is not an orthogonal projector: it differs from its transpose by {asymmetry:.2g}.")
-    trace = float(p.trace())
-    if not -0.5 <= trace <= d_model + 0.5:
-        raise InputError(f"This is not an orthogonal projector: its trace is {trace:.4g} at width {d_model}.")
-    # A projector's squared norm is its trace; the trace's own rounding adds up, where a diagonal is near 1.
-    rank = min(d_model, round(float(p.square().sum())))
-    generator = torch.Generator().manual_seed(0)
-    spare = min(8, d_model - rank)  # a few columns more than the rank keep the range well conditioned
-    q, _ = torch.linalg.qr(p @ torch.randn(d_model, rank + spare, generator=generator, dtype=torch.float64))
-    q, _ = torch.linalg.qr(p @ q)  # once more, for the rounding in p: then the basis is that of the nearest projector
-    _, eigenvectors = torch.linalg.eigh(q.T @ p @ q)
-    basis: Tensor = q @ eigenvectors[:, spare:]  # ascending: the largest come last
-    deviation = float((basis @ basis.T - p).abs().max())
-    if deviation > tolerance:
-        raise InputError(
-            f"This is not an orthogonal projector: the nearest one, of rank {rank}, differs from it by {deviation:.2g} in "
-            f"an entry, and {tolerance:g} is allowed."
-        )
-    return basis

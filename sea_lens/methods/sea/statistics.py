@@ -15,7 +15,8 @@ from sea_lens.data.demonstrations import Demonstrations
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import FileFormatError
 from sea_lens.methods.sea.feature_space import FeatureMap
-from sea_lens.methods.sea.streaming import FORMAT, STATISTICS, SEAFitter, describe_features
+from sea_lens.methods.sea.sea import SEA
+from sea_lens.methods.sea.streaming import FORMAT, SAMPLE, STATISTICS, SEAFitter, features_as_json
 from sea_lens.models.activations import TokenChoice
 from sea_lens.models.bridge import Model
 from sea_lens.models.collect import ActivationStream
@@ -41,14 +42,16 @@ def collect_statistics(
 ) -> SEAFitter:
     """Runs the model as `collect_activations` does, and keeps SEA's sums instead of activations: memory is flat in n.
 
-        editor = collect_statistics(model, demonstrations).fit(explained_variance=0.998)
-
-    Each layer takes `2 d_model^2` float64 numbers (see `SEAFitter`, also for when that is less than the activations).
+    Each site takes `2 width^2` float64 numbers (see `SEAFitter`, also for when that is less than the activations). Edits are
+    measured on 256 demonstrations, a choice that depends on nothing but their number.
 
     Under `torchrun` or `accelerate launch`, with `torch.distributed` initialised, batches are split over the processes
     (`models.distributed.share_of`) and their fitters merged in the order of ranks. Every process gets the same bits, those of
     merging the shares in one process. One process that sees all batches in turn adds up in another order, and agrees to
     rounding: to 1e-12 of the largest entry. (A `folder` must be one that all processes see.)
+
+    Example:
+        >>> editor = sl.collect_statistics(model, demonstrations).fit(sl.SEA(0.998))
 
     Args:
         model: A TransformerBridge with a tokenizer, unedited.
@@ -88,24 +91,27 @@ def collect_statistics(
     stream.warn_of_confounds(stacklevel=3)  # past no_grad
     store = share = None
     if folder is not None:
-        facts = {"format": FORMAT, **stream.facts(), "features": describe_features(feature_map, feature_unit)}
+        features = features_as_json(SEA(feature_map=feature_map, feature_unit=feature_unit))
+        facts = {"format": FORMAT, **stream.facts(), **features}
         store = Store(folder, "statistics", facts)
         if every_process((store.path / STATISTICS).exists()):
             with together():
                 if rank() == 0:
                     store.clear()  # a run killed before it could has left its share
-            return SEAFitter.load(folder, feature_map=feature_map)
+            return SEAFitter.load(folder)
         share = _share_file(store.path)
         with suppress(FileFormatError):  # missing or damaged, and so begun anew
-            fitter = SEAFitter.load(share, feature_map=feature_map)
+            fitter = SEAFitter.load(share)
     fitter.begin(stream.kind)  # where there are fewer batches than processes, some see none
     own = share_of(range(len(stream)))
+    n = len(demonstrations)
+    chosen = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:SAMPLE]
     silent = not progress or rank() > 0
     total = sum(len(stream.rows(number)) for number in own)
     with together(), tqdm(total=total, desc="statistics", unit="demonstration", disable=silent) as bar:
         bar.update(fitter.n)
         for done in range(-(-fitter.n // batch_size), len(own)):  # every batch is full but the very last
-            fitter.update(stream[own[done]])
+            fitter.update(stream[own[done]], measured=torch.isin(stream.rows(own[done]), chosen))
             bar.update(len(stream.rows(own[done])))
             if share is not None and (done + 1) % save_every == 0:
                 fitter.save(share)

@@ -1,0 +1,141 @@
+"""Inference-time intervention: a shift at the attention heads that tell positives from negatives best.
+
+Sources: Li et al., *Inference-Time Intervention* (NeurIPS 2023, arXiv 2306.03341), and its code honest_llama. The code splits once
+into training and validation, where all demonstrations are held out in turn here; and it edits the last token of each pass, which is
+`editor.at_positions(-1)`. That a logistic probe's direction is an option there is left out.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import KFold
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sea_lens.editing.affine import AffineEdit
+from sea_lens.editing.editor import Editor
+from sea_lens.errors import InputError, SeaLensWarning
+from sea_lens.methods.method import check_roles, fitted_editor, register_method
+from sea_lens.models.activations import Activations, Role
+from sea_lens.models.sites import Site
+
+
+@register_method("iti", source="Li et al., NeurIPS 2023, arXiv 2306.03341")
+@dataclass(frozen=True)
+class ITI:
+    """Shifts the outputs of the attention heads in which a linear probe tells positives from negatives best.
+
+    At each chosen head, `z' = z + alpha sigma theta`: theta is the unit vector from the mean negative to the mean positive
+    output, and sigma the standard deviation of all outputs along it. Heads are chosen over all sites by the accuracy of a
+    logistic probe on demonstrations that it was not fitted on.
+
+    Example:
+        >>> activations = sl.collect_activations(model, demonstrations, site="attn.hook_z")
+        >>> editor = sl.ITI(n_heads=4).fit(activations)
+        >>> editor.card.reports[editor.sites[0]].numbers                 # accuracy of the probe by head
+
+    Attributes:
+        n_heads: Heads to edit.
+        alpha: How many standard deviations.
+        d_head: Width of a head; None takes it from the model that the activations come from.
+        folds: Parts that the demonstrations are held out in, one after the other.
+        seed: Of the parts.
+    """
+
+    n_heads: int = 48
+    alpha: float = 15.0
+    d_head: int | None = None
+    folds: int = 5
+    seed: int = 42
+
+    name: ClassVar[str]
+    roles: ClassVar[tuple[Role, ...]] = ("positive", "negative")
+    chooses_sites: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("n_heads", 1), ("folds", 2)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}, and {getattr(self, name)} was given.")
+
+    def fit(self, activations: Activations, *, progress: bool = True) -> Editor:
+        """Fits a probe per head and fold, and one shift per site with a chosen head.
+
+        Args:
+            activations: Of `attn.hook_z`, positive and negative.
+            progress: Whether to show a progress bar once it takes longer than two seconds.
+
+        Raises:
+            InputError: If a side is missing, there are fewer than two demonstrations, or the width of a head is not known.
+
+        Warns:
+            SeaLensWarning: If there are fewer heads than are to be edited.
+        """
+        check_roles(self, activations)
+        if activations.n < 2:
+            raise InputError("ITI holds out demonstrations to choose heads, and needs two of them at least.")
+        accuracies: dict[tuple[Site, int], float] = {}
+        for site in tqdm(activations.sites, desc="probes", unit="site", disable=not progress, delay=2):
+            sides = self._heads(activations, site)
+            accuracies |= {
+                (site, head): self._accuracy(*outputs) for head, outputs in enumerate(zip(*sides, strict=True))
+            }
+        best = sorted(accuracies, key=lambda key: -accuracies[key])[: self.n_heads]
+        if len(best) < self.n_heads:
+            warnings.warn(
+                f"{self.n_heads} heads were to be edited, and there are {len(best)}: all of them are. Give n_heads.",
+                SeaLensWarning,
+                stacklevel=2,
+            )
+        edits, numbers = {}, {}
+        for site in sorted({site for site, _ in best}):
+            positive, negative = self._heads(activations, site)
+            theta = torch.nn.functional.normalize(positive.mean(1) - negative.mean(1), dim=-1)
+            along = torch.einsum("head row width, head width -> head row", torch.cat([positive, negative], 1), theta)
+            shifts = self.alpha * along.std(1, correction=0)[:, None] * theta
+            chosen = sorted(head for where, head in best if where == site)
+            others = [head for head in range(len(shifts)) if head not in chosen]
+            shifts[others] = 0.0
+            edits[site] = AffineEdit.of_shift(rearrange(shifts, "head width -> (head width)").float())
+            numbers[site] = {f"head {head}": accuracies[site, head] for head in chosen}
+        return fitted_editor(self, activations, edits, numbers)
+
+    def _heads(self, activations: Activations, site: Site) -> list[Float[Tensor, "head row width"]]:
+        """Positive and negative outputs by head, in float64."""
+        width = activations.positive[site].shape[1]
+        d_head = self.d_head
+        if d_head is None:
+            n_heads = None if activations.model is None else activations.model.n_heads
+            if site.name != "attn.hook_z" or n_heads is None:
+                raise InputError(
+                    f'ITI edits attention heads, and {site} has no known ones. Collect activations with site="attn.hook_z", '
+                    "or give d_head."
+                )
+            d_head = width // n_heads
+        if width % d_head:
+            raise InputError(f"Heads of width {d_head} do not divide the width {width} of {site}. Give another d_head.")
+        sides = (activations.positive[site], activations.negative[site])
+        return [rearrange(side.double(), "row (head width) -> head row width", width=d_head) for side in sides]
+
+    def _accuracy(self, positive: Float[Tensor, "row width"], negative: Float[Tensor, "row width"]) -> float:
+        """Of a logistic probe, on demonstrations held out."""
+        parts = KFold(min(self.folds, len(positive)), shuffle=True, random_state=self.seed)
+        right = 0
+        for fitted, held_out in parts.split(positive):
+            x, y = _together(positive[fitted], negative[fitted])
+            probe = LogisticRegression(max_iter=1000, random_state=self.seed).fit(x, y)
+            x, y = _together(positive[held_out], negative[held_out])
+            right += int((probe.predict(x) == y).sum())
+        return right / (2 * len(positive))
+
+
+def _together(positive: Tensor, negative: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    labels = np.repeat([1, 0], [len(positive), len(negative)])
+    return torch.cat([positive, negative]).numpy(), labels

@@ -1,0 +1,128 @@
+"""The result of a tuning: a table of settings, and their editors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import pandas as pd
+
+from sea_lens.cache import write_text
+from sea_lens.editing.editor import Editor
+from sea_lens.errors import FileFormatError
+from sea_lens.results import Result
+from sea_lens.statistics import Proportion
+
+
+@dataclass(frozen=True)
+class View:
+    """A setting: which fit, which of its sites (all for None), and how strong."""
+
+    fit: int
+    sites: tuple[str, ...] | None
+    strength: float
+
+
+@dataclass(frozen=True, eq=False)
+class TunedEditors(Sequence[Editor]):
+    """The editors of a tuning, in the order of its table: views of a few fits, made when asked for.
+
+    Attributes:
+        fits: What was fitted, one editor per method.
+        views: One per row.
+    """
+
+    fits: tuple[Editor, ...]
+    views: tuple[View, ...]
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    @overload
+    def __getitem__(self, index: int) -> Editor: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Editor]: ...
+
+    def __getitem__(self, index: int | slice) -> Editor | list[Editor]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        view = self.views[index]
+        fit = self.fits[view.fit]
+        return (fit if view.sites is None else fit.at_layers(view.sites)).scaled(view.strength)
+
+    def save_pretrained(self, save_directory: Path) -> None:
+        """Writes the fits as editors, and the views."""
+        for number, fit in enumerate(self.fits):
+            fit.save_pretrained(save_directory / f"fit-{number}")
+        write_text(save_directory / "views.json", json.dumps([list(vars(view).values()) for view in self.views]) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, save_directory: Path) -> TunedEditors:
+        """Reads what `save_pretrained` wrote.
+
+        Raises:
+            FileFormatError: If a file is missing or damaged.
+        """
+        path = Path(save_directory) / "views.json"
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            views = tuple(
+                View(fit, None if sites is None else tuple(sites), strength) for fit, sites, strength in found
+            )
+            n_fits = 1 + max(view.fit for view in views)
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise FileFormatError(f"{path} is missing or damaged: {error}. Tune again.") from error
+        return cls(tuple(Editor.from_pretrained(path.parent / f"fit-{number}") for number in range(n_fits)), views)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Tuning(Result):
+    """Methods and settings, and what each does, best first.
+
+    Attributes:
+        table: One row per setting: `method`, those of its settings that differ from the others' or from their defaults,
+            `layers`, `strength`, `ranks` (site by site), `clamped` (the largest share of clamped entries at any site; only
+            with feature maps), `score` with its 95 % Wilson interval `low` to `high`, `kl` (to the unedited model on neutral
+            text, in nats per token), and `editor`, a digest: equal ones are the same edit, measured once.
+        editors: The editor of each row.
+        unedited_counts: Right answers of the unedited model, and questions.
+    """
+
+    table: pd.DataFrame
+    editors: TunedEditors
+    unedited_counts: tuple[int, int]
+
+    @property
+    def unedited(self) -> Proportion:
+        """The score of the unedited model."""
+        return Proportion(*self.unedited_counts)
+
+    @property
+    def best(self) -> Editor:
+        """The editor of the highest score; of equals, the one of the lowest KL, and then of the lowest ranks.
+
+        Its score is the best of many, so it flatters: measure the editor on other questions before believing it.
+        """
+        return self.editors[0]
+
+    def _head(self) -> str:
+        row = self.table.iloc[0]
+        return (
+            f"Tuning({len(self.table)} settings; unedited {self.unedited}; best {row['score']:.1%} "
+            f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}], KL {row['kl']:.3g}: {describe_setting(row)})"
+        )
+
+
+def describe_setting(row: Mapping[str, Any] | pd.Series) -> str:
+    """A row of a tuning's table in words."""
+    names = list(row.index if isinstance(row, pd.Series) else row)
+    words = [str(row["method"])]
+    for name in names[1 : names.index("layers")]:
+        value, spoken = row[name], name.replace("_", " ")
+        if isinstance(value, bool | str | tuple) or not pd.isna(value):
+            words.append(spoken if value is True else f"no {spoken}" if value is False else f"{spoken} {value}")
+    return f"{', '.join(words)}, layers {row['layers']}, strength {row['strength']:g}, ranks {row['ranks']}"
