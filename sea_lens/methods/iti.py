@@ -1,8 +1,8 @@
 """Inference-time intervention: a shift at the attention heads that tell positives from negatives best.
 
-Sources: Li et al., *Inference-Time Intervention* (NeurIPS 2023, arXiv 2306.03341), and its code honest_llama. The code splits once
-into training and validation, where all demonstrations are held out in turn here; and it edits the last token of each pass, which is
-`editor.at_positions(-1)`. That a logistic probe's direction is an option there is left out.
+Sources: Li et al., *Inference-Time Intervention* (NeurIPS 2023, arXiv 2306.03341), and its code honest_llama; the paper was not
+read here. The code splits demonstrations once, where all of them are held out in turn here. It edits the last token of each
+pass, from the prompt's last token on: `editor.at_positions(-1)`. Its other choice, the probe's direction, is left out.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """LEACE: the least change of activations after which no linear classifier tells positives from negatives.
 
-Source: Belrose et al., *LEACE: Perfect linear concept erasure in closed form* (NeurIPS 2023, arXiv 2306.03819), theorem 4.3; with
-the defaults of the authors' package concept-erasure 0.2.4, to which it is equal. The paper itself was not read here.
+Source: Belrose et al., *LEACE: Perfect linear concept erasure in closed form* (NeurIPS 2023, arXiv 2306.03819), by its authors'
+package concept-erasure 0.2.4, to which it is equal, defaults included. The paper itself was not read here.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Mean difference: `h + s (mean of positives - mean of negatives)`.
 
 Sources: contrastive activation addition (Rimsky et al. 2024, arXiv 2312.06681), whose code adds it at every token after the
-instruction: `editor.at_positions("generated")`; DiffMean (Wu et al. 2025, arXiv 2501.17148) has unit vectors. Neither code's choice
-of layer, strength and token is part of this: choose them with `sea_lens.tune`.
+instruction, `editor.at_positions("generated")`, at strengths of -2 to 2; DiffMean (Wu et al. 2025, arXiv 2501.17148), with
+unit vectors. Layers and strengths are not part of it: choose them with `sea_lens.tune`. Neither paper was read here.
 """
 
 from __future__ import annotations

@@ -57,7 +57,8 @@ def tune(
     """Fits methods and measures each, at sets of layers and strengths, on the questions given.
 
     Layers and strengths are views of one fit per method, settings of one method share its work, and settings that come to
-    the same edit are measured once. Under `torchrun`, with `torch.distributed` initialised, they are split over the processes.
+    the same edit are measured once. Under `torchrun`, with `torch.distributed` initialised, they are
+    split over the processes.
 
     Example:
         >>> methods = [*sl.grid(sl.SEA, center=[False, True], explained_variance=[0.9, 0.998]), sl.MeanDifference()]

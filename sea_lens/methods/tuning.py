@@ -8,13 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
 import pandas as pd
 
 from sea_lens.cache import write_text
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import FileFormatError
-from sea_lens.results import Result
+from sea_lens.results import WIDTH, Result
+from sea_lens.tables import readable
 from sea_lens.statistics import Proportion
+
+SHOWN = 10
+"""Rows that a repr shows."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,10 @@ class Tuning(Result):
         """
         return self.editors[0]
 
+    def __repr__(self) -> str:
+        table = readable(self.table.head(SHOWN).drop(columns="editor"))
+        return f"{self._head()}\n{table.to_string(index=False, line_width=WIDTH)}"
+
     def _head(self) -> str:
         row = self.table.iloc[0]
         return (
@@ -123,6 +132,8 @@ def describe_setting(row: Mapping[str, Any] | pd.Series) -> str:
     words = [str(row["method"])]
     for name in names[1 : names.index("layers")]:
         value, spoken = row[name], name.replace("_", " ")
-        if isinstance(value, bool | str | tuple) or not pd.isna(value):
-            words.append(spoken if value is True else f"no {spoken}" if value is False else f"{spoken} {value}")
+        if isinstance(value, bool | np.bool_):
+            words.append(spoken if value else f"no {spoken}")
+        elif isinstance(value, str | tuple) or not pd.isna(value):
+            words.append(f"{spoken} {value}")
     return f"{', '.join(words)}, layers {row['layers']}, strength {row['strength']:g}, ranks {row['ranks']}"

@@ -119,12 +119,8 @@ def plot_tuning(tuning: Tuning, *, figure: Figure | SubFigure | None = None) -> 
     texts = table[settings].map(_setting_text)
     by = max(settings, key=lambda name: texts[name].nunique(), default=None)
     rows_of = pd.Series([""] * len(table)) if by is None else texts[by]
-    order = (
-        {}
-        if by is None
-        else dict(zip(rows_of, (float(np.mean(v)) if _is_number(v) else 0.0 for v in table[by]), strict=True))
-    )
-    shares = sorted(dict.fromkeys(rows_of), key=lambda text: order.get(text, 0.0))
+    sizes = [0.0] * len(table) if by is None else [_size(value) for value in table[by]]
+    shares = [text for _, text in sorted({*zip(sizes, rows_of, strict=True)})]
     layers = sorted(table["layers"].unique(), key=_layer_order)
     others = [name for name in settings if name != by]
     panel_of = [
@@ -151,14 +147,15 @@ def plot_tuning(tuning: Tuning, *, figure: Figure | SubFigure | None = None) -> 
     return page(figure)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, bool | int | float | tuple)
+def _size(value: object) -> float:
+    """What rows are sorted by: a number, or the mean of a pair."""
+    return float(np.mean(value)) if isinstance(value, int | float | tuple) else 0.0
 
 
 def _setting_text(value: object) -> str:
     """A cell of a setting; empty where a method has no such setting."""
     missing = value is None or (isinstance(value, float) and np.isnan(value))
-    return "" if missing else {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+    return "" if missing else ("yes" if value else "no") if isinstance(value, bool | np.bool_) else str(value)
 
 
 def _layer_order(name: str) -> tuple[int, int, str]:
