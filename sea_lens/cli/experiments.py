@@ -88,7 +88,7 @@ def transfer(
         name: reading.collect(bridge, data, out / UNFINISHED / "activations" / data.fingerprint, layers)
         for name, data in read.items()
     }
-    result = transfer_editors(bridge, collected, measured, fit=rule.fitter, folder=out / UNFINISHED)
+    result = transfer_editors(bridge, collected, measured, fit=rule.method.fit, folder=out / UNFINISHED)
     _show_scores(result.comparison, confidence)
     _write(result, plotting.plot_transfer(result), out, "transfer", "evaluations/")
 
@@ -130,7 +130,7 @@ def data_efficiency(
         benchmark,
         sizes=sizes,
         seeds=seeds,
-        fit=rule.fitter,
+        fit=rule.method.fit,
         confidence=confidence,
         folder=out / UNFINISHED,
     )

@@ -1,8 +1,8 @@
 """Inference-time intervention: a shift at the attention heads that tell positives from negatives best.
 
-Sources: Li et al., *Inference-Time Intervention* (NeurIPS 2023, arXiv 2306.03341), and its code honest_llama; the paper was not
-read here. The code splits demonstrations once, where all of them are held out in turn here. It edits the last token of each
-pass, from the prompt's last token on: `editor.at_positions(-1)`. Its other choice, the probe's direction, is left out.
+Sources: Li et al., *Inference-Time Intervention* (NeurIPS 2023, arXiv 2306.03341), and its code honest_llama; the paper was
+not read here. The code splits demonstrations once, where all of them are held out in turn here. It edits the last token of
+each pass, from the prompt's last token on: `editor.at_positions(-1)`. Its other choice, the probe's direction, is left out.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class ITI:
         for site in sorted({site for site, _ in best}):
             positive, negative = self._heads(activations, site)
             theta = torch.nn.functional.normalize(positive.mean(1) - negative.mean(1), dim=-1)
-            along = torch.einsum("head row width, head width -> head row", torch.cat([positive, negative], 1), theta)
+            along = (torch.cat([positive, negative], 1) * theta[:, None]).sum(-1)
             shifts = self.alpha * along.std(1, correction=0)[:, None] * theta
             chosen = sorted(head for where, head in best if where == site)
             others = [head for head in range(len(shifts)) if head not in chosen]
@@ -130,7 +130,7 @@ class ITI:
         right = 0
         for fitted, held_out in parts.split(positive):
             x, y = _together(positive[fitted], negative[fitted])
-            probe = LogisticRegression(max_iter=1000, random_state=self.seed).fit(x, y)
+            probe = LogisticRegression(solver="newton-cholesky").fit(x, y)
             x, y = _together(positive[held_out], negative[held_out])
             right += int((probe.predict(x) == y).sum())
         return right / (2 * len(positive))

@@ -1,11 +1,12 @@
 """LEACE: the least change of activations after which no linear classifier tells positives from negatives.
 
-Source: Belrose et al., *LEACE: Perfect linear concept erasure in closed form* (NeurIPS 2023, arXiv 2306.03819), by its authors'
-package concept-erasure 0.2.4, to which it is equal, defaults included. The paper itself was not read here.
+Source: Belrose et al., *LEACE: Perfect linear concept erasure in closed form* (NeurIPS 2023, arXiv 2306.03819), by its
+authors' package concept-erasure 0.2.4, to which it is equal, defaults included. The paper itself was not read here.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -125,5 +126,5 @@ def _oblique_share(
         return 1.0
     # The total variance at share a is a^2 both + 2 a (1 - a) mixed + (1 - a)^2 other; it is `before` at the positive root.
     square, linear, constant = both - 2 * mixed + other, 2 * (mixed - other), other - before
-    root = (-linear + max(0.0, linear**2 - 4 * square * constant) ** 0.5) / (2 * square)
+    root = (-linear + math.sqrt(max(0.0, linear**2 - 4 * square * constant))) / (2 * square)
     return min(1.0, max(0.0, root))

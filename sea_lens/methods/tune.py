@@ -242,7 +242,7 @@ def _shown(methods: Sequence[Method]) -> list[str]:
     shown: dict[str, None] = {}
     for cls in dict.fromkeys(map(type, methods)):
         alike = [settings_of(method) for method in methods if type(method) is cls]
-        defaults = {one.name: one.default for one in fields(cls)}  # type: ignore[arg-type]  # methods are dataclasses
+        defaults = {one.name: one.default for one in fields(cls)}
         for name in alike[0]:
             usual = alike[0][name] if defaults[name] is MISSING else defaults[name]
             if any(settings[name] != usual for settings in alike):

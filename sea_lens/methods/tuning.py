@@ -14,8 +14,7 @@ import pandas as pd
 from sea_lens.cache import write_text
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import FileFormatError
-from sea_lens.results import WIDTH, Result
-from sea_lens.tables import readable
+from sea_lens.results import WIDTH, Result, readable
 from sea_lens.statistics import Proportion
 
 SHOWN = 10

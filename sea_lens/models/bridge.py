@@ -118,19 +118,22 @@ class ModelInfo:
         d_model: Width of the residual stream.
         weights: `"raw"`, or `"layernorm folded"` after `enable_compatibility_mode()` on a LayerNorm model, where
             `resid_post` holds other values. (RMSNorm models keep theirs and stay `"raw"`.)
+        n_heads: Attention heads of a block, where known.
     """
 
     name: str
     n_layers: int
     d_model: int
     weights: str
+    n_heads: int | None = None
 
     @classmethod
     def of(cls, model: Model) -> ModelInfo:
         """Reads them off a model."""
         cfg = model.cfg
         folded = bool(getattr(model, "_weights_processed", False)) and (cfg.normalization_type or "").startswith("LN")
-        return cls(_plain_name(cfg.model_name), cfg.n_layers, cfg.d_model, "layernorm folded" if folded else "raw")
+        weights = "layernorm folded" if folded else "raw"
+        return cls(_plain_name(cfg.model_name), cfg.n_layers, cfg.d_model, weights, getattr(cfg, "n_heads", None))
 
 
 def _plain_name(name: str) -> str:

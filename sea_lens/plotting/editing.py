@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure, SubFigure
@@ -115,31 +114,32 @@ def plot_tuning(tuning: Tuning, *, figure: Figure | SubFigure | None = None) -> 
         figure: To draw in; None makes one.
     """
     table = tuning.table
-    settings = [str(name) for name in table.columns[1 : list(table.columns).index("layers")]]
-    texts = table[settings].map(_setting_text)
-    by = max(settings, key=lambda name: texts[name].nunique(), default=None)
-    rows_of = pd.Series([""] * len(table)) if by is None else texts[by]
-    sizes = [0.0] * len(table) if by is None else [_size(value) for value in table[by]]
-    shares = [text for _, text in sorted({*zip(sizes, rows_of, strict=True)})]
+    names = [str(name) for name in table.columns]
+    cells = {name: table[name].tolist() for name in names[1 : names.index("layers")]}
+    texts = {name: [_setting_text(value) for value in values] for name, values in cells.items()}
+    by = max(texts, key=lambda name: len(set(texts[name])), default="")
+    row_of = texts.pop(by, [""] * len(table))
+    sizes = [_size(value) for value in cells.get(by, row_of)]
+    rows = [text for _, text in sorted({*zip(sizes, row_of, strict=True)})]
     layers = sorted(table["layers"].unique(), key=_layer_order)
-    others = [name for name in settings if name != by]
-    panel_of = [
-        (str(row["method"]), *texts.loc[number, others], float(row["strength"])) for number, row in table.iterrows()
-    ]
-    found = sorted(table.assign(row=rows_of, panel=panel_of).groupby("panel", sort=False))
-    figure, drawn = panels(figure, len(found), max(2.2, 0.34 * len(layers)), 1.1 + 0.3 * len(shares), share_y=True)
+    panel_of = list(zip(table["method"], *texts.values(), table["strength"], strict=True))
+    found = sorted(set(panel_of))
+    figure, drawn = panels(figure, len(found), max(2.2, 0.34 * len(layers)), 1.1 + 0.3 * len(rows), share_y=True)
     plain = min(max(tuning.unedited.share, 0.01), 0.99)
     norm = TwoSlopeNorm(vmin=0, vcenter=plain, vmax=1)
-    for axes, (panel, rows) in zip(drawn, found, strict=True):
-        cells = rows.pivot_table("score", "row", "layers", "first").reindex(index=shares, columns=layers).to_numpy()
-        labels = [["" if np.isnan(score) else f"{100 * score:.0f}" for score in row] for row in cells]
-        best = [(shares.index(rows_of[0]), layers.index(table.at[0, "layers"]))] if 0 in rows.index else []
-        image = heat_map(axes, cells, norm, labels, rows=shares, columns=layers, framed=best)
-        named = [f"{name.replace('_', ' ')} {text}" for name, text in zip(others, panel[1:-1], strict=True) if text]
+    for axes, panel in zip(drawn, found, strict=True):
+        scores = np.full((len(rows), len(layers)), np.nan)
+        here = [number for number, other in enumerate(panel_of) if other == panel]
+        for number in reversed(here):  # of equal places the best stays
+            scores[rows.index(row_of[number]), layers.index(table.at[number, "layers"])] = table.at[number, "score"]
+        labels = [["" if np.isnan(score) else f"{100 * score:.0f}" for score in row] for row in scores]
+        best = [(rows.index(row_of[0]), layers.index(table.at[0, "layers"]))] if 0 in here else []
+        image = heat_map(axes, scores, norm, labels, rows=rows, columns=layers, framed=best)
+        named = [f"{name.replace('_', ' ')} {text}" for name, text in zip(texts, panel[1:-1], strict=True) if text]
         axes.set_title("\n".join([", ".join([panel[0], *named]), f"strength {panel[-1]:g}"]), fontsize=9)
         axes.tick_params(axis="x", labelrotation=90)
     figure.supxlabel("layers edited", fontsize=9)
-    figure.supylabel("" if by is None else by.replace("_", " "), fontsize=9)
+    figure.supylabel(by.replace("_", " "), fontsize=9)
     bar = figure.colorbar(image, ax=drawn, shrink=0.9, pad=0.01, format=PercentFormatter(1))
     bar.set_ticks([0, plain, 1])
     bar.ax.axhline(plain, color=INK, linewidth=1)

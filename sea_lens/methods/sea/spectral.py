@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
-from scipy.linalg import subspace_angles
+from scipy.linalg import subspace_angles  # type: ignore[import-untyped]
 from torch import Tensor
 
 from sea_lens.errors import InputError
