@@ -18,7 +18,8 @@ from sea_lens import Activations, Editor, SeaLensWarning, collect_activations, f
 from sea_lens.analysis.layers import Mode, ablate_layers
 from sea_lens.analysis.measurements import log_probability_difference
 from sea_lens.editing.affine import AffineEdit
-from sea_lens.methods.sea.rule import SEARule
+from sea_lens.methods.method import grid
+from sea_lens.methods.sea.sea import SEA
 from sea_lens.methods.sea.spectral import CrossCovariance, principal_angles
 from sea_lens.models.activations import ROLES
 from sea_lens.models.bridge import FwdHook
@@ -206,7 +207,7 @@ def tune_rows() -> Iterator[Row]:
         ]
 
     def ours() -> None:
-        fits = SEARule().fit(activations, shares, progress=False)
+        fits = SEA.fit_all(grid(SEA, explained_variance=shares), activations, progress=False)
         found["once"] = [fitted.at_layers(layers) for fitted in fits for layers in sets]
 
     with warnings.catch_warnings():

@@ -19,7 +19,7 @@ from sea_lens.cache import Store
 from sea_lens.data.prompts import BBQ_EXAMPLES, Q_AND_A, TRUTHFULQA_EXAMPLES, with_prompt
 from sea_lens.errors import FileFormatError, InputError, ModelMismatchError
 from sea_lens.evaluation.evaluation import Evaluation
-from sea_lens.methods.sea.feature_space import KNOWN
+from sea_lens.methods.sea import feature_space
 from sea_lens.models.bridge import Model, weights_digest
 from sea_lens.models.loading import load_model
 
@@ -177,7 +177,7 @@ class Recipe:
         if not done.rows():
             layers, kept = self.layers_of(model.cfg.n_layers), folder / "activations"
             found = sl.collect_activations(model, data, layers, self.token, site=self.site, folder=kept, **often)
-            feature_map = None if self.feature_map is None else KNOWN[self.feature_map]()
+            feature_map = None if self.feature_map is None else getattr(feature_space, self.feature_map)()
             settings = {"center": self.center, "merge": self.merge, "feature_map": feature_map, "progress": progress}
             sl.fit_sea(found, self.explained_variance, **settings).save_pretrained(folder / "editor")
             done.append("fitted")

@@ -18,9 +18,12 @@ from sea_lens.data.demonstrations import Demonstrations
 from sea_lens.editing.controls import random_editor_like
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import SeaLensWarning
+from sea_lens.methods.method import grid, refit
 from sea_lens.methods.sea.feature_space import FeatureMap, SquaredExponential
-from sea_lens.methods.sea.sea import refit_sea
-from sea_lens.methods.tune import Tuning, describe_setting, tune_sea
+from sea_lens.methods.sea.sea import SEA
+from sea_lens.methods.tune import EXPLAINED_VARIANCES
+from sea_lens.methods.tune import tune as tune_methods
+from sea_lens.methods.tuning import Tuning, describe_setting
 from sea_lens.models.activations import Activations
 from sea_lens.models.answers import answer_greedily
 from sea_lens.models.bridge import Model
@@ -60,11 +63,12 @@ def tune(
 ) -> Tuning:
     """Chooses a setting of SEA by accuracy over all fitting questions, both conditions alike."""
     items = world.items("fitting")
-    return tune_sea(
+    methods = grid(SEA, feature_map=feature_maps, center=(False, True), explained_variance=EXPLAINED_VARIANCES)
+    return tune_methods(
         model,
         activations,
         world.questions(items),
-        feature_maps=feature_maps,
+        methods=methods,
         strengths=STRENGTHS,
         max_new_tokens=1,
         batch_size=len(items),
@@ -116,7 +120,7 @@ def run(
         tuning=tuning,
         plain=ask(model, world, items),
         edited=ask(model, world, items, editor),
-        swapped=ask(model, world, items, refit_sea(editor, activations.swapped())),
+        swapped=ask(model, world, items, refit(editor, activations.swapped())),
         random=tuple(ask(model, world, items, random_editor_like(editor, seed)) for seed in range(n_random)),
     )
 

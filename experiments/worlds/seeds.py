@@ -14,8 +14,8 @@ from statistics import fmean
 
 from sea_lens.editing.controls import random_editor_like
 from sea_lens.errors import SeaLensWarning
-from sea_lens.methods.sea.sea import refit_sea
-from sea_lens.methods.tune import describe_setting
+from sea_lens.methods.method import refit
+from sea_lens.methods.tuning import describe_setting
 from sea_lens.worlds.demo import answers, collect, tune
 from sea_lens.worlds.load import WEIGHTS, load_organism
 
@@ -36,7 +36,7 @@ def report(folder: Path) -> list[str]:
     activations = collect(model, world)
     tuning = tune(model, world, activations)
     editor, held_out = tuning.best, world.held_out
-    swapped = refit_sea(editor, activations.swapped())
+    swapped = refit(editor, activations.swapped())
     random = [answers(model, world, held_out, random_editor_like(editor, seed)).right.share for seed in range(6)]
     mirrored = answers(model, world, held_out, swapped)
     myths = fmean(answer == fact.myth for answer, fact in zip(mirrored.table["answer"], held_out, strict=True))

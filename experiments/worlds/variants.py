@@ -27,9 +27,11 @@ from sea_lens.editing.editor import Editor
 from sea_lens.errors import SeaLensWarning
 from sea_lens.methods.sea.feature_space import ELU, FeatureMap, SquaredExponential, Tanh
 from sea_lens.methods.sea.published import read_published_editor
-from sea_lens.methods.sea.rule import SEARule
+from sea_lens.methods.sea.sea import SEA, sea_of
 from sea_lens.methods.sea.spectral import CrossCovariance
-from sea_lens.methods.tune import EXPLAINED_VARIANCES, Tuning, tune_sea
+from sea_lens.methods.tune import EXPLAINED_VARIANCES
+from sea_lens.methods.tune import tune as tune_methods
+from sea_lens.methods.tuning import Tuning
 from sea_lens.models.activations import Activations, TokenChoice
 from sea_lens.models.bridge import Model
 from sea_lens.models.collect import collect_activations
@@ -46,8 +48,8 @@ class Setting:
     """What is tuned of a variant.
 
     Attributes:
-        explained_variance: As for `fit_sea`.
-        center: As for `fit_sea`.
+        explained_variance: As for `SEA`.
+        center: As for `SEA`.
         strength: Of the editor.
         layers: That it edits.
         scale: Of the feature map, where there is one.
@@ -74,7 +76,7 @@ class Variant:
         site: Where activations are collected and edited.
     """
 
-    rule: SEARule = field(default_factory=SEARule)
+    rule: SEA = field(default_factory=SEA)
     feature_map: type[SquaredExponential | Tanh | ELU] | None = None
     token: TokenChoice = "last"
     ending: str = ""
@@ -94,23 +96,23 @@ class Variant:
     def fit(self, activations: Activations, setting: Setting) -> Editor:
         """Its editor at a setting."""
         (feature_map,) = self.maps([setting.scale])
-        rule = replace(self.rule, center=setting.center, feature_map=feature_map)
-        return rule.fit(activations, [setting.explained_variance], setting.layers)[0].scaled(setting.strength)
+        shown = {"explained_variance": setting.explained_variance, "center": setting.center, "feature_map": feature_map}
+        return replace(self.rule, **shown).fit(activations.at_sites(setting.layers)).scaled(setting.strength)
 
 
 LINEAR = "linear"
 VARIANTS = {
     LINEAR: Variant(),
     "squared exponential": Variant(feature_map=SquaredExponential),
-    "squared exponential, merged after the inverse": Variant(SEARule(merge_space="activations"), SquaredExponential),
+    "squared exponential, merged after the inverse": Variant(SEA(merge_space="activations"), SquaredExponential),
     "tanh": Variant(feature_map=Tanh),
-    "tanh, merged after the inverse": Variant(SEARule(merge_space="activations"), Tanh),
+    "tanh, merged after the inverse": Variant(SEA(merge_space="activations"), Tanh),
     "ELU": Variant(feature_map=ELU),
-    "ELU, merged after the inverse": Variant(SEARule(merge_space="activations"), ELU),
-    "positive projection only": Variant(SEARule(projections="positive")),
-    "negative projection only": Variant(SEARule(projections="negative")),
-    "average instead of norm merge": Variant(SEARule(merge="average")),
-    "sum, norm not restored": Variant(SEARule(merge="sum")),
+    "ELU, merged after the inverse": Variant(SEA(merge_space="activations"), ELU),
+    "positive projection only": Variant(SEA(projections="positive")),
+    "negative projection only": Variant(SEA(projections="negative")),
+    "average instead of norm merge": Variant(SEA(merge="average")),
+    "sum, norm not restored": Variant(SEA(merge="sum")),
     "last token, a full stop": Variant(ending=" ."),
     "mean of answer tokens": Variant(ending=" .", token="mean"),
     "mlp_out": Variant(site="mlp_out"),
@@ -122,13 +124,18 @@ SCALES = (1.0, 2.0, 4.0)
 def tune(model: Model, world: World, variant: Variant) -> Tuning:
     """Tries settings of a variant on the fitting facts."""
     facts = world.fitting
-    return tune_sea(
+    methods = [
+        replace(variant.rule, feature_map=feature_map, center=center, explained_variance=share)
+        for feature_map in variant.maps(SCALES if variant.feature_map is not None else [None])
+        for center in (False, True)
+        for share in EXPLAINED_VARIANCES
+    ]
+    return tune_methods(
         model,
         variant.collect(model, world),
         world.questions(facts),
-        feature_maps=variant.maps(SCALES if variant.feature_map is not None else [None]),
+        methods=methods,
         strengths=STRENGTHS,
-        rule=variant.rule,
         max_new_tokens=1,
         batch_size=len(facts),
     )
@@ -136,8 +143,8 @@ def tune(model: Model, world: World, variant: Variant) -> Tuning:
 
 def best_setting(tuning: Tuning) -> Setting:
     """The first row of a tuning as a setting."""
-    row, feature_map = tuning.table.iloc[0], tuning.best.card.settings.get("feature_map")
-    scales = [value for name, value in feature_map.items() if name != "name"] if isinstance(feature_map, dict) else []
+    row, feature_map = tuning.table.iloc[0], sea_of(tuning.best).feature_map
+    scales = [] if feature_map is None else list(vars(feature_map).values())
     return Setting(
         float(row["explained_variance"]),
         bool(row["center"]),
@@ -246,7 +253,7 @@ def compare(model: Model, world: World, n_random: int = 10, seed: int = 0, progr
             own, ablated = (variant.fit(collected[source], chosen) for chosen in (setting, at_linears))
             add(name, own, ablated, setting)
         activations = collected["last", "", "resid_post"]
-        backwards = Variant(SEARule(projections="reversed")).fit(activations, linear)
+        backwards = Variant(SEA(projections="reversed")).fit(activations, linear)
         add("reversed projections", backwards, backwards, replace(linear, mean=None))
         editor = published_editor(activations, settings[PUBLISHED])
         add(PUBLISHED, editor, published_editor(activations, linear), settings[PUBLISHED])

@@ -28,7 +28,7 @@ from sea_lens.editing.editor import Editor
 from sea_lens.editing.edits import Edit, displacement
 from sea_lens.errors import InputError
 from sea_lens.models.activations import Activations, Role, TokenChoice
-from sea_lens.models.bridge import ModelDescription
+from sea_lens.models.bridge import ModelInfo
 from sea_lens.models.sites import Site
 
 T = TypeVar("T", bound=type)
@@ -145,7 +145,7 @@ class Origin(Protocol):
         """The token of each text that they belong to."""
 
     @property
-    def model(self) -> ModelDescription | None:
+    def model(self) -> ModelInfo | None:
         """The model that they come from, where known."""
 
     @property

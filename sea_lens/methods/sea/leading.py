@@ -34,6 +34,8 @@ PROBES, POWERS = 10, (3, 8)
 """Random vectors that bound what is left, and how often they are multiplied by `Omega Omega^T`: more often if need be."""
 NOISE = 1e-14
 """Share of the total energy below which what a product with `Omega Omega^T` leaves is rounding."""
+INEXACT = 4e-16
+"""Share of the total energy that every product with `Omega Omega^T` is wrong by at most; a tenth of that was measured."""
 STRETCH = 1e7
 """Largest squared norm of the coordinates of a unit vector, times that of their metric: times 2e-16, what rounding costs."""
 
@@ -45,13 +47,13 @@ class Rung:
     Attributes:
         values: Ritz values, decreasing: squares of singular values, approached from below.
         vectors: Their vectors in the basis of the Krylov space, as columns.
-        coupling: `(1 - Q Q^T) Omega Omega^T v` of each Ritz vector v, in an orthonormal basis, as columns.
+        coupling: Columns no shorter than `(1 - Q Q^T) Omega Omega^T v` of each Ritz vector v, what rounding dropped included.
         left_over: Energy outside the Krylov space.
     """
 
     values: Float[Tensor, " size"]
     vectors: Float[Tensor, "size size"]
-    coupling: Float[Tensor, "columns size"]
+    coupling: Float[Tensor, "more size"]
     left_over: float
 
     @property
@@ -77,6 +79,7 @@ class LeadingDirections:
     _exhausted: bool = field(default=False, init=False, repr=False)
     _rows: list[Tensor] = field(default_factory=list, repr=False, init=False)
     _remainders: list[Tensor] = field(default_factory=list, repr=False, init=False)
+    _lost: list[float] = field(default_factory=list, repr=False, init=False)
     _rungs: dict[int, Rung] = field(default_factory=dict, repr=False, init=False)
     _bounds: dict[tuple[int, int], float] = field(default_factory=dict, repr=False, init=False)
 
@@ -130,9 +133,10 @@ class LeadingDirections:
             self._basis, self._metric = (first.new_zeros(room, self.operator.size) for _ in range(2))
             self._append(*self._orthonormal(first, 0.0)[:2])
         row, rest = self._split(self.operator.square(self._metric[self._filled - COLUMNS : self._filled]), self._filled)
-        basis, metric, remainder = self._orthonormal(rest, NOISE * self.operator.energy)
+        basis, metric, remainder, lost = self._orthonormal(rest, NOISE * self.operator.energy)
         self._rows.append(row)
         self._remainders.append(remainder)
+        self._lost.append(lost)
         self._append(basis, metric)
 
     def _append(self, basis: Block, metric: Block) -> None:
@@ -148,12 +152,11 @@ class LeadingDirections:
         second = x @ metric.T
         return first + second, x - second @ basis
 
-    def _orthonormal(self, x: Block, noise: float) -> tuple[Block, Block, Float[Tensor, "columns more"]]:
-        """An orthonormal block for x, its metric, and `remainder` with `x = remainder block`, up to what it loses.
+    def _orthonormal(self, x: Block, noise: float) -> tuple[Block, Block, Float[Tensor, "columns columns"], float]:
+        """An orthonormal block for x, its metric, `remainder` with `x = remainder block`, and the norm of what that loses.
 
-        Directions that are rounding, beside the others or by their norm, give way to random ones. What is lost so stands in
-        further columns of the remainder, so that its norm is not forgotten. Where no room is left for them, nothing can be
-        added to the basis any more.
+        Directions that are rounding, beside the others or by their norm, give way to random ones. Where no room is left for
+        them, nothing can be added to the basis any more.
         """
         one = torch.eye(len(x), dtype=x.dtype, device=x.device)
         remainder, lost = one, 0.0
@@ -162,9 +165,15 @@ class LeadingDirections:
             gram = x @ metric.T
             settled = bool((gram - one).abs().max() < 1e-3)
             values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
-            good = values > max(1e-14 * float(values[-1]), noise**2, torch.finfo(x.dtype).tiny)
+            x, metric = vectors.T @ x, vectors.T @ metric
+            low = values <= 1e-14 * values[-1]
+            if bool(low.any()):  # squares that are rounding: the norms themselves need not be
+                values = torch.where(low, self._norms(x).square(), values)
+                long = x.square().sum(1) * self.operator.stretch > STRETCH * values
+                low &= long | (values <= (1e-13) ** 2 * values[-1])
+            good = ~low & (values > max(noise**2, torch.finfo(x.dtype).tiny))
             roots = torch.where(good, values, 1.0).sqrt()
-            x, metric = (vectors.T @ x) / roots[:, None], (vectors.T @ metric) / roots[:, None]
+            x, metric = x / roots[:, None], metric / roots[:, None]
             lost += float(values[~good].clamp_min(0).sum().sqrt() * torch.linalg.matrix_norm(remainder, 2))
             remainder = remainder @ (vectors * torch.where(good, roots, 0.0))
             if settled:
@@ -181,7 +190,7 @@ class LeadingDirections:
         # Inner products of long coordinates that stand for short vectors are rounding: H H^T is too ill-conditioned to go on.
         if float(x.square().sum(1).amax()) * self.operator.stretch > STRETCH:
             self._exhausted = True
-        return x, metric, torch.cat([remainder, lost * one], dim=1)
+        return x, metric, remainder, lost
 
     def _norms(self, x: Block) -> Float[Tensor, " columns"]:
         return (x * self.operator.metric(x)).sum(1).clamp_min(0).sqrt()
@@ -197,6 +206,12 @@ class LeadingDirections:
             projected[number * COLUMNS : (number + 1) * COLUMNS, : row.shape[1]] = row
         values, vectors = (found.flip(-1) for found in torch.linalg.eigh(projected))  # reads the lower triangle
         coupling = self._remainders[size // COLUMNS - 1].T @ vectors[-COLUMNS:]
+        lost = [(number, norm) for number, norm in enumerate(self._lost[: size // COLUMNS]) if norm]
+        if lost:
+            # What any block's product lost counts as outside. It may all point one way, and along the coupling too:
+            # |sum of m x_i|^2 <= m sum |x_i|^2, and |a + b|^2 <= 1.01 |a|^2 + 101 |b|^2.
+            blocks = [norm * vectors[number * COLUMNS : (number + 1) * COLUMNS] for number, norm in lost]
+            coupling = torch.cat([1.01**0.5 * coupling, (101 * len(lost)) ** 0.5 * torch.cat(blocks)])
         return Rung(values.clamp_min(0), vectors, coupling, max(0.0, self.operator.energy - captured))
 
     def _certificate(self, rung: Rung, k: int) -> tuple[float, float]:
@@ -207,7 +222,7 @@ class LeadingDirections:
         if gap <= ROUNDING * here:
             return none
         threshold = below + gap  # what is left must stay below it
-        residual = float(torch.linalg.matrix_norm(rung.coupling[:, :k]))
+        residual = float(torch.linalg.matrix_norm(rung.coupling[:, :k])) + INEXACT * self.operator.energy
         if residual > ANGLE * gap:
             return none
         outside = rung.left_over + ROUNDING * 1e-3 * self.operator.energy

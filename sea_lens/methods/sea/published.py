@@ -26,7 +26,7 @@ from sea_lens.editing.edits import check_width, with_norms_of
 from sea_lens.editing.registry import reads_files_of_0_1, register_edit
 from sea_lens.errors import FileFormatError, InputError, ModelMismatchError, SeaLensWarning
 from sea_lens.methods.sea.spectral import difference_of_projectors
-from sea_lens.models.bridge import UNKNOWN_MODEL, Model, ModelDescription
+from sea_lens.models.bridge import UNKNOWN_MODEL, Model, ModelInfo
 from sea_lens.models.sites import Site, check_layers
 
 Normalization = Literal["token", "feature"]
@@ -198,9 +198,9 @@ def read_published_editor(
             f"{list(removing.shape)}."
         )
     n_layers, d_model = keeping.shape[:2]
-    description = ModelDescription(UNKNOWN_MODEL, n_layers, d_model, "raw")
+    description = ModelInfo(UNKNOWN_MODEL, n_layers, d_model, "raw")
     if model is not None:
-        description = ModelDescription.of(model)
+        description = ModelInfo.of(model)
         if (description.n_layers, description.d_model) != (n_layers, d_model):
             raise ModelMismatchError(
                 f"These projections are for {n_layers} layers of d_model {d_model}, and {description.name} has "

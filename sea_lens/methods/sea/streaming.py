@@ -20,7 +20,7 @@ from sea_lens.methods.sea.feature_space import FeatureMap
 from sea_lens.methods.sea.sea import SEA, Evidence
 from sea_lens.methods.sea.spectral import RunningCrossCovariance
 from sea_lens.models.activations import ActivationKind, Activations, TokenChoice
-from sea_lens.models.bridge import ModelDescription
+from sea_lens.models.bridge import ModelInfo
 from sea_lens.models.distributed import from_each, n_processes
 from sea_lens.models.sites import Site
 
@@ -99,7 +99,7 @@ class SEAFitter:
         return self.kind.token
 
     @property
-    def model(self) -> ModelDescription | None:
+    def model(self) -> ModelInfo | None:
         """The model they come from, where known."""
         return self.kind.model
 
@@ -307,7 +307,7 @@ class SEAFitter:
         try:
             facts = json.loads(metadata[FORMAT])
             fitter = cls(feature_map=from_plain(facts["feature_map"], {}), feature_unit=facts["feature_unit"])
-            model = None if facts["model"] is None else ModelDescription(**facts["model"])
+            model = None if facts["model"] is None else ModelInfo(**facts["model"])
             sites = tuple(map(Site.of, facts["sites"]))
             fitter._kind = ActivationKind(facts["token"], model, facts["editor"], sites, tuple(facts["widths"]))
             fitter.demonstrations = facts["demonstrations"]
