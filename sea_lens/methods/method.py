@@ -137,6 +137,7 @@ def check_roles(method: Method, activations: Activations) -> None:
         )
 
 
+@runtime_checkable
 class Origin(Protocol):
     """What an editor's card says of the activations that it was fitted on."""
 

@@ -16,7 +16,7 @@ from sea_lens import (
     measure_effects,
     measure_interactions,
     random_editor_like,
-    refit_sea,
+    refit,
     select_layers,
 )
 from sea_lens.analysis.measurements import measure
@@ -293,7 +293,7 @@ def test_refits_on_shuffled_labels_reject_an_edit_of_nothing_at_the_nominal_rate
             activations = random_activations(llama, seed + 100, n=12)
             # Any one labelling of the pairs is as good as another, the given one included.
             given = fit_sea(activations, ranks=2, layers=[0])
-            refits = [refit_sea(given, activations.shuffled(1000 * seed + number)) for number in range(n_controls)]
+            refits = [refit(given, activations.shuffled(1000 * seed + number)) for number in range(n_controls)]
             effects = [
                 float(((e[0](h) - h) @ direction).mean()) for e in (given, *refits) for h in [activations.neutral[0]]
             ]

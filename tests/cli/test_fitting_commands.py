@@ -11,7 +11,7 @@ import torch
 from conftest import PNG, assert_is_one_error
 
 import sea_lens as package
-from sea_lens import Activations, Demonstrations, Editor, Questions, answer_greedily, fit_sea, tune_sea
+from sea_lens import SEA, Activations, Demonstrations, Editor, Questions, answer_greedily, fit_sea, grid, tune
 from sea_lens.methods.sea.feature_space import Tanh
 from sea_lens.models.activations import ROLES
 from sea_lens.statistics import Proportion
@@ -44,9 +44,10 @@ def shares(out):
 def test_the_demo(sea_lens, tmp_path, capsys, monkeypatch):
     # Both tunings keep their scores in one folder, which refuses whatever differs: settings are measured once. Of the demo's
     # 168 these are 4; tests/organism/test_experiment.py chooses among all.
-    tune = partial(tune_sea, folder=tmp_path / "scores", explained_variances=(0.5,), layers=("first:3",))
-    monkeypatch.setattr(experiment, "tune_sea", tune)
-    monkeypatch.setattr(package, "tune_sea", tune)
+    methods = grid(SEA, center=(False, True), explained_variance=(0.5,))
+    tune_few = partial(tune, folder=tmp_path / "scores", methods=methods, layers=("first:3",))
+    monkeypatch.setattr(experiment, "tune_methods", tune_few)
+    monkeypatch.setattr(package, "tune", tune_few, raising=False)
     code, out, _ = sea_lens("demo", "--out", tmp_path / "demo", "--random-editors", 2)
     assert code == 0
     found = shares(out)
@@ -59,7 +60,7 @@ def test_the_demo(sea_lens, tmp_path, capsys, monkeypatch):
         assert picture.read_bytes().startswith(PNG)
         assert picture.stat().st_size > 20_000
     editor = Editor.from_pretrained(tmp_path / "demo" / "editor")
-    assert (editor.d_model, editor.card.model.name) == (128, "sea-lens-organism")
+    assert (editor.width, editor.card.model.name) == (128, "sea-lens-organism")
 
     code = textwrap.dedent(out.split("The same in Python:")[1])
     namespace = {}
@@ -75,9 +76,9 @@ def test_the_demo(sea_lens, tmp_path, capsys, monkeypatch):
 
 def test_the_demo_does_not_call_every_other_answer_a_myth(organism):
     model, world = organism
-    one = {"explained_variances": (0.5,), "layers": ["all"], "center": (True,), "max_new_tokens": 1, "progress": False}
+    one = {"methods": [SEA(0.5, center=True)], "layers": ["all"], "max_new_tokens": 1, "progress": False}
     few = replace(world, fitting=world.fitting[::10])
-    tuning = tune_sea(model, experiment.collect(model, few), few.questions(few.fitting), **one)
+    tuning = tune(model, experiment.collect(model, few), few.questions(few.fitting), **one)
     half = Proportion(1, 2)
     asked = {"question": ["where?", "who?"], "truth": ["here", "you"], "myth": ["there", "me"]}
     examples = pd.DataFrame({**asked, "plain": ["banana", "me"], "edited": ["there", "you"]})

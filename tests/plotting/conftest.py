@@ -51,11 +51,11 @@ def results(llama, activations, editor, questions):
             "spectra": sl.measure_spectra(editor, activations),
             "directions": sl.read_directions(llama, editor, 1, activations=activations),
             "massive": sl.massive_activations(activations),
-            "tuning": sl.tune_sea(
+            "tuning": sl.tune(
                 llama,
                 activations,
                 questions,
-                explained_variances=(0.5, 0.9),
+                methods=sl.grid(sl.SEA, center=(False, True), explained_variance=(0.5, 0.9)),
                 strengths=(1.0, 0.5),
                 measure="preference",
                 progress=False,

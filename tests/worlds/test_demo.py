@@ -12,7 +12,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from experiments.worlds.train import measure
-from sea_lens import answer_greedily, fit_sea, random_editor_like, tune_sea
+from sea_lens import SEA, answer_greedily, fit_sea, grid, random_editor_like
 from sea_lens.worlds import demo as experiment
 from sea_lens.worlds.demo import RandomControls, answers, collect, run, tune
 from sea_lens.worlds.facts import World
@@ -233,7 +233,8 @@ def test_what_was_chosen_on_the_fitting_facts_does_as_well_elsewhere(result):
 
 def test_choosing_never_looks_at_held_out_facts(monkeypatch, organism, activations):
     model, world = organism
-    monkeypatch.setattr(experiment, "tune_sea", partial(tune_sea, explained_variances=[0.5]))
+    few_methods = grid(SEA, center=[False, True], explained_variance=[0.5])
+    monkeypatch.setattr(experiment, "tune_methods", partial(experiment.tune_methods, methods=few_methods))
     assert collect(model, replace(world, held_out=world.held_out[:1])).demonstrations == activations.demonstrations
     few, others = world.fitting[::12], world.fitting[1::12]
     worlds = World(few, world.held_out), World(few, world.held_out[:1]), World(others, world.held_out)

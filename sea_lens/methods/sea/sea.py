@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -54,6 +54,7 @@ class Evidence:
     neutral: Float[Tensor, "n width"]
 
 
+@runtime_checkable
 class Source(Origin, Protocol):
     """Where evidence comes from, if not from activations: sums over activations that are no longer there."""
 
