@@ -23,7 +23,7 @@ from sea_lens.methods.tuning import TunedEditors, Tuning, View
 from sea_lens.models.activations import Activations
 from sea_lens.models.answers import answer_greedily, prefer_right
 from sea_lens.models.bridge import Model, weights_digest
-from sea_lens.models.distributed import from_each, from_first, n_processes, rank, share_of, together
+from sea_lens.models.distributed import alone, from_each, from_first, n_processes, share_of, shows, together
 from sea_lens.models.divergence import UneditedPredictions
 from sea_lens.models.sites import check_layers, named_layers
 from sea_lens.statistics import Proportion
@@ -114,7 +114,7 @@ def tune(
         facts = {"measure": _name(measure, measure_name), "max_new_tokens": max_new_tokens}
         facts |= {"weights": weights_digest(model), "questions": digest(list(questions)), "texts": digest(texts)}
         store = Store(folder, "scores", {"format": FORMAT, **facts})
-    known: dict[str, Measured] = {str(row[0]): (row[1], row[2], row[3]) for row in _rows(store)}
+    known: dict[str, Measured] = from_first({row[0]: (row[1], row[2], row[3]) for row in _rows(store)})
 
     if UNEDITED not in known:
         _keep(known, store, UNEDITED, score(model, questions), 0.0)
@@ -137,12 +137,13 @@ def tune(
         names = [name for fit in fits for name in _sites(fit, sets) for _ in strengths]
         editors = TunedEditors(fits, tuple(views))
         keys: list[str] = from_first(_keys(editors))
-        known = from_first(known)
         waiting = [row for row, key in enumerate(keys) if key not in known and key not in keys[:row]]
         unedited_predictions = UneditedPredictions.of(model, texts, batch_size=batch_size)
         own: list[tuple[float, ...]] = []
-        with together(), tqdm(total=len(waiting), desc="editors", disable=not progress or rank() > 0) as bar:
-            for row in share_of(waiting):
+        share, bar = share_of(waiting), tqdm(total=len(waiting), desc="editors", disable=not shows(progress))
+        processes = n_processes()
+        with together(), alone(), bar:  # a measure may itself be one that processes share
+            for row in share:
                 editor = editors[row]
                 try:
                     with editor.attached(model):
@@ -155,7 +156,7 @@ def tune(
                     kl = 0.0
                 _keep(known, store, keys[row], found, kl)
                 own.append((row, *known[keys[row]]))
-                bar.update(n_processes())
+                bar.update(processes)
         for each in from_each(torch.tensor(own, dtype=torch.float64).reshape(-1, 4)):
             known |= {keys[int(row)]: (int(right), int(n), kl) for row, right, n, kl in each.tolist()}
     shown = _shown(chosen)
@@ -227,7 +228,7 @@ def _keys(editors: TunedEditors) -> list[str]:
 
 def _rows(store: Store | None) -> Iterator[list[Any]]:
     for row in [] if store is None else store.rows():
-        if isinstance(row, list) and len(row) == 4:
+        if isinstance(row, list) and [type(value) for value in row] == [str, int, int, float]:
             yield row
 
 

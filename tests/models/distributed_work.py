@@ -25,6 +25,7 @@ from sea_lens.models.distributed import (
     together,
 )
 from sea_lens.models.log_probs import score_answers
+from sea_lens.statistics import Proportion
 
 PROMPTS = ("who made it? A:", "and the sun, where does it go? A:", "one", "how many are there? A:", "and then? A:")
 DEMONSTRATIONS = sl.Demonstrations.from_lists(
@@ -38,6 +39,7 @@ QUESTIONS = sl.Questions.from_lists(
     [["yes", "yes it is"], ["no"], ["b"], ["a b c"], ["four"]],
     [["no", "n"], [], ["a", "ab"], ["c", "e f g h"], ["3"]],
 )
+ASKED = sl.Questions.from_lists(PROMPTS, ["one", "two", "six", "ten", "z"], ["a", "me", "it", "so", "the end"])
 
 
 def results(model, folder: Path) -> dict[str, torch.Tensor]:
@@ -50,7 +52,7 @@ def results(model, folder: Path) -> dict[str, torch.Tensor]:
             (folder / "sums" / "statistics.safetensors").unlink()
             next((folder / "scores").rglob("scores-*.safetensors")).write_bytes(b"half a f")
         every_process(True)
-        own = {name: None if where is None else where / name for name in ("collection", "sums", "scores")}
+        own = {name: None if where is None else where / name for name in ("collection", "sums", "scores", "tuning")}
         activations = sl.collect_activations(
             model, DEMONSTRATIONS, batch_size=2, folder=own["collection"], progress=False
         )
@@ -59,10 +61,28 @@ def results(model, folder: Path) -> dict[str, torch.Tensor]:
                 found[f"{label} {layer} {role}"] = activations[role][layer]
         fitter = sl.collect_statistics(model, DEMONSTRATIONS, batch_size=2, folder=own["sums"], progress=False)
         found[f"{label} W"] = fitter.fit(ranks=2)[1](torch.eye(32))
-        editor = sl.fit_sea(activations, ranks=2).at_positions(1)
+        editor = sl.fit_sea(activations, ranks=2).at_positions(10)  # beyond the short questions
         scores = score_answers(model, QUESTIONS, editor, batch_size=2, folder=own["scores"], progress=False)
         found[f"{label} scores"] = scores.log_probabilities.nan_to_num(9.0)
+        methods = [sl.SEA(0.5), sl.SEA(0.9), sl.MeanDifference()]
+        tuned = sl.tune(
+            model,
+            activations,
+            ASKED,
+            methods=methods,
+            layers=["all"],
+            measure=likeliest,
+            folder=own["tuning"],
+            progress=False,
+        )
+        found[f"{label} tuned"] = torch.tensor(tuned.table[["strength", "score", "kl"]].to_numpy(dtype=float))
     return found
+
+
+def likeliest(model, questions) -> Proportion:
+    """A measure that processes share, inside of work that they share."""
+    scores = score_answers(model, questions, batch_size=1, progress=False).log_probabilities
+    return Proportion(int((scores[:, 0] > scores[:, 1]).sum()), len(questions))
 
 
 def report(folder: Path) -> dict[str, object]:
