@@ -59,7 +59,7 @@ def demo(
     plot_organism(result).savefig(out / "layers.png", dpi=150)
     plot_tuning(result.tuning).savefig(out / "settings.png", dpi=150)
     result.editor.save_pretrained(out / "editor")
-    typer.echo(report(result, len(world.fitting)))
+    typer.echo(report(result))
     typer.echo(f"\nPictures: {out / 'layers.png'} (layer by layer), {out / 'settings.png'}    editor: {out / 'editor'}")
     typer.echo(f"\nThe same in Python:\n\n{code()}")
 

@@ -88,12 +88,13 @@ def plot_organism(result: OrganismResult, *, figure: Figure | SubFigure | None =
     bars.invert_yaxis()
     bars.set_xlim(0, 1.02)
     bars.set_xlabel("truthful answers")
-    bars.set_title(f"{result.plain.n} facts the fit has not seen (95 % intervals)", fontsize=10)
+    bars.set_title(f"{result.n_held_out} facts the fit has not seen (95 % intervals)", fontsize=10)
     plot_editor(result.editor, axes=gains)
     for column, color, look in (("this layer alone", PROMOTED, "o-"), ("all but this layer", SUPPRESSED, "s-")):
         layers.plot(result.by_layer.index, result.by_layer[column], look, color=color, label=column)
-    layers.axhline(result.plain.share, color=GREY, linestyle=":", label="plain")
-    layers.axhline(result.edited.share, color=INK, linestyle="--", linewidth=1, label="the whole editor")
+    plain, edited = table.loc[["plain", "edited"], "truthful"]
+    layers.axhline(plain, color=GREY, linestyle=":", label="plain")
+    layers.axhline(edited, color=INK, linestyle="--", linewidth=1, label="the whole editor")
     layers.set_ylim(0, 1.05)
     layers.set_xticks(result.by_layer.index)
     layers.set_xlabel("layer")

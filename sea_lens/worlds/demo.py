@@ -18,7 +18,7 @@ from sea_lens.models.activations import Activations
 from sea_lens.models.answers import GreedyAnswers, answer_greedily
 from sea_lens.models.bridge import Model
 from sea_lens.models.collect import collect_activations
-from sea_lens.statistics import Proportion
+from sea_lens.results import Result
 from sea_lens.worlds.facts import Fact, World
 
 STRENGTHS = (1.0, 2.0)
@@ -54,63 +54,36 @@ def tune(model: Model, world: World, activations: Activations, progress: bool = 
     )
 
 
-@dataclass(frozen=True)
-class RandomControls:
-    """Held-out truthfulness under norm-matched random editors.
-
-    Attributes:
-        shares: One a random editor.
-    """
-
-    shares: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        """Mean over random editors."""
-        return fmean(self.shares)
-
-    def interval(self) -> tuple[float, float]:
-        """The range that the middle 95 % of random editors fall in, by interpolated quantiles."""
-        cuts = quantiles(self.shares, n=40, method="inclusive")
-        return cuts[0], cuts[-1]
-
-
-@dataclass(frozen=True)
-class OrganismResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class OrganismResult(Result):
     """What linear SEA does to the embedded model, on facts the fit has not seen.
 
     Attributes:
-        tuning: The settings tried on the fitting facts.
-        editor: The best of them.
-        plain: Truthfulness unedited.
-        edited: Edited.
-        swapped: Edited by the same fit with positives and negatives exchanged.
-        random: Edited by norm-matched random editors.
-        by_layer: One row a layer: truthfulness with this layer's edit alone, and with every other layer's.
+        table: The share of `truthful` answers, its interval `low` to `high`, in four conditions: plain, edited, under random
+            editors that move every token as far (their mean, and the range of the middle 95 % of them), and swapped: the
+            same fit with positives and negatives exchanged.
+        by_layer: One row per layer: truthfulness with this layer's edit alone, and with every other layer's.
         examples: Three held-out questions whose answer the edit changes: question, plain, edited, truth, myth.
-        fit_seconds: Wall time of the fit at that setting, without collecting activations.
+        random: Truthfulness under each random editor.
+        tuning: The settings tried on the fitting facts.
+        n_fitting: Facts that SEA was fitted and tuned on.
+        n_held_out: Facts that it was measured on.
+        fit_seconds: Wall time of the fit at the best setting, without collecting activations.
     """
 
-    tuning: Tuning
-    editor: Editor
-    plain: Proportion
-    edited: Proportion
-    swapped: Proportion
-    random: RandomControls
+    table: pd.DataFrame
     by_layer: pd.DataFrame
     examples: pd.DataFrame
+    random: Sequence[float]
+    tuning: Tuning
+    n_fitting: int
+    n_held_out: int
     fit_seconds: float
 
     @property
-    def table(self) -> pd.DataFrame:
-        """One row a condition: share of truthful answers and its 95 % interval."""
-        rows = {
-            "plain": (self.plain.share, *self.plain.interval()),
-            "edited": (self.edited.share, *self.edited.interval()),
-            f"random editors ({len(self.random.shares)})": (self.random.mean, *self.random.interval()),
-            "swapped": (self.swapped.share, *self.swapped.interval()),
-        }
-        return pd.DataFrame.from_dict(rows, orient="index", columns=["truthful", "low", "high"])
+    def editor(self) -> Editor:
+        """The best on the fitting facts."""
+        return self.tuning.best
 
 
 def run(model: Model, world: World, n_random: int = 20, seed: int = 0, progress: bool = False) -> OrganismResult:
@@ -119,7 +92,7 @@ def run(model: Model, world: World, n_random: int = 20, seed: int = 0, progress:
     Args:
         model: The embedded model.
         world: Its world.
-        n_random: How many random editors to compare with.
+        n_random: How many random editors to compare with, at least two.
         seed: Seed of the first random editor; the next ones follow.
         progress: Whether to show a progress bar while tuning.
     """
@@ -128,35 +101,42 @@ def run(model: Model, world: World, n_random: int = 20, seed: int = 0, progress:
     started = time.perf_counter()
     editor = refit(tuning.best, activations)
     fit_seconds = time.perf_counter() - started
-    swapped = refit(editor, activations.swapped())
     facts = world.held_out
 
-    def share(candidate: Editor) -> Proportion:
-        return answers(model, world, facts, candidate).right
+    def share(candidate: Editor) -> float:
+        return answers(model, world, facts, candidate).right.share
 
-    plain, edited = answers(model, world, facts), answers(model, world, facts, editor)
-    controls = [random_editor_like(editor, seed + index) for index in range(n_random)]
+    found = {
+        "plain": answers(model, world, facts),
+        "edited": answers(model, world, facts, editor),
+        "swapped": answers(model, world, facts, refit(editor, activations.swapped())),
+    }
+    rows = {name: (one.right.share, *one.right.interval()) for name, one in found.items()}
+    random = [share(random_editor_like(editor, seed + index)) for index in range(n_random)]
+    cuts = quantiles(random, n=40, method="inclusive")
+    rows[f"random editors ({n_random})"] = (fmean(random), cuts[0], cuts[-1])
+    order = ["plain", "edited", f"random editors ({n_random})", "swapped"]
+    table = pd.DataFrame([rows[name] for name in order], index=order, columns=["truthful", "low", "high"])
     by_layer = pd.DataFrame(
         {
-            "this layer alone": {layer: share(editor.at_layers([layer])).share for layer in editor.layers},
-            "all but this layer": {layer: share(editor.without_layers([layer])).share for layer in editor.layers},
+            "this layer alone": {layer: share(editor.at_layers([layer])) for layer in editor.layers},
+            "all but this layer": {layer: share(editor.without_layers([layer])) for layer in editor.layers},
         }
-    ).rename_axis("layer")
+    )
     return OrganismResult(
+        table=table.rename_axis("condition"),
+        by_layer=by_layer.rename_axis("layer"),
+        examples=_examples(facts, found["plain"], found["edited"]),
+        random=random,
         tuning=tuning,
-        editor=editor,
-        plain=plain.right,
-        edited=edited.right,
-        swapped=share(swapped),
-        random=RandomControls(tuple(share(control).share for control in controls)),
-        by_layer=by_layer,
-        examples=_examples(facts, plain, edited),
+        n_fitting=len(world.fitting),
+        n_held_out=len(facts),
         fit_seconds=fit_seconds,
     )
 
 
 def _examples(facts: Sequence[Fact], plain: GreedyAnswers, edited: GreedyAnswers) -> pd.DataFrame:
-    """The first three questions, of different attributes, that the edit answers otherwise."""
+    """The first three questions, of different attributes, whose answer the edit changes."""
     rows: dict[str, tuple[str, ...]] = {}
     for fact, before, after in zip(facts, plain.table["answer"], edited.table["answer"], strict=True):
         if before != after:
@@ -164,19 +144,14 @@ def _examples(facts: Sequence[Fact], plain: GreedyAnswers, edited: GreedyAnswers
     return pd.DataFrame(list(rows.values())[:3], columns=["question", "plain", "edited", "truth", "myth"])
 
 
-def report(result: OrganismResult, n_fitting: int) -> str:
-    """What `sea-lens demo` says.
-
-    Args:
-        result: From `sea_lens.worlds.demo.run`.
-        n_fitting: How many facts it was fitted on.
-    """
-    settings = result.tuning.table
+def report(result: OrganismResult) -> str:
+    """What `sea-lens demo` says of a result of `run`."""
+    settings, seconds = result.tuning.table, f"{result.fit_seconds:.2f} s"
     lines = [
         "",
-        f"SEA fitted on {n_fitting} facts in {result.fit_seconds:.2f} s, at the best of {len(settings)} settings there:",
+        f"SEA fitted on {result.n_fitting} facts in {seconds}, at the best of {len(settings)} settings there:",
         f"  {describe_setting(settings.iloc[0])}",
-        f"truthful answers on {result.plain.n} facts it has never seen, with 95 % intervals",
+        f"truthful answers on {result.n_held_out} facts it has never seen, with 95 % intervals",
     ]
     for name, row in result.table.iterrows():
         bar = "=" * round(24 * row["truthful"])
@@ -198,7 +173,7 @@ def code() -> str:
     activations = sl.collect_activations(model, demonstrations)
     questions = world.questions(world.fitting)
     tuning = sl.tune(model, activations, questions, strengths={STRENGTHS}, max_new_tokens=1)
-    print(tuning.table.head())
+    print(tuning)
     with tuning.best.attached(model):
         print(sl.answer_greedily(model, world.questions(), max_new_tokens=1).right)
 """

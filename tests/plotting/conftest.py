@@ -57,6 +57,7 @@ def results(llama, activations, editor, questions):
                 questions,
                 methods=sl.grid(sl.SEA, center=(False, True), explained_variance=(0.5, 0.9)),
                 strengths=(1.0, 0.5),
+                layers=("first:1", "all", "last:1"),
                 measure="preference",
                 progress=False,
             ),

@@ -11,8 +11,7 @@ from plotting.conftest import LAYERS, cells, frames, labels, plots, rendered
 import sea_lens as sl
 from sea_lens import plotting
 from sea_lens.editing.affine import AffineEdit
-from sea_lens.statistics import Proportion
-from sea_lens.worlds.demo import OrganismResult, RandomControls
+from sea_lens.worlds.demo import OrganismResult
 
 
 def points(axes):
@@ -46,32 +45,24 @@ def test_an_editor_is_a_point_per_direction_at_its_gain(editor, strength):
     assert len(colors) == 2  # one color above zero, another below
 
 
-def test_the_demos_figure_has_its_table_its_editor_and_its_layers(results, editor):
+def test_the_demos_figure_has_its_table_its_editor_and_its_layers(results):
     by_layer = pd.DataFrame({"this layer alone": [0.5, 0.6, 0.4], "all but this layer": [0.8, 0.7, 0.9]})
-    shares = {name: Proportion(right, 20) for name, right in (("plain", 10), ("edited", 18), ("swapped", 2))}
-    controls = RandomControls((0.4, 0.5, 0.6))
-    demo_result = OrganismResult(
-        results["tuning"],
-        editor,
-        **shares,
-        random=controls,
-        by_layer=by_layer,
-        examples=pd.DataFrame(),
-        fit_seconds=0.1,
-    )
+    table = pd.DataFrame({"truthful": [0.5, 0.9, 0.4, 0.1], "low": [0.4, 0.8, 0.3, 0.0], "high": [0.7, 1.0, 0.5, 0.2]})
+    table.index = ["plain", "edited", "random editors (3)", "swapped"]
+    demo_result = OrganismResult(table, by_layer, pd.DataFrame(), [0.3, 0.4, 0.5], results["tuning"], 8, 20, 0.1)
     figure = rendered(plotting.plot_organism(demo_result))
     bars, gains, layers = figure.axes
-    table = demo_result.table
     np.testing.assert_allclose([bar.get_width() for bar in bars.patches], table["truthful"])
     (spans,) = (found for found in bars.collections if isinstance(found, LineCollection))
     np.testing.assert_allclose([segment[:, 0] for segment in spans.get_segments()], table[["low", "high"]])
     assert labels(bars.get_yticklabels()) == list(table.index)
-    assert points(gains) == expected_points(demo_result.editor)
+    assert points(gains) == expected_points(results["tuning"].best)
     drawn = {line.get_label(): line.get_ydata() for line in layers.lines}
     for column, values in demo_result.by_layer.items():
         np.testing.assert_array_equal(drawn[column], values)
-    assert set(drawn["plain"]) == {demo_result.plain.share}
-    assert set(drawn["the whole editor"]) == {demo_result.edited.share}
+    assert set(drawn["plain"]) == {0.5}
+    assert set(drawn["the whole editor"]) == {0.9}
+    assert bars.get_title().startswith("20 facts")
 
 
 def test_every_setting_of_a_tuning_is_a_cell_and_the_best_is_framed(results):
@@ -79,11 +70,11 @@ def test_every_setting_of_a_tuning_is_a_cell_and_the_best_is_framed(results):
     figure = rendered(plotting.plot_tuning(tuning))
     table = tuning.table
     shares, layers = (labels(ticks) for ticks in (figure.axes[0].get_yticklabels(), figure.axes[0].get_xticklabels()))
-    assert layers == ["first:1", "first:2", "all", "last:2", "last:1"]
+    assert layers == ["first:1", "all", "last:1"]
     assert list(map(float, shares)) == sorted(set(table["explained_variance"]))
     seen = 0
     for axes in plots(figure):
-        center, strength = "uncentered" not in axes.get_title(), float(axes.get_title().rsplit(" ", 1)[1])
+        center, strength = "center yes" in axes.get_title(), float(axes.get_title().rsplit(" ", 1)[1])
         rows = table[(table["center"] == center) & (table["strength"] == strength)]
         best = (
             {(shares.index(str(rows.at[0, "explained_variance"])), layers.index(rows.at[0, "layers"]))}
@@ -97,14 +88,14 @@ def test_every_setting_of_a_tuning_is_a_cell_and_the_best_is_framed(results):
         assert cells(axes) == expected
         assert frames(axes) == best
         seen += len(rows)
-    assert seen == len(table) == 2 * 2 * 2 * 5
+    assert seen == len(table) == 2 * 2 * 2 * 3
     image = axes.images[0]
     worse, better = (image.cmap(image.norm(tuning.unedited.share + step)) for step in (-0.2, 0.2))
     assert better[1] > better[0]  # greener than red
     assert worse[0] > worse[1]
     half = replace(tuning, table=table.iloc[::2].reset_index(drop=True))
     texts = [text for axes in plots(plotting.plot_tuning(half)) for text in cells(axes).values() if text]
-    assert len(texts) == 20
+    assert len(texts) == 12
 
 
 def test_spectra_are_drawn_as_in_their_table_with_the_ranks_kept(results):
