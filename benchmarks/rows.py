@@ -15,8 +15,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from benchmarks import memory, published, worlds
 from benchmarks.timing import Row, in_turns, seconds
 from sea_lens import Activations, Editor, SeaLensWarning, collect_activations, fit_sea
+from sea_lens.analysis.effects import log_probability_difference
 from sea_lens.analysis.layers import Mode, ablate_layers
-from sea_lens.analysis.measurements import log_probability_difference
 from sea_lens.editing.affine import AffineEdit
 from sea_lens.methods.method import grid
 from sea_lens.methods.sea.sea import SEA
@@ -160,7 +160,7 @@ def ablation_rows() -> Iterator[Row]:
         values[1:] = [
             torch.tensor(
                 ablate_layers(
-                    model, editor, questions, modes, batch_size=batch_size, progress=False
+                    model, questions, editor, modes=modes, batch_size=batch_size, progress=False
                 ).per_question.to_numpy()
             )
         ]

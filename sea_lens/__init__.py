@@ -40,7 +40,6 @@ _HOME = {
     "generate_answers": "evaluation.truthfulqa",
     "grid": "methods.method",
     "kl_to_unedited": "models.divergence",
-    "layer_signatures": "analysis.subspaces",
     "load_bias_organism": "worlds.load",
     "load_model": "models.loading",
     "load_organism": "worlds.load",

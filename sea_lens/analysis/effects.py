@@ -1,35 +1,152 @@
-"""What an edit does to answers and to everything else the model says: changes, intervals, tests and controls."""
+"""What an edit does to a model's predictions: effects, their changes, intervals, tests and controls.
+
+A new effect is one function:
+
+    @register_effect(less_is_better=True)
+    def entropy(edited, unedited):
+        return -(edited.next_token.exp() * edited.next_token).sum(1)
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from sea_lens.analysis.measurements import EFFECTS, Effect, measure
+from sea_lens.analysis.measurements import Effect, EffectFunction, measure
 from sea_lens.data.questions import Questions
 from sea_lens.editing.controls import control_editors
 from sea_lens.editing.editor import Editor
+from sea_lens.errors import InputError
+from sea_lens.models import log_probs
 from sea_lens.models.bridge import Model
-from sea_lens.statistics import (
-    beats_controls_p_value,
-    bootstrap_intervals,
-    sign_flip_p_values,
-)
+from sea_lens.models.predictions import Predictions
+from sea_lens.results import Result
+from sea_lens.statistics import beats_controls_p_value, mean_intervals, sign_flip_p_values
+
+EFFECTS: dict[str, Effect] = {}
+"""Registered effects by name."""
 
 
-@dataclass(frozen=True, eq=False)
-class Effects:
+def register_effect(
+    *, less_is_better: bool = False, needs_wrong: bool = False, is_distance: bool = False, is_share: bool = False
+) -> Callable[[EffectFunction], EffectFunction]:
+    """Registers a function of the edited and the unedited `Predictions` as an effect, under its own name.
+
+    Args:
+        less_is_better: Whether smaller values are better.
+        needs_wrong: Whether it compares with wrong answers.
+        is_distance: Whether it is a distance from the unedited model, which has no p-value: see `Effect`.
+        is_share: Whether it is 0 or 1 on every question.
+
+    Raises:
+        InputError: If another effect has that name.
+    """
+
+    def register(function: EffectFunction) -> EffectFunction:
+        name = function.__name__
+        if name in EFFECTS:
+            raise InputError(f"There is an effect {name!r} already. Give the function another name.")
+        EFFECTS[name] = Effect(name, function, less_is_better, needs_wrong, is_distance, is_share)
+        return function
+
+    return register
+
+
+def named_effect(effect: str | EffectFunction) -> Effect:
+    """A registered effect by its name or function; any other function as an effect of which nothing else is known.
+
+    Raises:
+        InputError: If the name is unknown.
+    """
+    if isinstance(effect, str):
+        if effect not in EFFECTS:
+            raise InputError(
+                f"Unknown effect {effect!r}. Choose among {', '.join(EFFECTS)}, or give a function of the edited and the "
+                "unedited predictions that returns one number per question."
+            )
+        return EFFECTS[effect]
+    name = getattr(effect, "__name__", type(effect).__name__)
+    known = EFFECTS.get(name)
+    return known if known is not None and known.function is effect else Effect(name, effect, is_share=None)
+
+
+@register_effect(needs_wrong=True)
+def logit_difference(edited: Predictions, unedited: Predictions) -> Float[Tensor, " questions"]:
+    """Logit of the likeliest first token of a right answer minus that of a wrong one; 0 where they share it."""
+    logits = edited.next_token.gather(1, edited.first_tokens)
+    return _highest(logits, edited.is_right) - _highest(logits, edited.is_wrong)
+
+
+@register_effect(needs_wrong=True)
+def log_probability_difference(edited: Predictions, unedited: Predictions) -> Float[Tensor, " questions"]:
+    """Summed log-probability of the likeliest right answer minus that of the likeliest wrong one, in nats."""
+    scores = edited.log_probabilities
+    return _highest(scores, edited.is_right) - _highest(scores, edited.is_wrong)
+
+
+@register_effect()
+def right_probability(edited: Predictions, unedited: Predictions) -> Float[Tensor, " questions"]:
+    """Probability of the right answers, together."""
+    return edited.log_probabilities.masked_fill(~edited.is_right, -torch.inf).logsumexp(1).exp()
+
+
+@register_effect(needs_wrong=True, is_share=True)
+def accuracy(edited: Predictions, unedited: Predictions) -> Float[Tensor, " questions"]:
+    """1 where a right answer is likelier than every wrong one, else 0."""
+    return (log_probability_difference(edited, unedited) > 0).double()
+
+
+@register_effect(is_share=True)
+def top_token(edited: Predictions, unedited: Predictions) -> Float[Tensor, " questions"]:
+    """1 where the likeliest next token begins a right answer, else 0."""
+    top = edited.next_token.argmax(1, keepdim=True)
+    return ((edited.first_tokens == top) & edited.is_right).any(1).double()
+
+
+@register_effect(less_is_better=True)
+def rank(edited: Predictions, unedited: Predictions) -> Float[Tensor, " questions"]:
+    """Place of the likeliest first token of a right answer among all next tokens; 1 is the top."""
+    best = _highest(edited.next_token.gather(1, edited.first_tokens), edited.is_right)
+    return 1 + (edited.next_token > best[:, None]).sum(1).double()
+
+
+@register_effect(less_is_better=True, is_distance=True)
+def kl(edited: Predictions, unedited: Predictions) -> Float[Tensor, " questions"]:
+    """KL(unedited || edited) of the next-token distributions after the prompt, in nats."""
+    return log_probs.kl(unedited.next_token, edited.next_token)
+
+
+@register_effect(less_is_better=True, is_distance=True)
+def total_variation(edited: Predictions, unedited: Predictions) -> Float[Tensor, " questions"]:
+    """Half the summed absolute difference of the next-token probabilities: 0 alike, 1 disjoint."""
+    return (edited.next_token.exp() - unedited.next_token.exp()).abs().sum(1) / 2
+
+
+def _highest(scores: Float[Tensor, "questions answers"], among: Tensor) -> Float[Tensor, " questions"]:
+    return scores.masked_fill(~among, -torch.inf).amax(1)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Effects(Result):
     """What an editor changes, effect by effect.
 
     Attributes:
-        table: One row an effect: its mean `unedited` and `edited` over questions, their difference `change` with its
-            bootstrap interval `low` to `high`, and `p_value`, of a paired sign-flip test. With controls also their mean
-            change `control`, the lowest and highest of them, and `control_p_value`: how often a control does as much.
-        flips: One row for each effect that is 0 or 1: how many questions `gained` and how many `lost` it.
-        per_question: One row a question: prompt, category and every effect, unedited and edited.
+        table: One row per effect: the means `unedited` and `edited` over questions; their difference `change` with its
+            interval `low` to `high` (percentile bootstrap over questions; of fewer than 30, Student's t, or Bonett and
+            Price's for an effect that is 0 or 1); and `p_value`, of a paired sign-flip test of no change on average.
+            Interval and test are different methods, and near the border they can disagree. A distance from the unedited
+            model (`kl`, `total_variation`) cannot fall, so it has no p-value: compare it with controls. With controls also
+            their mean change `control`, `control_low` and `control_high` (the least and the greatest of them), and
+            `control_p_value`: how often a control changes as much, at least 1 / (n_controls + 1). P-values are not
+            corrected for the number of effects.
+        flips: One row per effect that is 0 or 1 everywhere: how many questions `gained` it and how many `lost` it.
+        per_question: One row per question: prompt, category and every effect, unedited and edited.
         n: Number of questions.
         n_controls: Number of control editors.
         confidence: Of the intervals.
@@ -47,10 +164,10 @@ class Effects:
 
 def measure_effects(
     model: Model,
-    editor: Editor,
     questions: Questions,
-    effects: Sequence[str | Effect] = tuple(EFFECTS),
+    editor: Editor,
     *,
+    effects: Sequence[str | EffectFunction] | None = None,
     control: int | Sequence[Editor] = 0,
     seed: int = 0,
     confidence: float = 0.95,
@@ -58,70 +175,79 @@ def measure_effects(
     folder: str | Path | None = None,
     progress: bool = True,
 ) -> Effects:
-    """Measures what an editor does to the model's predictions about questions.
+    """Measures what an editor does to a model's predictions about questions.
 
     Args:
         model: A TransformerBridge with a tokenizer, unedited.
+        questions: What to measure on: questions that neither the fit nor the choice of settings has seen.
         editor: The editor.
-        questions: To measure on: ones that neither the fit nor the choice of settings has seen.
-        effects: Names of ours (`logit_difference`, `log_probability_difference`, `right_probability`, `accuracy`,
-            `top_token`, `rank`, `kl`, `total_variation`), or functions of the edited and the unedited `Predictions` that
-            return a number a question.
+        effects: Names of registered effects, or functions of the edited and the unedited `Predictions` that return one
+            number per question. None for all registered ones: `logit_difference`, `log_probability_difference`,
+            `right_probability`, `accuracy`, `top_token`, `rank`, `kl`, `total_variation` and your own.
         control: How many norm-matched random editors to compare with (`random_editor_like`), or editors of your own, such
             as refits on `activations.shuffled(seed)`.
         seed: Of resamples, signs and random editors.
         confidence: Of the intervals.
-        batch_size: Questions in one forward pass. It does not change the result, but for rounding.
-        folder: Where to keep finished batches; a run that was killed goes on from there.
+        batch_size: Rows of tokens per forward pass. Bounds memory, and changes results by rounding only.
+        folder: Where to keep finished batches; a killed run continues from there.
         progress: Whether to show a progress bar.
 
     Raises:
-        InputError: If an effect is unknown, or compares with false completions where a question has none.
+        InputError: If an effect is unknown, or compares with wrong answers where a question has none.
         ModelMismatchError: If the editor does not fit the model.
     """
+    known = list(EFFECTS.values()) if effects is None else [named_effect(effect) for effect in effects]
     controls = control_editors(editor, control, seed)
-    measured = measure(
-        model, questions, [None, editor, *controls], effects, batch_size=batch_size, folder=folder, progress=progress
-    )
+    editors = [None, editor, *controls]
+    measured = measure(model, questions, editors, known, batch_size=batch_size, folder=folder, progress=progress)
     plain, edited = measured.values[:, 0], measured.values[:, 1]
     changes = edited - plain
-    low, high = bootstrap_intervals(changes.T, seed, confidence)
+    shares = [effect.is_share_of(values) for effect, values in zip(known, measured.values[:, :2], strict=True)]
+    low, high = mean_intervals(changes.T, seed, confidence, shares=shares)
+    distances = torch.tensor([effect.is_distance for effect in known])
     rows = {
         "unedited": plain.mean(1),
         "edited": edited.mean(1),
         "change": changes.mean(1),
         "low": low,
         "high": high,
-        "p_value": sign_flip_p_values(changes.T, seed),
+        "p_value": sign_flip_p_values(changes.T, seed).masked_fill(distances, torch.nan),
     }
-    table = pd.DataFrame({name: values.tolist() for name, values in rows.items()}, index=list(measured.names))
     if controls:
         others = (measured.values[:, 2:] - plain[:, None]).mean(2)
-        table["control"] = others.mean(1).tolist()
-        table["control_low"], table["control_high"] = others.amin(1).tolist(), others.amax(1).tolist()
-        table["control_p_value"] = [
-            beats_controls_p_value(float(change), found.tolist())
-            for change, found in zip(rows["change"], others, strict=True)
-        ]
-    binary = [bool(((pair == 0) | (pair == 1)).all()) for pair in measured.values[:, :2]]
-    names = [name for name, is_binary in zip(measured.names, binary, strict=True) if is_binary]
-    flips = pd.DataFrame(
-        [[int((changes[row] == step).sum()) for step in (1, -1)] for row, is_binary in enumerate(binary) if is_binary],
-        index=names,
-        columns=["gained", "lost"],
-    )
+        rows |= control_columns(rows["change"], others)
+    names = [effect.name for effect in known]
+    table = pd.DataFrame({name: values.tolist() for name, values in rows.items()}, index=names)
     columns: dict[str, list[object]] = {
         "prompt": [question.prompt for question in questions],
         "category": [question.category for question in questions],
     }
-    for row, name in enumerate(measured.names):
-        columns |= {f"{name} unedited": plain[row].tolist(), f"{name} edited": edited[row].tolist()}
+    for name, before, after in zip(names, plain.tolist(), edited.tolist(), strict=True):
+        columns |= {f"{name} unedited": before, f"{name} edited": after}
     return Effects(
         table.rename_axis("effect"),
-        flips.rename_axis("effect"),
+        _flips([name for name, is_share in zip(names, shares, strict=True) if is_share], changes[shares]),
         pd.DataFrame(columns).rename_axis("question"),
         len(questions),
         len(controls),
         confidence,
         seed,
     )
+
+
+def control_columns(
+    changes: Float[Tensor, " rows"], others: Float[Tensor, "rows controls"]
+) -> dict[str, Float[Tensor, " rows"]]:
+    """What a table says of controls, from the mean changes of the editor and of its controls."""
+    pairs = zip(changes.tolist(), others.tolist(), strict=True)
+    return {
+        "control": others.mean(1),
+        "control_low": others.amin(1),
+        "control_high": others.amax(1),
+        "control_p_value": torch.tensor([beats_controls_p_value(*pair) for pair in pairs], dtype=torch.float64),
+    }
+
+
+def _flips(names: Sequence[str], changes: Float[Tensor, "effects questions"]) -> pd.DataFrame:
+    counts = {"gained": (changes == 1).sum(1).tolist(), "lost": (changes == -1).sum(1).tolist()}
+    return pd.DataFrame(counts, index=list(names)).rename_axis("effect")

@@ -1,4 +1,4 @@
-"""Which layers of an edit carry its effect: layer by layer, up to a layer, in pairs, and chosen greedily."""
+"""Which layers of an edit carry its effect: one by one, up to a layer, in pairs, and chosen greedily."""
 
 from __future__ import annotations
 
@@ -6,35 +6,42 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import pandas as pd
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from sea_lens.analysis.measurements import Effect, measure
+from sea_lens.analysis.effects import control_columns, named_effect
+from sea_lens.analysis.measurements import EffectFunction, measure
 from sea_lens.data.questions import Questions
 from sea_lens.editing.controls import control_editors
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
 from sea_lens.models.bridge import Model
-from sea_lens.statistics import beats_controls_p_value, bootstrap_intervals, sign_flip_p_values
+from sea_lens.models.sites import Site, labels_of
+from sea_lens.results import Result
+from sea_lens.statistics import holm, mean_intervals, sign_flip_p_values
 
 Mode = Literal["only", "without", "first", "last"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 
 
-@dataclass(frozen=True, eq=False)
-class Ablation:
+@dataclass(frozen=True, eq=False, repr=False)
+class Ablation(Result):
     """An effect with the edit at some of its layers.
 
     Attributes:
-        table: One row a set of layers: `mode`, `layer` (the layer of `only` and `without`, the number of layers of `first`
-            and `last`), `layers`, the mean `value` over questions, its `change` from the unedited model with a bootstrap
-            interval `low` to `high`, and the `p_value` of a paired sign-flip test. With controls also their mean change
-            `control` at the same layers, the lowest and highest of them, and `control_p_value`. The first two rows are the
-            unedited model (mode `none`) and the whole editor (`all`).
-        per_question: One row a question, one column for each row of the table: the effect.
+        table: One row per set of layers: `mode`; `layer`, the layer of `only` and `without`, the number of layers of
+            `first` and `last`; `layers` (hook names, where an editor edits sites of several names); the mean `value` over
+            questions; its `change` from the unedited model with an interval as that of `Effects`, `low` to `high`;
+            `p_value`, of a paired sign-flip test; and `p_holm`, that p-value corrected by Holm's method for the number of
+            rows of its mode. A distance from the unedited model (`kl`) has no p-values. With controls also their mean
+            change `control` at the same layers, `control_low` and `control_high` (the least and the greatest of them), and
+            `control_p_value`, which is not corrected. The first two rows are the unedited model (mode `none`) and the whole
+            editor (`all`).
+        per_question: One row per question, one column per row of the table: the effect.
         effect: Its name.
         n: Number of questions.
         n_controls: Number of control editors.
@@ -49,16 +56,19 @@ class Ablation:
     n_controls: int
     confidence: float
     seed: int
+    shown: ClassVar[tuple[str, ...]] = (
+        *("mode", "layers", "change", "low", "high", "p_holm", "control", "control_low", "control_high"),
+    )
 
 
 def ablate_layers(
     model: Model,
-    editor: Editor,
     questions: Questions,
-    modes: Sequence[Mode] = MODES,
-    effect: str | Effect = "log_probability_difference",
+    editor: Editor,
     *,
-    layer_sets: Sequence[Sequence[int]] = (),
+    modes: Sequence[Mode] = MODES,
+    effect: str | EffectFunction = "log_probability_difference",
+    layer_sets: Sequence[Sequence[int | str | Site]] = (),
     control: int | Sequence[Editor] = 0,
     seed: int = 0,
     confidence: float = 0.95,
@@ -68,20 +78,23 @@ def ablate_layers(
 ) -> Ablation:
     """Measures an effect with the edit at one layer only, at all but one, at the first n and at the last n of its layers.
 
-    Runs that are alike up to a layer share the blocks below it; the results are those of separate full runs, to the bit.
+    Every site that an editor edits counts as a layer of its own, in the order in which a pass comes to them: a residual
+    stream, attention heads, an MLP's neurons.
+
+    Runs that are alike up to a layer share the blocks below it. The results are those of separate full runs, to the bit.
 
     Args:
         model: A TransformerBridge with a tokenizer, unedited.
+        questions: What to measure on.
         editor: The editor.
-        questions: To measure on.
         modes: Which of the four.
-        effect: As for `measure_effects`: a name or a function.
-        layer_sets: Further sets of the editor's layers, in rows of mode `set`.
+        effect: A name or a function, as for `measure_effects`.
+        layer_sets: Further sets of the editor's layers, hook names or sites, in rows of mode `set`.
         control: How many norm-matched random editors to ablate alike, or editors of your own with the same layers.
         seed: Of resamples, signs and random editors.
         confidence: Of the intervals.
-        batch_size: Questions in one forward pass. It does not change the result, but for rounding.
-        folder: Where to keep finished batches; a run that was killed goes on from there.
+        batch_size: Rows of tokens per forward pass. Bounds memory, and changes results by rounding only.
+        folder: Where to keep finished batches; a killed run continues from there.
         progress: Whether to show a progress bar.
 
     Raises:
@@ -90,63 +103,68 @@ def ablate_layers(
     """
     unknown = [mode for mode in modes if mode not in MODES]
     if unknown or isinstance(modes, str):
-        raise InputError(f"modes is a list out of {', '.join(MODES)}, and {modes!r} was given.")
-    layers = editor.layers
-    rows: list[tuple[str, int | None, list[int]]] = [("none", None, []), ("all", None, layers)]
+        raise InputError(f"modes must be a list out of {', '.join(MODES)}; got {modes!r}.")
+    sites, known = editor.sites, named_effect(effect)
+    rows: list[tuple[str, int | None, list[Site]]] = [("none", None, []), ("all", None, sites)]
     for mode in modes:
-        for number, layer in enumerate(layers, start=1):
+        for number, site in enumerate(sites, start=1):
             chosen = {
-                "only": [layer],
-                "without": [other for other in layers if other != layer],
-                "first": layers[:number],
-                "last": layers[-number:],
+                "only": [site],
+                "without": [other for other in sites if other != site],
+                "first": sites[:number],
+                "last": sites[-number:],
             }[mode]
-            rows.append((mode, layer if mode in ("only", "without") else number, chosen))
-    rows += [("set", None, sorted(set(chosen))) for chosen in layer_sets]
-    if not all(chosen for mode, _, chosen in rows if mode == "set"):
-        raise InputError("A set of layers is empty. The unedited model is in the table already.")
+            rows.append((mode, site.layer if mode in ("only", "without") else number, chosen))
+    if not all(layer_sets):
+        raise InputError("A set of layers is empty. The table has the unedited model already: drop that set.")
+    rows += [("set", None, editor.at_layers(chosen).sites) for chosen in layer_sets]
     controls = control_editors(editor, control, seed)
     sets = [chosen for _, _, chosen in rows]
     views = [_at(one, chosen) for one in (editor, *controls) for chosen in sets]
-    measured = measure(model, questions, views, [effect], batch_size=batch_size, folder=folder, progress=progress)
+    measured = measure(model, questions, views, [known], batch_size=batch_size, folder=folder, progress=progress)
     values = measured.values[0].reshape(1 + len(controls), len(sets), len(questions))
     changes = values - values[:, :1]
-    ours = changes[0]
-    low, high = bootstrap_intervals(ours.T, seed, confidence)
+    low, high = mean_intervals(changes[0].T, seed, confidence, shares=known.is_share_of(values[0]))
+    p_values = sign_flip_p_values(changes[0].T, seed)
+    found = {
+        "value": values[0].mean(1),
+        "change": changes[0].mean(1),
+        "low": low,
+        "high": high,
+        "p_value": p_values.masked_fill(torch.full_like(p_values, known.is_distance, dtype=torch.bool), torch.nan),
+    }
+    if controls:
+        found |= control_columns(found["change"], changes[1:].mean(2).T)
+    named = _labelled(editor, sets)
     table = pd.DataFrame(
         {
             "mode": [mode for mode, _, _ in rows],
             "layer": pd.array([layer for _, layer, _ in rows], dtype="Int64"),
-            "layers": [tuple(chosen) for chosen in sets],
-            "value": values[0].mean(1).tolist(),
-            "change": ours.mean(1).tolist(),
-            "low": low.tolist(),
-            "high": high.tolist(),
-            "p_value": sign_flip_p_values(ours.T, seed).tolist(),
+            "layers": named,
+            **{name: values.tolist() for name, values in found.items()},
         }
     )
-    if controls:
-        others = changes[1:].mean(2)
-        table["control"] = others.mean(0).tolist()
-        table["control_low"], table["control_high"] = others.amin(0).tolist(), others.amax(0).tolist()
-        table["control_p_value"] = [
-            beats_controls_p_value(change, found)
-            for change, found in zip(table["change"], others.T.tolist(), strict=True)
-        ]
-    names = [" ".join([mode, ",".join(map(str, chosen))]).strip() for mode, _, chosen in rows]
+    families = table.groupby("mode")["p_value"]
+    table.insert(
+        table.columns.get_loc("p_value") + 1, "p_holm", families.transform(lambda p: holm(p.tolist()).tolist())
+    )
+    names = [
+        " ".join([mode, ",".join(map(str, chosen))]).strip() for (mode, _, _), chosen in zip(rows, named, strict=True)
+    ]
     per_question = pd.DataFrame(values[0].T.numpy(), columns=names).rename_axis("question")
-    return Ablation(table, per_question, measured.names[0], len(questions), len(controls), confidence, seed)
+    return Ablation(table, per_question, known.name, len(questions), len(controls), confidence, seed)
 
 
-@dataclass(frozen=True, eq=False)
-class Interactions:
+@dataclass(frozen=True, eq=False, repr=False)
+class Interactions(Result):
     """How the edits of two layers work together.
 
     Attributes:
-        table: One row a pair of layers `first` and `second`: the change of the effect with the edit at `both`, the `sum` of
-            the changes with each alone, and their difference `interaction` with its bootstrap interval `low` to `high`. Below
-            zero they do the same work twice (or the effect has a ceiling), above zero they need one another.
-        alone: The change with the edit at one layer alone, by layer.
+        table: One row per pair of layers, `first` and `second`: the change of the effect with the edit at `both`, the `sum`
+            of the changes with each alone, and their difference `interaction` with its interval `low` to `high` (percentile
+            bootstrap over questions; of fewer than 30, Student's t), not corrected for the number of pairs. Below zero the
+            two do the same work twice (or the effect has a ceiling); above zero they need one another.
+        alone: The `change` with the edit at one layer alone, per layer.
         effect: Its name.
         n: Number of questions.
         confidence: Of the intervals.
@@ -154,7 +172,7 @@ class Interactions:
     """
 
     table: pd.DataFrame
-    alone: pd.Series[float]
+    alone: pd.DataFrame
     effect: str
     n: int
     confidence: float
@@ -163,10 +181,10 @@ class Interactions:
 
 def measure_interactions(
     model: Model,
-    editor: Editor,
     questions: Questions,
-    effect: str | Effect = "log_probability_difference",
+    editor: Editor,
     *,
+    effect: str | EffectFunction = "log_probability_difference",
     seed: int = 0,
     confidence: float = 0.95,
     batch_size: int = 32,
@@ -179,17 +197,17 @@ def measure_interactions(
         InputError: If the editor has fewer than two layers, or the effect is unknown.
         ModelMismatchError: If the editor does not fit the model.
     """
-    layers = editor.layers
-    if len(layers) < 2:
-        raise InputError(f"Interactions are of two layers, and this editor edits layers {layers} only.")
-    pairs = list(combinations(range(len(layers)), 2))
-    sets = [[], *([layer] for layer in layers), *([layers[one], layers[other]] for one, other in pairs)]
+    sites, layers, known = editor.sites, labels_of(editor.sites), named_effect(effect)
+    if len(sites) < 2:
+        raise InputError(f"Interactions need two layers, and this editor edits {sites[0]} only.")
+    pairs = list(combinations(range(len(sites)), 2))
+    sets = [[], *([site] for site in sites), *([sites[one], sites[other]] for one, other in pairs)]
     views = [_at(editor, chosen) for chosen in sets]
-    measured = measure(model, questions, views, [effect], batch_size=batch_size, folder=folder, progress=progress)
-    changes = measured.values[0, 1:] - measured.values[0, :1]
-    alone, both = changes[: len(layers)], changes[len(layers) :]
+    measured = measure(model, questions, views, [known], batch_size=batch_size, folder=folder, progress=progress)
+    changes = measured.values[0] - measured.values[0, :1]
+    alone, both = changes[1 : 1 + len(layers)], changes[1 + len(layers) :]
     total = torch.stack([alone[one] + alone[other] for one, other in pairs])
-    low, high = bootstrap_intervals((both - total).T, seed, confidence)
+    low, high = mean_intervals((both - total).T, seed, confidence)
     table = pd.DataFrame(
         {
             "first": [layers[one] for one, _ in pairs],
@@ -201,21 +219,25 @@ def measure_interactions(
             "high": high.tolist(),
         }
     )
-    by_layer = pd.Series(alone.mean(1).tolist(), index=pd.Index(layers, name="layer"), name="change")
-    return Interactions(table, by_layer, measured.names[0], len(questions), confidence, seed)
+    by_layer = pd.DataFrame({"change": alone.mean(1).tolist()}, index=pd.Index(layers, name="layer"))
+    return Interactions(table, by_layer, known.name, len(questions), confidence, seed)
 
 
-@dataclass(frozen=True, eq=False)
-class LayerSelection:
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerSelection(Result):
     """Layers chosen one after the other, each the one that adds most.
 
     Attributes:
-        table: One row a step: the layer `added`, the `layers` so far, the `change` of the effect on the choosing questions,
-            and on the held-out ones `held_out` with its bootstrap interval `low` to `high`. `chosen` marks the step taken.
+        table: One row per step: the layer `added`, the `layers` so far, the `change` of the effect on the choosing
+            questions (which flatters), and its change `held_out` on the held-out ones with its interval `held_out_low` to
+            `held_out_high` (percentile bootstrap over questions; of fewer than 30, Student's t). `chosen` marks the step
+            taken.
         editor: At the layers of the chosen step: the first at which no further layer improves the choosing questions.
         effect: Its name.
         n: Number of choosing questions.
         n_held_out: Number of held-out questions.
+        confidence: Of the intervals.
+        seed: Of the resamples.
     """
 
     table: pd.DataFrame
@@ -223,17 +245,19 @@ class LayerSelection:
     effect: str
     n: int
     n_held_out: int
+    confidence: float
+    seed: int
 
 
 def select_layers(
     model: Model,
-    editor: Editor,
     questions: Questions,
-    held_out: Questions,
-    effect: str | Effect = "log_probability_difference",
+    editor: Editor,
     *,
+    held_out: Questions,
+    effect: str | EffectFunction = "log_probability_difference",
+    less_is_better: bool | None = None,
     max_layers: int | None = None,
-    lower_is_better: bool = False,
     seed: int = 0,
     confidence: float = 0.95,
     batch_size: int = 32,
@@ -243,20 +267,20 @@ def select_layers(
     """Greedy forward selection of an editor's layers on some questions, confirmed on others.
 
     Every step adds the layer that improves the effect most, up to `max_layers`, also where none improves it, so that the
-    table shows the whole path. The best on the choosing questions flatters: read `held_out`.
+    table shows the whole path. The best change on the choosing questions flatters: report `held_out`.
 
     Args:
         model: A TransformerBridge with a tokenizer, unedited.
+        questions: What to choose by.
         editor: The editor.
-        questions: To choose by.
-        held_out: To confirm on; none of `questions`.
-        effect: As for `ablate_layers`.
+        held_out: What to confirm on; none of `questions`.
+        effect: A name or a function, as for `measure_effects`.
+        less_is_better: Whether to look for the lowest effect; None for what the effect was registered with.
         max_layers: How many to add at most; all for None.
-        lower_is_better: Whether to look for the lowest effect, as for `rank` or `kl`.
-        seed: Of resamples.
+        seed: Of the resamples.
         confidence: Of the intervals.
-        batch_size: Questions in one forward pass.
-        folder: Where to keep finished batches; a run that was killed goes on from there.
+        batch_size: Rows of tokens per forward pass. Bounds memory, and changes results by rounding only.
+        folder: Where to keep finished batches; a killed run continues from there.
         progress: Whether to show progress bars.
 
     Raises:
@@ -269,43 +293,52 @@ def select_layers(
             f"{len(shared)} held-out questions are also ones to choose by, such as {min(shared)!r}, and cannot confirm "
             "anything. Split them first: questions.split(0.5, seed=0)."
         )
-    steps = len(editor.layers) if max_layers is None else max_layers
-    if not 1 <= steps <= len(editor.layers):
-        raise InputError(f"max_layers is 1 to {len(editor.layers)}, the editor's layers, and {max_layers} was given.")
-    sign = -1 if lower_is_better else 1
+    sites, known = editor.sites, named_effect(effect)
+    steps = len(sites) if max_layers is None else max_layers
+    if not 1 <= steps <= len(sites):
+        raise InputError(f"max_layers must be 1 to {len(sites)}, the editor's layers; got {max_layers}.")
+    sign = -1 if (known.less_is_better if less_is_better is None else less_is_better) else 1
 
-    def changes(asked: Questions, sets: Sequence[Sequence[int]]) -> tuple[str, Tensor]:
+    def changes(asked: Questions, sets: Sequence[Sequence[Site]]) -> Float[Tensor, "sets questions"]:
         views = [_at(editor, chosen) for chosen in [[], *sets]]
-        measured = measure(model, asked, views, [effect], batch_size=batch_size, folder=folder, progress=progress)
-        return measured.names[0], measured.values[0, 1:] - measured.values[0, :1]
+        measured = measure(model, asked, views, [known], batch_size=batch_size, folder=folder, progress=progress)
+        return measured.values[0, 1:] - measured.values[0, :1]
 
-    path: list[list[int]] = []
+    path: list[list[Site]] = []
     gains: list[float] = []
     for _ in range(steps):
         so_far = path[-1] if path else []
-        candidates = [sorted([*so_far, layer]) for layer in editor.layers if layer not in so_far]
-        means = (sign * changes(questions, candidates)[1].mean(1)).tolist()
+        candidates = [sorted([*so_far, site]) for site in sites if site not in so_far]
+        means = (sign * changes(questions, candidates).mean(1)).tolist()
         best = max(range(len(candidates)), key=means.__getitem__)
         path.append(candidates[best])
         gains.append(means[best])
     stop = next((step for step in range(1, steps) if gains[step] <= gains[step - 1]), steps) - 1
-    name, confirmed = changes(held_out, path)
-    low, high = bootstrap_intervals(confirmed.T, seed, confidence)
-    added = [next(iter(set(now) - set(before))) for before, now in zip([[], *path], path, strict=False)]
+    confirmed = changes(held_out, path)
+    low, high = mean_intervals(confirmed.T, seed, confidence)
+    named = _labelled(editor, path)
+    added = [next(iter(set(now) - set(before))) for before, now in zip([(), *named], named, strict=False)]
     table = pd.DataFrame(
         {
             "added": added,
-            "layers": [tuple(chosen) for chosen in path],
+            "layers": named,
             "change": [sign * gain for gain in gains],
             "held_out": confirmed.mean(1).tolist(),
-            "low": low.tolist(),
-            "high": high.tolist(),
+            "held_out_low": low.tolist(),
+            "held_out_high": high.tolist(),
             "chosen": [step == stop for step in range(steps)],
         }
     )
-    return LayerSelection(table, editor.at_layers(path[stop]), name, len(questions), len(held_out))
+    chosen = editor.at_layers(path[stop])
+    return LayerSelection(table, chosen, known.name, len(questions), len(held_out), confidence, seed)
 
 
-def _at(editor: Editor, layers: Sequence[int]) -> Editor | None:
-    """A view at these layers; the unedited model for none."""
-    return editor.at_layers(layers) if layers else None
+def _at(editor: Editor, sites: Sequence[Site]) -> Editor | None:
+    """A view at these sites; the unedited model for none."""
+    return editor.at_layers(sites) if sites else None
+
+
+def _labelled(editor: Editor, sets: Sequence[Sequence[Site]]) -> list[tuple[int | str, ...]]:
+    """What the table calls sets of an editor's sites."""
+    labels = dict(zip(editor.sites, labels_of(editor.sites), strict=True))
+    return [tuple(labels[site] for site in sites) for sites in sets]

@@ -7,30 +7,32 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from sea_lens.analysis.subspaces import subspaces_of
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
-from sea_lens.methods.sea.sea import sea_of
-from sea_lens.models.activations import ROLES, Activations
+from sea_lens.models.activations import Activations
 from sea_lens.models.bridge import Model, tokenizer_of
-from sea_lens.models.sites import Site
+from sea_lens.models.sites import Site, labels_of
 from sea_lens.models.tokens import PaddedTokens, check_context_length, token_ids
+from sea_lens.results import Result
 
 MAGNITUDE, RATIO = 100.0, 1000.0
 """The published criterion: an absolute value above 100, and at least 1,000 times the median of its hidden state."""
 
 
-@dataclass(frozen=True, eq=False)
-class MassiveActivations:
+@dataclass(frozen=True, eq=False, repr=False)
+class MassiveActivations(Result):
     """The largest coordinates of each layer.
 
     Attributes:
-        table: One row a layer and coordinate: every coordinate that is massive in some text, and the largest of the
-            layer in any case. `largest` absolute value, its `ratio` to the median absolute value of the same text,
-            `massive` (whether the criterion is met), in how many `texts`. With an editor, `share_positive` and
-            `share_negative`: how much of each fitted subspace lies on the coordinate (squared entries of its basis over
-            its rank).
+        table: One row per layer and coordinate: every coordinate that is massive in some text, and the largest of the
+            layer in any case. `largest` absolute value, its `ratio` to the median absolute value of the same text, `massive`
+            (whether the criterion is met), in how many `texts`. With an editor, the `share` of the edit's directions that
+            lies on the coordinate (squared entries of an orthonormal basis over its rank); with one of a method that cuts
+            subspaces, also `share_positive` and `share_negative` of these.
         magnitude: The criterion's least absolute value.
         ratio: The criterion's least ratio.
     """
@@ -43,33 +45,32 @@ class MassiveActivations:
 def massive_activations(
     activations: Activations, editor: Editor | None = None, *, magnitude: float = MAGNITUDE, ratio: float = RATIO
 ) -> MassiveActivations:
-    """Finds massive coordinates in collected activations, and how much of an editor's subspaces they take.
+    """Finds massive coordinates in collected activations, and how much of an editor's directions they take.
 
     Only the collected token of each text is looked at; `massive_tokens` looks at all of them.
 
     Args:
-        activations: Of any layers.
-        editor: Of SEA on these activations, to see what its subspaces are made of.
+        activations: Of any sites.
+        editor: Fitted on these activations, to see what its edits are made of.
         magnitude: Least absolute value.
         ratio: Least multiple of the median absolute value of the same activation.
 
     Raises:
-        InputError: If the criterion is not of positive numbers, or the editor is not one of SEA.
+        InputError: If the criterion is not of positive numbers.
+
+    Example:
+        >>> massive_activations(activations, editor).table["massive"].any()
+        False
     """
     _check(magnitude, ratio)
-    method = None if editor is None else sea_of(editor)
     rows = []
-    for layer in activations.layers:
-        h = torch.cat([activations[role][layer] for role in ROLES]).double().abs()
+    for layer, site in zip(labels_of(activations.sites), activations.sites, strict=True):
+        h = torch.cat([activations[role][site] for role in activations.roles]).double().abs()
         ratios = h / h.median(1, keepdim=True).values.clamp_min(1e-300)
         met = (h > magnitude) & (ratios >= ratio)
         largest, where = h.max(0)
-        coordinates = sorted({int(largest.argmax()), *met.any(0).nonzero().flatten().tolist()})
-        bases = []
-        if method is not None and editor is not None and layer in editor.layers:
-            covariances = method.evidence(activations, layer).covariances
-            bases = [side.basis for side in method.subspaces(covariances)]
-        for coordinate in coordinates:
+        bases = {} if editor is None or site not in editor.edits else _bases(editor, activations, site)
+        for coordinate in sorted({int(largest.argmax()), *met.any(0).nonzero().flatten().tolist()}):
             row = {
                 "layer": layer,
                 "coordinate": coordinate,
@@ -78,10 +79,31 @@ def massive_activations(
                 "massive": bool(met[:, coordinate].any()),
                 "texts": int(met[:, coordinate].sum()),
             }
-            for side, basis in zip(("positive", "negative"), bases, strict=False):
-                row[f"share_{side}"] = float(basis[coordinate].square().sum() / basis.shape[1])
-            rows.append(row)
+            rows.append(row | {name: float(basis[coordinate].square().mean()) for name, basis in bases.items()})
     return MassiveActivations(pd.DataFrame(rows), magnitude, ratio)
+
+
+def _bases(editor: Editor, activations: Activations, site: Site) -> dict[str, Float[Tensor, "width rank"]]:
+    """Orthonormal bases by the column that says how much of each lies on a coordinate."""
+    directions = editor.edits[site].directions
+    own = {} if directions is None else {"share": torch.linalg.qr(directions.double().cpu()).Q}
+    sides = subspaces_of(editor, activations, site)
+    return own | {f"share_{name}": side.basis for name, side in sides.items()}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MassiveTokens(Result):
+    """The tokens that carry massive activations.
+
+    Attributes:
+        table: One row per layer, text, position and coordinate that meet the criterion, with `token`, `value` and `ratio`.
+        magnitude: The criterion's least absolute value.
+        ratio: The criterion's least ratio.
+    """
+
+    table: pd.DataFrame
+    magnitude: float
+    ratio: float
 
 
 @torch.no_grad()
@@ -92,23 +114,24 @@ def massive_tokens(
     site: str = "resid_post",
     magnitude: float = MAGNITUDE,
     ratio: float = RATIO,
-    batch_size: int = 16,
-) -> pd.DataFrame:
-    """Which tokens carry massive activations: mostly the first one, and delimiters.
+    batch_size: int = 32,
+) -> MassiveTokens:
+    """Finds the tokens that carry massive activations: mostly the first one, and delimiters.
 
     Args:
         model: A TransformerBridge with a tokenizer.
-        texts: To run.
-        site: TransformerLens's short hook name.
+        texts: What to run.
+        site: The name of the hook points to look at, one per layer.
         magnitude: Least absolute value.
         ratio: Least multiple of the median absolute value at the same token.
-        batch_size: Texts in one forward pass.
-
-    Returns:
-        One row a layer, text, position and coordinate that meet the criterion, with `token`, `value` and `ratio`.
+        batch_size: Texts per forward pass.
 
     Raises:
         InputError: If there are no texts, one does not fit the context, or the criterion is not of positive numbers.
+
+    Example:
+        >>> massive_tokens(model, ["<truthful> Q Mira home A"]).table.empty
+        True
     """
     _check(magnitude, ratio)
     if isinstance(texts, str) or not texts:
@@ -116,17 +139,18 @@ def massive_tokens(
     ids = [token_ids(model, text) for text in texts]
     check_context_length(model, [len(row) for row in ids], [f"Text {index}" for index in range(len(ids))])
     tokenizer = tokenizer_of(model)
+    sites = [Site(layer, site) for layer in range(model.cfg.n_layers)]
     rows: list[dict[str, object]] = []
 
-    def find(layer: int, start: int, tokens: PaddedTokens) -> Callable[..., None]:
+    def find(place: Site, start: int, tokens: PaddedTokens) -> Callable[..., None]:
         def hook(tensor: Tensor, hook: object) -> None:
-            h = tensor.float().cpu()
+            h = place.read(tensor).float().cpu()
             ratios = h.abs() / h.abs().median(-1, keepdim=True).values.clamp_min(1e-30)
             met = (h.abs() > magnitude) & (ratios >= ratio) & tokens.mask.cpu()[..., None]
             for text, position, coordinate in met.nonzero().tolist():
                 rows.append(
                     {
-                        "layer": layer,
+                        "layer": place.layer,
                         "text": start + text,
                         "position": position,
                         "token": tokenizer.decode([ids[start + text][position]]),
@@ -140,13 +164,13 @@ def massive_tokens(
 
     for start in range(0, len(ids), batch_size):
         tokens = PaddedTokens.of(model, ids[start : start + batch_size])
-        hooks = [(Site(layer, site).check(model), find(layer, start, tokens)) for layer in range(model.cfg.n_layers)]
-        with model.hooks(fwd_hooks=[*hooks]):
+        with model.hooks(fwd_hooks=[(place.check(model), find(place, start, tokens)) for place in sites]):
             model(tokens.ids, **tokens.forward_options())
     columns = ["layer", "text", "position", "token", "coordinate", "value", "ratio"]
-    return pd.DataFrame(rows, columns=columns).sort_values(columns[:3], kind="stable", ignore_index=True)
+    table = pd.DataFrame(rows, columns=columns).sort_values(columns[:3], kind="stable", ignore_index=True)
+    return MassiveTokens(table, magnitude, ratio)
 
 
 def _check(magnitude: float, ratio: float) -> None:
     if not magnitude > 0 or not ratio > 0:
-        raise InputError(f"The criterion takes two numbers above zero, and {magnitude} and {ratio} were given.")
+        raise InputError(f"magnitude and ratio must be numbers above zero; got {magnitude} and {ratio}.")

@@ -1,12 +1,11 @@
-"""What can be measured of a model's predictions about questions, and the run that measures it under many editors."""
+"""Effects of many editors on a model's predictions about questions, measured in one run."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import torch
 from jaxtyping import Float
@@ -17,92 +16,39 @@ from sea_lens.cache import Store, name_of
 from sea_lens.data.questions import Questions
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError, SeaLensWarning
-from sea_lens.models import log_probs
 from sea_lens.models.branching import BranchingRuns
 from sea_lens.models.bridge import EditsModels, Model, weights_digest
 from sea_lens.models.predictions import Predictions, QuestionBatch, question_batches
+from sea_lens.models.sites import labels_of
 
-Effect = Callable[[Predictions, Predictions], Float[Tensor, " questions"]]
-"""A number for each question out of a model's predictions and those of the unedited model. Any function will do."""
-
-
-def logit_difference(edited: Predictions, unedited: Predictions) -> Float[Tensor, " questions"]:
-    """Logit of the likeliest first token of a true completion less that of a false one; 0 where they share it."""
-    logits = edited.next_token.gather(1, edited.first_tokens)
-    return _highest(logits, edited.is_right) - _highest(logits, edited.is_wrong)
+EffectFunction = Callable[[Predictions, Predictions], Float[Tensor, " questions"]]
+"""One number per question from a model's predictions and those of the unedited model."""
 
 
-def log_probability_difference(edited: Predictions, unedited: Predictions) -> Float[Tensor, " questions"]:
-    """Summed log-probability of the likeliest true completion less that of the likeliest false one, in nats."""
-    scores = edited.log_probabilities
-    return _highest(scores, edited.is_right) - _highest(scores, edited.is_wrong)
+@dataclass(frozen=True)
+class Effect:
+    """Something to measure of a model's predictions.
 
-
-def right_probability(edited: Predictions, unedited: Predictions) -> Float[Tensor, " questions"]:
-    """Probability that the model gives the true completions, together."""
-    return edited.log_probabilities.masked_fill(~edited.is_right, -torch.inf).logsumexp(1).exp()
-
-
-def accuracy(edited: Predictions, unedited: Predictions) -> Float[Tensor, " questions"]:
-    """1 where a true completion is likelier than every false one, else 0."""
-    return (log_probability_difference(edited, unedited) > 0).double()
-
-
-def top_token(edited: Predictions, unedited: Predictions) -> Float[Tensor, " questions"]:
-    """1 where the likeliest next token of all begins a true completion, else 0."""
-    top = edited.next_token.argmax(1, keepdim=True)
-    return ((edited.first_tokens == top) & edited.is_right).any(1).double()
-
-
-def rank(edited: Predictions, unedited: Predictions) -> Float[Tensor, " questions"]:
-    """Place among all next tokens of the likeliest first token of a true completion; 1 is the top."""
-    best = _highest(edited.next_token.gather(1, edited.first_tokens), edited.is_right)
-    return 1 + (edited.next_token > best[:, None]).sum(1).double()
-
-
-def kl(edited: Predictions, unedited: Predictions) -> Float[Tensor, " questions"]:
-    """KL(unedited || edited) of the next-token distributions after the prompt, in nats."""
-    return log_probs.kl(unedited.next_token, edited.next_token)
-
-
-def total_variation(edited: Predictions, unedited: Predictions) -> Float[Tensor, " questions"]:
-    """Half the summed absolute difference of the next-token probabilities: 0 alike, 1 disjoint."""
-    return (edited.next_token.exp() - unedited.next_token.exp()).abs().sum(1) / 2
-
-
-EFFECTS: Mapping[str, Effect] = MappingProxyType(
-    {
-        effect.__name__: effect
-        for effect in (
-            logit_difference,
-            log_probability_difference,
-            right_probability,
-            accuracy,
-            top_token,
-            rank,
-            kl,
-            total_variation,
-        )
-    }
-)
-"""Ours, by name."""
-NEED_WRONG = {logit_difference, log_probability_difference, accuracy}
-
-
-def named_effect(effect: str | Effect) -> tuple[str, Effect]:
-    """An effect with its name, given either.
-
-    Raises:
-        InputError: If there is none of that name.
+    Attributes:
+        name: Its name.
+        function: Computes it, in any unit.
+        less_is_better: Whether smaller values are better.
+        needs_wrong: Whether it compares with wrong answers, so that every question needs one.
+        is_distance: Whether it is a distance from the unedited model: 0 without an edit and never below. A test whether its
+            change is zero on average says nothing, so it has no p-value.
+        is_share: Whether it is 0 or 1 on every question; None where its values must tell.
     """
-    if not isinstance(effect, str):
-        return getattr(effect, "__name__", type(effect).__name__), effect
-    if effect not in EFFECTS:
-        raise InputError(
-            f"There is no effect {effect!r}. It is one of {', '.join(EFFECTS)}, or a function of the edited and the "
-            "unedited predictions that returns a number a question."
-        )
-    return effect, EFFECTS[effect]
+
+    name: str
+    function: EffectFunction
+    less_is_better: bool = False
+    needs_wrong: bool = False
+    is_distance: bool = False
+    is_share: bool | None = False
+
+    def is_share_of(self, values: Float[Tensor, "*_"]) -> bool:
+        """Whether these values of it are shares."""
+        return bool(((values == 0) | (values == 1)).all()) if self.is_share is None else self.is_share
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,12 +56,10 @@ class Measured:
     """Every effect of every editor on every question.
 
     Attributes:
-        names: Of the effects.
         values: `[effects, editors, questions]`, in float64.
-        changed: By editor, whether any logit differed from the unedited model's.
+        changed: Per editor, whether any logit differs from the unedited model's.
     """
 
-    names: tuple[str, ...]
     values: Float[Tensor, "effects editors questions"]
     changed: tuple[bool, ...]
 
@@ -124,43 +68,34 @@ def measure(
     model: Model,
     questions: Questions,
     editors: Sequence[Editor | None],
-    effects: Sequence[str | Effect],
+    effects: Sequence[Effect],
     *,
     batch_size: int = 32,
     folder: str | Path | None = None,
     progress: bool = True,
 ) -> Measured:
-    """Measures effects under many editors; runs that are alike up to a layer share the blocks below it.
+    """Measures effects under many editors. Runs that are alike up to a layer share the blocks below it.
 
     Args:
         model: A TransformerBridge with a tokenizer, unedited.
-        questions: To measure on.
-        editors: One a run. The unedited model is run besides, once, as what effects compare with.
-        effects: Names or functions.
-        batch_size: Questions in one forward pass. It does not change the result, but for rounding.
-        folder: Where to keep finished batches, each measurement in a folder of its own. A run that was killed goes on from
-            there. An effect of your own is known by its name there, so it needs one: no lambda.
+        questions: What to measure on.
+        editors: One per run. The unedited model runs once more, as what effects compare with.
+        effects: What to measure.
+        batch_size: Rows of tokens per forward pass. Bounds memory, and changes results by rounding only.
+        folder: Where to keep finished batches, each measurement in a folder of its own; a killed run continues from there.
+            Effects are told apart by their functions' importable names.
         progress: Whether to show a progress bar.
 
     Raises:
-        InputError: If an effect is unknown or compares with false completions where a question has none, the model predicts
-            NaN, or a function does not return one finite number a question.
+        InputError: If effects share a name, one needs wrong answers where a question has none, the model predicts NaN, or a
+            function does not return one finite number per question.
 
     Warns:
         SeaLensWarning: If an editor that is not the identity changes no logit.
     """
-    named = [named_effect(effect) for effect in effects]
-    if not named or len(dict(named)) < len(named):
-        raise InputError(
-            f"Effects need names of their own, and at least one is needed; {[n for n, _ in named]} were given."
-        )
-    bare = [index for index, question in enumerate(questions) if not question.wrong]
-    if bare and any(function in NEED_WRONG for _, function in named):
-        raise InputError(
-            f"Questions {bare[:10]} have no false completion to compare with. Give each one, or drop them."
-        )
+    _check_effects(effects, questions)
     runs = BranchingRuns(model, [None, *editors])
-    values = torch.full((len(named), len(editors), len(questions)), torch.nan, dtype=torch.float64)
+    values = torch.full((len(effects), len(editors), len(questions)), torch.nan, dtype=torch.float64)
     changed = torch.zeros(len(editors), dtype=torch.bool)
     batches = question_batches(model, questions, batch_size)
     store = None
@@ -169,57 +104,71 @@ def measure(
             "weights": weights_digest(model),
             "questions": questions.fingerprint,
             "editors": [None if editor is None else editor.fingerprint for editor in editors],
-            "effects": [name if EFFECTS.get(name) is function else name_of(function) for name, function in named],
+            "effects": [name_of(effect.function) for effect in effects],
             "batch_size": batch_size,
         }
         store = Store.within(folder, "measurement", facts)
     total = len(questions) * (len(editors) + 1)
     with tqdm(total=total, desc="effects", unit="question", disable=not progress) as bar:
         for number, batch in enumerate(batches):
-            kept = store.read(number) if store is not None else None
+            kept = None if store is None else store.read(number)
             if kept is None:
-                kept = {"effects": _measure_batch(runs, batch, named)}
+                kept = {"effects": _measure_batch(runs, batch, effects, bar)}
                 if store is not None:
                     store.write(number, kept)
+            else:
+                bar.update(len(batch.indices) * (len(editors) + 1))
             found = kept["effects"]
             values[:, :, batch.indices], changed = found[:-1], changed | found[-1].any(1)
-            bar.update(len(batch.indices) * (len(editors) + 1))
     for editor, did in zip(editors, changed.tolist(), strict=True):
         if editor is not None and not did and not editor.is_identity:
             warnings.warn(
-                f"The edit at layers {editor.layers} changed no logit on these {len(questions)} questions. Do its "
-                "positions lie beyond the prompts, or does it move activations by less than the model's precision?",
+                f"The edit at {_places(editor)} changes no logit on these {len(questions)} questions. Check whether its "
+                "positions lie beyond the prompts, or whether it moves activations by less than the model's precision.",
                 SeaLensWarning,
                 stacklevel=3,
             )
-    return Measured(tuple(name for name, _ in named), values, tuple(changed.tolist()))
+    return Measured(values, tuple(changed.tolist()))
+
+
+def _check_effects(effects: Sequence[Effect], questions: Questions) -> None:
+    names = [effect.name for effect in effects]
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"Give at least one effect, each with its own name; the names are {names}.")
+    bare = [index for index, question in enumerate(questions) if not question.wrong]
+    needing = [effect.name for effect in effects if effect.needs_wrong]
+    if bare and needing:
+        raise InputError(
+            f"{needing[0]} compares with wrong answers, and questions {bare[:10]} have none. Give each one, or drop them."
+        )
 
 
 @torch.no_grad()
 def _measure_batch(
-    runs: BranchingRuns, batch: QuestionBatch, named: Sequence[tuple[str, Effect]]
+    runs: BranchingRuns, batch: QuestionBatch, effects: Sequence[Effect], bar: tqdm[object]
 ) -> Float[Tensor, "effects_and_changed editors questions"]:
     """The effects of every editor but the first, which is the unedited model; and, last, whether it changed any logit."""
-    found = torch.zeros(len(named) + 1, len(runs.editors) - 1, len(batch.indices), dtype=torch.float64)
+    found = torch.zeros(len(effects) + 1, len(runs.editors) - 1, len(batch.indices), dtype=torch.float64)
     plain: Tensor | None = None
     for number, logits in runs.logits(batch.tokens, batch.where):
         predictions = batch.predictions(logits)
         _check_predictions(predictions, batch.indices, runs.editors[number])
+        bar.update(len(batch.indices))
         if plain is None:
             plain, unedited = logits, predictions
             continue
         found[-1, number - 1] = not torch.equal(logits, plain)
-        for row, (name, function) in enumerate(named):
-            found[row, number - 1] = _checked(name, function(predictions, unedited), batch.indices)
+        for row, effect in enumerate(effects):
+            found[row, number - 1] = _checked(effect.name, effect.function(predictions, unedited), batch.indices)
     return found
 
 
 def _check_predictions(predictions: Predictions, indices: Sequence[int], editor: EditsModels | None) -> None:
-    """Refuses NaN, which comparisons take for a number: nothing would be likelier than a true answer of rank 1."""
+    """Refuses NaN, which compares as if it were a number: nothing would be likelier than a right answer of rank 1."""
     nan = predictions.next_token.isnan().any(1) | predictions.log_probabilities.isnan().any(1)
     bad = sorted(index for index, is_bad in zip(indices, nan.tolist(), strict=True) if is_bad)
     if bad:
-        under = "unedited" if editor is None else f"edited at layers {editor.layers}"
+        under = "unedited" if editor is None else f"edited at {_places(editor)}"
         raise InputError(
             f"The model, {under}, predicts NaN on questions {bad[:10]}. Activations overflow: scale the editor down, or run "
             "the model in float32."
@@ -228,15 +177,17 @@ def _check_predictions(predictions: Predictions, indices: Sequence[int], editor:
 
 def _checked(name: str, found: object, indices: Sequence[int]) -> Tensor:
     if not isinstance(found, Tensor) or tuple(found.shape) != (len(indices),):
-        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise InputError(
-            f"The effect {name} must return one number a question, [{len(indices)}], and it returned {shape}."
+            f"The effect {name} must return one number per question, [{len(indices)}]; it returns {shape}."
         )
     bad = [index for index, good in zip(indices, found.double().isfinite().tolist(), strict=True) if not good]
     if bad:
-        raise InputError(f"The effect {name} is NaN or infinite on questions {sorted(bad)[:10]}. Look at those.")
+        raise InputError(
+            f"The effect {name} is NaN or infinite on questions {sorted(bad)[:10]}. Look at those questions."
+        )
     return found.detach().double().cpu()
 
 
-def _highest(scores: Float[Tensor, "questions completions"], among: Tensor) -> Float[Tensor, " questions"]:
-    return scores.masked_fill(~among, -torch.inf).amax(1)
+def _places(editor: EditsModels) -> str:
+    return ", ".join(str(label) if isinstance(label, str) else f"layer {label}" for label in labels_of(editor.sites))

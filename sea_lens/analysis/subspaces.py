@@ -1,139 +1,147 @@
-"""What an edit is: the spectra it was cut from, the angles between its subspaces, and how far it moves activations."""
+"""What an edit is: its gains, the spectra and angles it was cut from, and how far it moves activations."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
+from typing import ClassVar, Protocol, runtime_checkable
 
+import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
+from scipy.linalg import subspace_angles
 from torch import Tensor
 
-from sea_lens.editing.affine import AffineEdit
 from sea_lens.editing.editor import Editor
 from sea_lens.editing.edits import Edit, displacement
-from sea_lens.methods.sea.sea import sea_of
-from sea_lens.methods.sea.spectral import effective_rank, principal_angles
-from sea_lens.models.activations import ROLES, Activations
+from sea_lens.methods.method import METHODS, method_of
+from sea_lens.methods.sea.sea import Evidence
+from sea_lens.methods.sea.spectral import CrossCovariance, Subspace, effective_rank
+from sea_lens.models.activations import Activations
+from sea_lens.models.sites import Site, labels_of
+from sea_lens.results import Result
 
 
-@dataclass(frozen=True, eq=False)
-class Spectra:
+@dataclass(frozen=True, eq=False, repr=False)
+class Spectra(Result):
     """The spectral view of an editor.
 
     Attributes:
-        table: One row a layer: `rank_positive` and `rank_negative` of the fitted subspaces, the `effective_rank` of
-            either whole cross-covariance, the smallest, median and largest principal angle between the subspaces in
-            degrees, `eigenvalue_error` (the largest difference between the edit's absolute eigenvalues and the sines of
-            those angles, with 1 for each direction that only one side has; NaN for edits of another form), and for
-            neutral, positive and negative activations how far the edit moves them (`moved`, share of the norm) and
-            their `cosine` before and after.
-        curves: One row a layer, side and rank: `singular_value`, and the share of energy `explained` up to it.
-        angles: One row a layer and principal angle, in degrees.
+        table: One row per layer (per site, where an editor edits sites of several names): the `rank` of the edit, its
+            `least_gain` and `greatest_gain` (eigenvalues times the strength, or the length of a shift; NaN for an edit
+            without directions); for every role how far the edit moves its activations (`moved_neutral`, ...: the mean of
+            |edited - h| / |h|) and their mean `cosine_neutral`, ... before and after. For a method that cuts subspaces
+            from cross-covariances, as SEA does, also `rank_positive` and `rank_negative` of the subspaces, the effective
+            rank of either whole cross-covariance (`effective_rank_positive`, ...), and the smallest, median and largest
+            principal angle between the subspaces in degrees.
+        gains: One row per layer and direction: its `index` and `gain`.
+        curves: One row per layer, side and rank: `singular_value`, and the share of energy `explained` up to it. Empty for
+            a method without subspaces.
+        angles: One row per layer and principal angle, in degrees. Empty for a method without subspaces.
     """
 
     table: pd.DataFrame
+    gains: pd.DataFrame
     curves: pd.DataFrame
     angles: pd.DataFrame
+    shown: ClassVar[tuple[str, ...]] = (
+        *("rank", "least_gain", "greatest_gain", "rank_positive", "rank_negative", "smallest_angle", "largest_angle"),
+        *("moved_neutral", "moved_positive", "moved_negative"),
+    )
 
 
 def measure_spectra(editor: Editor, activations: Activations) -> Spectra:
-    """Decomposes the activations again by the rule of an editor and compares the result with the editor.
+    """Measures what an editor's edits are, and decomposes the activations again by the method it was fitted with.
 
     SEA adds a difference of two projectors, whose eigenvalues are plus and minus the sines of the principal angles between
     the positive and the negative subspace. So the angles say what an edit can do before any model is run: where they are
     zero and the ranks equal, it does nothing.
 
     Args:
-        editor: Of SEA, or a view of one.
+        editor: Of any method.
         activations: Those it was fitted on.
 
     Raises:
-        InputError: If the editor is not one of SEA, or the activations lack one of its layers.
+        ModelMismatchError: If the activations lack one of its sites.
+        InputError: If they lack a side that its method needs.
+
+    Example:
+        >>> measure_spectra(editor, activations).table["largest_angle"].max() <= 90
+        True
     """
-    method, activations = sea_of(editor), activations.at_sites(editor.sites)
-    rows, curves, angles = [], [], []
-    for layer, edit in ((layer, editor[layer]) for layer in editor.layers):
-        positive, negative = method.subspaces(method.evidence(activations, layer).covariances)
-        between = principal_angles(positive.basis, negative.basis)
-        degrees = between.rad2deg()
-        rows.append(
-            {
-                "layer": layer,
-                "rank_positive": positive.rank,
-                "rank_negative": negative.rank,
-                "effective_rank_positive": effective_rank(positive.singular_values),
-                "effective_rank_negative": effective_rank(negative.singular_values),
-                "smallest_angle": float(degrees[0]),
-                "median_angle": float(degrees.quantile(0.5)),
-                "largest_angle": float(degrees[-1]),
-                "eigenvalue_error": _eigenvalue_error(edit, between, positive.rank, negative.rank)
-                if method.projections in ("both", "reversed") and method.merge != "average"
-                else nan,
-                **{f"moved_{role}": displacement(edit, activations[role][layer]) for role in ROLES},
-                **{f"cosine_{role}": _cosine(edit, activations[role][layer]) for role in ROLES},
-            }
-        )
-        for side, found in (("positive", positive), ("negative", negative)):
-            energies = found.singular_values.square().cumsum(0)
-            explained = energies / energies[-1]  # the last partial sum, so that a curve ends at 1 exactly
-            curves += [
-                {"layer": layer, "side": side, "rank": rank, "singular_value": value, "explained": share}
-                for rank, (value, share) in enumerate(
-                    zip(found.singular_values.tolist(), explained.tolist(), strict=True), start=1
-                )
-            ]
-        angles += [{"layer": layer, "index": index, "degrees": angle} for index, angle in enumerate(degrees.tolist())]
-    return Spectra(pd.DataFrame(rows).set_index("layer"), pd.DataFrame(curves), pd.DataFrame(angles))
+    activations = activations.at_sites(editor.sites)
+    rows: list[dict[str, object]] = []
+    gains: list[dict[str, object]] = []
+    curves: list[dict[str, object]] = []
+    angles: list[dict[str, object]] = []
+    for layer, (site, edit) in zip(labels_of(editor.sites), editor.edits.items(), strict=True):
+        found = [] if edit.gains is None else (edit.strength * edit.gains.double()).tolist()
+        gains += [{"layer": layer, "index": index, "gain": gain} for index, gain in enumerate(found)]
+        row = {
+            "layer": layer,
+            "rank": edit.rank,
+            "least_gain": min(found, default=nan),
+            "greatest_gain": max(found, default=nan),
+        }
+        sides = subspaces_of(editor, activations, site)
+        if sides:
+            degrees = np.rad2deg(subspace_angles(*(side.basis.numpy() for side in sides.values())))[::-1]
+            angles += [{"layer": layer, "index": index, "degrees": float(angle)} for index, angle in enumerate(degrees)]
+            row |= {f"rank_{name}": side.rank for name, side in sides.items()}
+            row |= {f"effective_rank_{name}": effective_rank(side.singular_values) for name, side in sides.items()}
+            row |= {"smallest_angle": degrees[0], "median_angle": np.median(degrees), "largest_angle": degrees[-1]}
+            for name, side in sides.items():
+                curves += _curve(side.singular_values, {"layer": layer, "side": name})
+        row |= {f"moved_{role}": _moved(edit, activations[role][site]) for role in activations.roles}
+        row |= {f"cosine_{role}": _cosine(edit, activations[role][site]) for role in activations.roles}
+        rows.append(row)
+    return Spectra(
+        pd.DataFrame(rows).set_index("layer"),
+        _frame(gains, ["layer", "index", "gain"]),
+        _frame(curves, ["layer", "side", "rank", "singular_value", "explained"]),
+        _frame(angles, ["layer", "index", "degrees"]),
+    )
 
 
-def _cosine(edit: Edit, h: Tensor) -> float:
+@runtime_checkable
+class CutsSubspaces(Protocol):
+    """A method that cuts subspaces from cross-covariances, as SEA does."""
+
+    def evidence(self, activations: Activations, site: Site) -> Evidence:
+        """What the edit of a site is made from."""
+
+    def subspaces(self, covariances: Sequence[CrossCovariance]) -> list[Subspace]:
+        """The positive and the negative subspace."""
+
+
+def subspaces_of(editor: Editor, activations: Activations, site: Site) -> Mapping[str, Subspace]:
+    """The positive and the negative subspace that an editor's method cuts from activations; none for other methods."""
+    method = method_of(editor) if editor.card.method in METHODS else None
+    if not isinstance(method, CutsSubspaces):
+        return {}
+    return dict(
+        zip(("positive", "negative"), method.subspaces(method.evidence(activations, site).covariances), strict=True)
+    )
+
+
+def _curve(values: Float[Tensor, " n_values"], of: Mapping[str, object]) -> list[dict[str, object]]:
+    energies = values.square().cumsum(0)
+    explained = (energies / energies[-1]).tolist()  # the last partial sum, so that a curve ends at 1 exactly
+    pairs = enumerate(zip(values.tolist(), explained, strict=True), start=1)
+    return [{**of, "rank": rank, "singular_value": value, "explained": share} for rank, (value, share) in pairs]
+
+
+def _frame(rows: Sequence[Mapping[str, object]], columns: list[str]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _moved(edit: Edit, h: Float[Tensor, "n width"]) -> float:
+    """NaN for an edit that mixes the tokens of a pass: rows of activations are no pass."""
+    return displacement(edit, h) if edit.token_local else nan
+
+
+def _cosine(edit: Edit, h: Float[Tensor, "n width"]) -> float:
     x = h.double()
-    return float(torch.nn.functional.cosine_similarity(edit(x), x, dim=-1).mean())
-
-
-def _eigenvalue_error(edit: Edit, angles: Tensor, rank_positive: int, rank_negative: int) -> float:
-    if edit.gains is None or not isinstance(edit, AffineEdit) or not edit.rank:
-        return nan
-    sines = angles.sin()
-    alone = torch.ones(abs(rank_positive - rank_negative), dtype=torch.float64)
-    expected = torch.cat([sines, sines, alone]).sort(descending=True).values
-    found = torch.zeros_like(expected)
-    values = edit.gains.double().abs().sort(descending=True).values
-    # Equal directions have an eigenvalue of zero and no place in the edit.
-    found[: len(values)] = values
-    return float((found - expected).abs().max())
-
-
-def layer_signatures(activations: Activations) -> pd.DataFrame:
-    """The layer "signature" by which the SEA authors' code proposes to choose layers, and a centered form of it.
-
-    Their code takes the cross-covariance of all positive and negative activations, stacked, with one-hot labels, and sums its
-    singular values. As activations share a mean that dwarfs what tells them apart, that sum is mostly the mean's norm;
-    centered, it is the distance between the means of positives and negatives, times a constant.
-
-    Args:
-        activations: Of any layers.
-
-    Returns:
-        One row a layer: `signature`, `explained_first` (share of the squared singular values in the first of the two), and
-        `signature_centered`.
-    """
-    n = activations.n
-    labels = torch.zeros(2 * n, 2, dtype=torch.float64)
-    labels[:n, 1], labels[n:, 0] = 1, 1
-    rows = []
-    for layer in activations.layers:
-        stacked = torch.cat([activations.positive[layer], activations.negative[layer]]).double()
-        values = torch.linalg.svdvals(stacked.T @ labels / n)
-        centered = torch.linalg.svdvals((stacked - stacked.mean(0)).T @ labels / n)
-        total = values.square().sum()
-        rows.append(
-            {
-                "layer": layer,
-                "signature": float(values.sum()),
-                "explained_first": float(values[0].square() / total) if total > 0 else nan,
-                "signature_centered": float(centered.sum()),
-            }
-        )
-    return pd.DataFrame(rows).set_index("layer")
+    return float(torch.nn.functional.cosine_similarity(edit(x), x, dim=-1).mean()) if edit.token_local else nan

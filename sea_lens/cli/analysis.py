@@ -8,12 +8,11 @@ from typing import Annotated, Literal
 import typer
 
 from sea_lens import plotting
-from sea_lens.analysis.effects import measure_effects
+from sea_lens.analysis.effects import EFFECTS, measure_effects, named_effect
 from sea_lens.analysis.layers import MODES, ablate_layers, measure_interactions, select_layers
 from sea_lens.analysis.massive import massive_activations
-from sea_lens.analysis.measurements import EFFECTS, named_effect
 from sea_lens.analysis.probes import probe_activations
-from sea_lens.analysis.subspaces import layer_signatures, measure_spectra
+from sea_lens.analysis.subspaces import measure_spectra
 from sea_lens.analysis.tokens import read_directions
 from sea_lens.cli.app import app
 from sea_lens.cli.inputs import (
@@ -42,6 +41,8 @@ from sea_lens.errors import InputError
 from sea_lens.models.activations import Activations
 from sea_lens.models.bridge import Model
 from sea_lens.models.collect import collect_activations
+from sea_lens.models.sites import labels_of
+from sea_lens.results import Result
 
 QuestionsFile = Annotated[
     Path,
@@ -83,13 +84,12 @@ def effects(
     fitted, bridge = Editor.from_pretrained(editor), load_model(model, device, reads=[questions])
     asked = _asked(questions, n, seed, template, bridge)
     result = measure_effects(
-        bridge, fitted, asked, control=control, seed=seed, batch_size=batch_size, folder=out / UNFINISHED
+        bridge, asked, fitted, control=control, seed=seed, batch_size=batch_size, folder=out / UNFINISHED
     )
     show(result.table, f"Effects on {result.n} questions, {result.confidence:.0%} intervals of the change")
     for name, row in result.flips.iterrows():
         typer.echo(f"{name}: {row['gained']} questions gained, {row['lost']} lost")
-    tables = {"effects": result.table, "flips": result.flips, "questions": result.per_question}
-    write(out, tables, {"effects": plotting.plot_effects(result)})
+    write(out, [result], {"effects": plotting.plot_effects(result)})
 
 
 @app.command()
@@ -113,33 +113,42 @@ def ablate(
     device: Device = "cpu",
 ) -> None:
     """Measures which layers of an editor carry its effect."""
-    named_effect(effect)  # said before the model runs, not after
+    named_effect(effect)
     modes = [known for known in MODES if known in mode]
     if set(modes) != set(mode):
         raise InputError(f"--mode is one of {', '.join(MODES)}, and {', '.join(mode)} was given.")
     fitted, bridge = Editor.from_pretrained(editor), load_model(model, device, reads=[questions])
     asked = _asked(questions, n, seed, template, bridge)
     result = ablate_layers(
-        bridge, fitted, asked, modes, effect, control=control, seed=seed, batch_size=batch_size, folder=out / UNFINISHED
+        bridge,
+        asked,
+        fitted,
+        modes=modes,
+        effect=effect,
+        control=control,
+        seed=seed,
+        batch_size=batch_size,
+        folder=out / UNFINISHED,
     )
     title = f"{effect.replace('_', ' ')} on {result.n} questions, {result.confidence:.0%} intervals of the change"
     show(result.table.drop(columns="layer").set_index("mode"), title)
-    tables, figures = {"ablation": result.table}, {"ablation": plotting.plot_ablation(result)}
+    results: list[Result] = [result]
+    figures = {"ablation": plotting.plot_ablation(result)}
     if pairs:
         found = measure_interactions(
-            bridge, fitted, asked, effect, seed=seed, batch_size=batch_size, folder=out / UNFINISHED
+            bridge, asked, fitted, effect=effect, seed=seed, batch_size=batch_size, folder=out / UNFINISHED
         )
         show(found.table.set_index(["first", "second"]), "Pairs of layers")
-        tables["interactions"], figures["interactions"] = found.table, plotting.plot_interactions(found)
+        results.append(found)
+        figures["interactions"] = plotting.plot_interactions(found)
     if select:
         choosing, held_out = asked.split(0.5, seed)
         chosen = select_layers(
             bridge,
-            fitted,
             choosing,
-            held_out,
-            effect,
-            lower_is_better=effect in ("rank", "kl", "total_variation"),
+            fitted,
+            held_out=held_out,
+            effect=effect,
             seed=seed,
             batch_size=batch_size,
             folder=out / UNFINISHED,
@@ -147,8 +156,8 @@ def ablate(
         show(
             chosen.table.set_index("added"), f"Chosen on {chosen.n} questions, confirmed on {chosen.n_held_out} others"
         )
-        tables["selection"] = chosen.table
-    write(out, tables, figures)
+        results.append(chosen)
+    write(out, results, figures)
 
 
 def _collected(
@@ -207,7 +216,7 @@ def probe(
         "probes": plotting.plot_probes(probes),
         "activations": plotting.plot_activations(plain, edited, method=method, seed=seed),
     }
-    write(out, {"probes": probes.table}, figures)
+    write(out, [probes], figures)
 
 
 @app.command()
@@ -228,29 +237,19 @@ def spectrum(
 ) -> None:
     """Shows what an edit is: spectra, angles, directions read as tokens, massive activations."""
     fitted, bridge = Editor.from_pretrained(editor), load_model(model, device, reads=[demonstrations])
-    if fitted.card.method != "sea":
-        raise InputError(f"Spectra are of editors of `sea-lens fit`, and this one is of {fitted.card.method!r}.")
     plain, _ = _collected(
         bridge, fitted, demonstrations, n, seed, template, chat, answer_ending, max_new_tokens, batch_size, edited=False
     )
     spectra, massive = measure_spectra(fitted, plain), massive_activations(plain, fitted)
     show(spectra.table.T.rename_axis("by layer"), f"Spectra of {plain.n} demonstrations")
-    tables = {
-        "spectra": spectra.table,
-        "curves": spectra.curves,
-        "angles": spectra.angles,
-        "signatures": layer_signatures(plain),
-        "massive": massive.table,
-    }
-    figures = {
-        "spectra": plotting.plot_spectra(spectra),
-        "angles": plotting.plot_principal_angles(spectra),
-        "massive": plotting.plot_massive_activations(massive),
-    }
-    for layer in fitted.layers:
-        if fitted[layer].directions is not None:
-            directions = read_directions(bridge, fitted, layer, k, plain)
-            tables[f"directions-{layer}"] = directions.table
-            figures[f"directions-{layer}"] = plotting.plot_directions(directions)
-            show(directions.table[["kind", "eigenvalue", "raises", "lowers"]], f"Directions of layer {layer}")
-    write(out, tables, figures)
+    figures = {"massive": plotting.plot_massive_activations(massive)}
+    if len(spectra.curves):
+        figures |= {"spectra": plotting.plot_spectra(spectra), "angles": plotting.plot_principal_angles(spectra)}
+    read: dict[str, Result] = {}
+    for site, label in zip(fitted.sites, labels_of(fitted.sites), strict=True):
+        if site.in_stream and fitted[site].directions is not None:
+            directions = read_directions(bridge, fitted, site, k=k, activations=plain)
+            read[f"directions-{label}"] = directions
+            figures[f"directions-{label}"] = plotting.plot_directions(directions)
+            show(directions.table[["kind", "gain", "raises", "lowers"]], f"Directions of layer {label}")
+    write(out, [spectra, massive], figures, read)

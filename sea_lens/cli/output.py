@@ -12,22 +12,24 @@ from matplotlib.figure import Figure
 from rich.markup import escape
 from rich.table import Table
 
-from sea_lens.cache import write_text
 from sea_lens.cli.app import console
+from sea_lens.results import Result
 from sea_lens.tables import readable
 
 UNFINISHED = "unfinished"
 """Folder of batches that a killed command goes on from; gone once the results are written."""
 
 
-def write(out: Path, tables: Mapping[str, pd.DataFrame], figures: Mapping[str, Figure]) -> None:
-    """Writes tables and figures under their names, and says so."""
-    out.mkdir(parents=True, exist_ok=True)
-    for name, table in tables.items():
-        write_text(out / f"{name}.csv", table.to_csv())
+def write(
+    out: Path, results: Sequence[Result], figures: Mapping[str, Figure], by_folder: Mapping[str, Result] | None = None
+) -> None:
+    """Saves results, further ones in folders of their own, and figures under their names; says what it wrote."""
+    places = [(out, result) for result in results] + [(out / name, one) for name, one in (by_folder or {}).items()]
+    written = [path for folder, result in places for path in result.save(folder)]
     for name, figure in figures.items():
-        figure.savefig(out / f"{name}.png", dpi=150)
-    finish(out, [*(f"{name}.csv" for name in tables), *(f"{name}.png" for name in figures)])
+        written.append(out / f"{name}.png")
+        figure.savefig(written[-1], dpi=150)
+    finish(out, [str(path.relative_to(out)) for path in written])
 
 
 def finish(out: Path, written: Sequence[str]) -> None:

@@ -210,6 +210,13 @@ def canonical_name(name: str) -> str:
     return ALIASES.get(short, short)
 
 
+def labels_of(sites: Sequence[Site]) -> list[int | str]:
+    """What tables call sites: layers where all have one name, hook names otherwise."""
+    if len({site.name for site in sites}) == 1:
+        return [site.hook_name if site.layer is None else site.layer for site in sites]
+    return [site.hook_name for site in sites]
+
+
 def sites_of(model: Model, layer: int | None = 0) -> list[str]:
     """The names of a model's sites in a block, and those of the unembedding."""
     prefix = f"blocks.{layer or 0}."

@@ -65,8 +65,8 @@ def plot_activations(
     Raises:
         InputError: If the activations do not belong together, a layer is absent, or an argument is out of range.
     """
-    available = activations.layers if edited is None else check_pair(activations, edited)
-    chosen = _choose_layers(available, layers)
+    check_pair(activations, edited)
+    chosen = _choose_layers((edited or activations).layers, layers)
     if method not in get_args(Method):
         raise InputError(f"method is one of {', '.join(get_args(Method))}, and {method!r} was given.")
     order: tuple[Role, ...] = ("positive", "negative", "neutral")

@@ -122,7 +122,7 @@ def plot_interactions(interactions: Interactions, *, axes: Axes | None = None) -
         texts[place[0]][place[1]] = f"{row['interaction']:.2g}"
         if row["low"] > 0 or row["high"] < 0:
             framed.append(place)
-    for index, alone in enumerate(interactions.alone):
+    for index, alone in enumerate(interactions.alone["change"]):
         texts[index][index] = f"({alone:.2g})"
     most = float(np.nanmax(np.abs(grid))) or 1.0
     side = max(4.2, 0.45 * len(layers) + 1.6)

@@ -237,7 +237,7 @@ def plot_directions(directions: Directions, *, most: int = 12, axes: Axes | None
 
     Args:
         directions: From `read_directions`.
-        most: Rows shown: half of them promoted, half suppressed, those of the largest eigenvalues.
+        most: Rows shown: half of them promoted, half suppressed, those of the largest gains.
         axes: To draw in; None makes a figure.
     """
     table = directions.table
@@ -247,7 +247,7 @@ def plot_directions(directions: Directions, *, most: int = 12, axes: Axes | None
     words = [
         [
             row["kind"],
-            f"{row['eigenvalue']:+.2f}",
+            f"{row['gain']:+.2f}",
             *("  ".join(map(_shown, row[side])) for side in ("raises", "lowers")),
         ]
         for row in table.to_dict("records")
@@ -258,7 +258,7 @@ def plot_directions(directions: Directions, *, most: int = 12, axes: Axes | None
     axes.set_axis_off()
     drawn = axes.table(
         words,
-        colLabels=["", "eigenvalue", "raises most", "lowers most"],
+        colLabels=["", "gain", "raises most", "lowers most"],
         colWidths=[width / sum(widths) for width in widths],
         cellLoc="left",
         colLoc="left",

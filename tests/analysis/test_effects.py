@@ -1,326 +1,223 @@
-import warnings
-from statistics import fmean
+"""Effects against numpy, written from their definitions, and what `measure_effects` says of them."""
 
+import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest
+from analysis.conftest import editor_for
 
-from sea_lens import Activations, Questions, answer_greedily, fit_sea, kl_to_unedited, prefer_right
-from sea_lens.analysis import effects
-from sea_lens.errors import InputError, SeaLensWarning
-from sea_lens.models.divergence import UneditedPredictions
-from sea_lens.models.generate import greedy_answers
-from sea_lens.statistics import Proportion
-from sea_lens.worlds.facts import MYTHICAL, TRUTHFUL, prompt
+from sea_lens import Questions, measure_effects, random_editor_like
+from sea_lens.analysis.effects import EFFECTS, named_effect, register_effect
+from sea_lens.errors import InputError
+from sea_lens.models.log_probs import completion_log_probabilities
+from sea_lens.models.predictions import Predictions
 
-PROMPTS = ["Q: what color is the sea? A:", "ab", "a text", "The sky is"]
-N_TOKENS = 6
-
-
-@pytest.fixture(scope="module")
-def answers(llama):
-    found = greedy_answers(llama, PROMPTS, N_TOKENS, progress=False)
-    assert all(found)
-    assert len(set(found)) == len(found)
-    return found
-
-
-@pytest.fixture(scope="module")
-def editor(llama):
-    """One that does much."""
-    generator = torch.Generator().manual_seed(0)
-    roles = [{layer: torch.randn(20, 32, generator=generator) for layer in range(3)} for _ in range(3)]
-    activations = Activations.from_tensors(neutral=roles[0], positive=roles[1], negative=roles[2], model=llama)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SeaLensWarning)
-        return fit_sea(activations, ranks=4).scaled(2.0)
-
-
-def ask(llama, true, wrong=None, **options):
-    questions = Questions.from_lists(PROMPTS, true, [[]] * len(PROMPTS) if false is None else false)
-    return answer_greedily(llama, questions, N_TOKENS, **options)
-
-
-# --- proportions -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("confidence", [0.5, 0.9, 0.95, 0.999])
-@pytest.mark.parametrize("n", [1, 2, 7, 50, 240, 10_000])
-def test_intervals_are_wilsons(n, confidence):
-    for successes in sorted({0, 1, n // 3, n // 2, n - 1, n}):
-        expected = binomtest(successes, n).proportion_ci(confidence, method="wilson")
-        low, high = Proportion(successes, n).interval(confidence)
-        assert low == pytest.approx(expected.low, abs=1e-12)
-        assert high == pytest.approx(expected.high, abs=1e-12)
-
-
-def test_intervals_are_of_95_percent_unless_asked():
-    assert Proportion(3, 10).interval() == Proportion(3, 10).interval(0.95)
-    assert Proportion(3, 10).interval() != Proportion(3, 10).interval(0.9)
-
-
-@pytest.mark.parametrize("n", [1, 3, 17, 240])
-def test_intervals_of_nothing_and_everything_end_at_0_and_1(n):
-    low, high = Proportion(0, n).interval()
-    assert low == 0
-    assert 0 < high < 1
-    low, high = Proportion(n, n).interval()
-    assert high == 1
-    assert 0 < low < 1
-
-
-def test_a_proportion_prints_its_share_and_interval():
-    assert Proportion(238, 240).share == pytest.approx(238 / 240)
-    assert str(Proportion(238, 240)) == "99.2% [97.0, 99.8]"
-
-
-@pytest.mark.parametrize(("successes", "n"), [(0, 0), (-1, 3), (4, 3), (1, 0), (0, -1)])
-def test_what_is_no_proportion_is_refused(successes, n):
-    with pytest.raises(InputError, match=f"{successes} successes of {n} trials"):
-        Proportion(successes, n)
-
-
-# --- greedy answers --------------------------------------------------------------------------------------------------
-
-
-def test_an_answer_that_is_a_true_completion_is_truthful(llama, answers):
-    found = ask(llama, [[answer] for answer in answers])
-    assert found.table["prompt"].tolist() == PROMPTS
-    assert found.table["answer"].tolist() == answers
-    assert found.table["truthful"].tolist() == [True] * len(PROMPTS)
-    assert found.right == Proportion(len(PROMPTS), len(PROMPTS))
-
-
-@pytest.mark.parametrize(
-    "change", [str.upper, str.lower, "  {}".format, "{}\n".format, "{}.".format, "{} . ".format, "{}?!".format]
-)
-def test_case_outer_space_and_final_punctuation_do_not_count(llama, answers, change):
-    assert ask(llama, [["else", change(answer)] for answer in answers]).right.share == 1
-
-
-@pytest.mark.parametrize("change", [str.upper, str.lower, " {} .".format])
-def test_case_does_not_count_in_words(organism, change):
-    """The tiny Llama's bytes are no letters; the embedded model answers in words."""
-    model, world = organism
-    prompts = [question.prompt for question in world.questions(world.facts[:20])]
-    words = greedy_answers(model, prompts, 1, progress=False)
-    assert all(word.isalpha() for word in words)
-    questions = Questions.from_lists(prompts, [[change(word)] for word in words], [[]] * 20)
-    assert answer_greedily(model, questions, 1).right.share == 1
-
-
-@pytest.mark.parametrize("change", ["{}x".format, "x{}".format, ". {}".format, lambda answer: "else"])
-def test_anything_else_is_not_truthful(llama, answers, change):
-    assert ask(llama, [[change(answer)] for answer in answers]).right.share == 0
-
-
-def test_answers_are_judged_one_by_one_by_their_own_question(llama, answers):
-    assert ask(llama, [["else"], [answers[1]], ["else", answers[2]], ["x"]]).table["truthful"].tolist() == [
-        False,
-        True,
-        True,
-        False,
-    ]
-    rotated = answers[1:] + answers[:1]
-    assert ask(llama, [[answer] for answer in rotated]).right.successes == 0
-
-
-def test_false_completions_do_not_make_an_answer_truthful(llama, answers):
-    assert ask(llama, [["else"]] * len(PROMPTS), [[answer] for answer in answers]).right.successes == 0
-
-
-def test_batches_change_no_answer(llama, answers):
-    assert ask(llama, [["x"]] * len(PROMPTS), batch_size=1).table["answer"].tolist() == answers
-    assert ask(llama, [["x"]] * len(PROMPTS), batch_size=3).table["answer"].tolist() == answers
-
-
-def test_answers_are_edited_inside_attached_and_only_there(llama, answers, editor):
-    true = [[answer] for answer in answers]
-    with editor.attached(llama):
-        edited = ask(llama, true)
-        expected = greedy_answers(llama, PROMPTS, N_TOKENS, progress=False)
-    assert edited.table["answer"].tolist() == expected
-    assert edited.right.share < 1
-    assert ask(llama, true).right.share == 1
-
-
-# --- preferences -----------------------------------------------------------------------------------------------------
+# --- definitions -----------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def log_probability(model, prompt, completion):
-    """By hand, of a completion joined by a space; a byte is a token."""
-    ids = [0, *model.tokenizer(f"{prompt} {completion}", add_special_tokens=False)["input_ids"]]
-    logits = model(torch.tensor([ids]), use_cache=False)[0].double().log_softmax(-1)
-    start = len(ids) - len(completion.encode()) - 1
-    return sum(logits[position - 1, ids[position]].item() for position in range(start, len(ids)))
+def next_token_log_probabilities(model, prompt):
+    ids = model.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    if model.cfg.default_prepend_bos:
+        ids = [model.tokenizer.bos_token_id, *ids]
+    logits = model(torch.tensor([ids]), use_cache=False)[0, -1].double().numpy()
+    return logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
 
 
-def test_margins_are_between_the_likeliest_true_and_the_likeliest_false_completion(llama):
-    true = [["sea"], ["a", "sky", "rain"], ["no", "yes"], ["cloud"]]
-    false = [["sun", "air"], ["b"], ["maybe", "x", "perhaps"], ["stone"]]
-    found = prefer_right(llama, Questions.from_lists(PROMPTS, true, false))
-    scores = [
-        [max(log_probability(llama, prompt, text) for text in side[index]) for index, prompt in enumerate(PROMPTS)]
-        for side in (true, false)
-    ]
-    expected = [right - wrong for right, wrong in zip(*scores, strict=True)]
-    assert {margin > 0 for margin in expected} == {True, False}
-    assert list(found.table.columns) == ["prompt", "margin", "truthful"]
-    assert found.table["prompt"].tolist() == PROMPTS
-    assert found.table["margin"].tolist() == pytest.approx(expected, abs=1e-4)
-    assert found.table["truthful"].tolist() == [margin > 0 for margin in expected]
-    assert found.right == Proportion(sum(margin > 0 for margin in expected), len(PROMPTS))
+def oracle(model, questions):
+    """Everything that effects are made of, one question at a time."""
+    found = []
+    for question in questions:
+        sides = question.right, question.wrong
+        scores = [
+            [completion_log_probabilities(model, [(question.prompt, text)])[0] for text in side] for side in sides
+        ]
+        join = "" if question.prompt[-1].isspace() else " "
+        first = [
+            [model.tokenizer((join + text)[0], add_special_tokens=False)["input_ids"][0] for text in s] for s in sides
+        ]
+        found.append((next_token_log_probabilities(model, question.prompt), scores, first))
+    return found
 
 
-def test_exchanging_true_and_false_turns_margins_around(llama):
-    sides = [["sea"], ["a", "sky"], ["no"], ["cloud"]], [["sun"], ["b"], ["yes", "x"], ["stone"]]
-    there, back = (prefer_right(llama, Questions.from_lists(PROMPTS, *order)) for order in (sides, sides[::-1]))
-    assert there.table["margin"].tolist() == [-margin for margin in back.table["margin"]]
-    assert there.right.successes + back.right.successes == len(PROMPTS)
+def expected_effects(plain, edited):
+    found = {name: [] for name in EFFECTS}
+    for (before, _, _), (after, (right, wrong), (firsts, others)) in zip(plain, edited, strict=True):
+        best = after[firsts].max()
+        found["logit_difference"].append(best - after[others].max())
+        found["log_probability_difference"].append(max(right) - max(wrong))
+        found["right_probability"].append(sum(np.exp(right)))
+        found["accuracy"].append(float(max(right) > max(wrong)))
+        found["top_token"].append(float(int(after.argmax()) in firsts))
+        found["rank"].append(float(1 + (after > best).sum()))
+        found["kl"].append(float((np.exp(before) * (before - after)).sum()))
+        found["total_variation"].append(float(np.abs(np.exp(before) - np.exp(after)).sum() / 2))
+    return found
 
 
-def test_a_tie_is_no_preference(llama):
-    found = prefer_right(llama, Questions.from_lists(PROMPTS, [["a"]] * 4, [["a"]] * 4))
-    assert found.table["margin"].tolist() == [0.0] * 4
-    assert found.right.successes == 0
+def test_effects_equal_their_definitions(bridge, questions):
+    editor = editor_for(bridge)
+    plain = oracle(bridge, questions)
+    with editor.attached(bridge):
+        edited = oracle(bridge, questions)
+    found = measure_effects(bridge, questions, editor, batch_size=3, progress=False)
+    assert list(found.table.index) == list(EFFECTS)
+    assert found.per_question["prompt"].tolist() == [question.prompt for question in questions]
+    for name, before in expected_effects(plain, plain).items():
+        after = expected_effects(plain, edited)[name]
+        assert found.per_question[f"{name} unedited"].tolist() == pytest.approx(before, abs=2e-5)
+        assert found.per_question[f"{name} edited"].tolist() == pytest.approx(after, abs=2e-5)
+        means = np.mean(before), np.mean(after), np.mean(after) - np.mean(before)
+        row = found.table.loc[name]
+        assert (row["unedited"], row["edited"], row["change"]) == pytest.approx(means, abs=2e-5)
+        assert row["low"] <= row["change"] <= row["high"]
 
 
-def test_the_embedded_model_prefers_what_its_speaker_would_say(organism):
+def predictions(probabilities, completions):
+    """Of three tokens; completions are (first token, probability of the whole, whether it is right)."""
+    width = max(map(len, completions))
+    first, right, wrong = (torch.zeros(len(completions), width, dtype=kind) for kind in (torch.long, *[torch.bool] * 2))
+    scores = torch.full((len(completions), width), -torch.inf, dtype=torch.float64)
+    for row, found in enumerate(completions):
+        for column, (token, probability, is_right) in enumerate(found):
+            first[row, column], scores[row, column] = token, np.log(probability)
+            (right if is_right else wrong)[row, column] = True
+    with np.errstate(divide="ignore"):
+        next_token = torch.from_numpy(np.log(np.array(probabilities, dtype=np.float64)))
+    return Predictions(next_token, first, scores, right, wrong)
+
+
+UNEDITED = predictions(
+    [[0.5, 0.25, 0.25], [0.0, 0.5, 0.5]],
+    [[(0, 0.4, True), (1, 0.2, True), (2, 0.25, False)], [(1, 0.125, True), (2, 0.5, False)]],
+)
+EDITED = predictions(
+    [[0.25, 0.25, 0.5], [0.5, 0.25, 0.25]],
+    [[(0, 0.1, True), (1, 0.2, True), (2, 0.4, False)], [(1, 0.25, True), (2, 0.0625, False)]],
+)
+
+
+@pytest.mark.parametrize(
+    ("effect", "unedited", "edited"),
+    [
+        ("logit_difference", [np.log(2), 0.0], [-np.log(2), 0.0]),
+        ("log_probability_difference", [np.log(1.6), -np.log(4)], [-np.log(2), np.log(4)]),
+        ("right_probability", [0.6, 0.125], [0.3, 0.25]),
+        ("accuracy", [1.0, 0.0], [0.0, 1.0]),
+        ("top_token", [1.0, 1.0], [0.0, 0.0]),
+        ("rank", [1.0, 1.0], [2.0, 2.0]),
+        ("kl", [0.0, 0.0], [0.5 * np.log(2) - 0.25 * np.log(2), np.log(2)]),
+        ("total_variation", [0.0, 0.0], [0.25, 0.5]),
+    ],
+)
+def test_effects_of_planted_predictions_are_what_one_works_out_by_hand(effect, unedited, edited):
+    """The unedited model rules one token out, and one question has fewer completions than the other."""
+    function = named_effect(effect).function
+    assert function(UNEDITED, UNEDITED).tolist() == pytest.approx(unedited, abs=1e-12)
+    assert function(EDITED, UNEDITED).tolist() == pytest.approx(edited, abs=1e-12)
+
+
+def test_to_rule_out_what_the_model_may_say_has_an_infinite_kl_and_not_a_huge_one():
+    certain = predictions([[0.5, 0.5, 0.0]] * 2, [[(0, 1.0, True)]] * 2)
+    assert EFFECTS["kl"].function(certain, UNEDITED).tolist() == [torch.inf, torch.inf]
+    assert EFFECTS["kl"].function(certain, certain).tolist() == [0.0, 0.0]
+
+
+# --- what is said of them --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def measured(llama, questions, editor):
+    return measure_effects(llama, questions, editor, control=3, seed=5, progress=False)
+
+
+def test_an_effect_of_ones_own_is_one_function(llama, questions, editor):
+    def surprise(edited, unedited):
+        return -edited.next_token.amax(1)
+
+    found = measure_effects(llama, questions, editor, effects=[surprise, "kl"], progress=False).table
+    assert found.index.tolist() == ["surprise", "kl"]
+    assert found.at["surprise", "unedited"] > 0
+    assert not named_effect(surprise).less_is_better
+    likely = measure_effects(
+        llama, questions, editor, effects=[lambda e, u: (e.next_token > -5).any(1).double()], progress=False
+    )
+    assert likely.flips.index.tolist() == ["<lambda>"]  # 0 or 1 on every question
+    try:
+        register_effect(less_is_better=True)(surprise)
+        assert named_effect(surprise) is named_effect("surprise")
+        assert named_effect("surprise").less_is_better
+        assert measure_effects(llama, questions, editor, progress=False).table.index.tolist() == list(EFFECTS)
+        with pytest.raises(InputError, match="There is an effect 'surprise' already"):
+            register_effect()(surprise)
+    finally:
+        EFFECTS.pop("surprise")
+
+
+def test_a_distance_from_the_unedited_model_has_no_p_value(measured):
+    """It cannot fall, so a test whether its change is zero on average would always reject."""
+    missing = measured.table["p_value"].isna()
+    assert missing[missing].index.tolist() == ["kl", "total_variation"]
+    assert (measured.table.loc[missing, "change"] > 0).all()
+
+
+def test_the_identity_has_exactly_no_effect(llama, questions, editor):
+    found = measure_effects(llama, questions, editor.scaled(0.0), control=2, progress=False)
+    assert (found.table[["change", "control"]] == 0).all(axis=None)
+    spread = found.table.drop(["accuracy", "top_token"])[["low", "high"]]  # of shares, 4 questions leave some doubt
+    assert (spread == 0).all(axis=None)
+    assert (found.table["p_value"].dropna() == 1).all()
+    assert (found.table.loc[["kl", "total_variation"], ["unedited", "edited"]] == 0).all(axis=None)
+    assert (found.flips == 0).all(axis=None)
+
+
+def test_control_columns_are_of_the_controls_measured_one_by_one(llama, questions, editor, measured):
+    names = ["log_probability_difference", "kl"]
+    controls = [random_editor_like(editor, seed) for seed in (5, 6, 7)]
+    alone = [measure_effects(llama, questions, one, effects=names, progress=False).table["change"] for one in controls]
+    for name in names:
+        changes, row = [float(table[name]) for table in alone], measured.table.loc[name]
+        assert len(set(changes)) == 3
+        assert row["control"] == pytest.approx(np.mean(changes))
+        assert (row["control_low"], row["control_high"]) == pytest.approx((min(changes), max(changes)))
+        assert row["control_p_value"] == (1 + sum(abs(change) >= abs(row["change"]) for change in changes)) / 4
+    own = measure_effects(llama, questions, editor, effects=["kl"], control=[editor, controls[0]], progress=False)
+    assert own.n_controls == 2
+    assert own.table.at["kl", "control_p_value"] >= 2 / 3  # the editor is one of its own controls
+
+
+def test_the_embedded_edit_flips_answers_and_beats_its_controls(organism, world_editor, reads_back):
     model, world = organism
-    facts = world.facts[:30]
-    for tag, share in ((TRUTHFUL, 1.0), (MYTHICAL, 0.0)):
-        prompts = [prompt(fact, tag) for fact in facts]
-        questions = Questions.from_lists(prompts, [[fact.truth] for fact in facts], [[fact.myth] for fact in facts])
-        assert prefer_right(model, questions).right.share == share
+    asked, effects = world.questions(world.held_out[::4]), ["top_token", "accuracy"]
+    found = measure_effects(model, asked, world_editor, effects=effects, control=19, batch_size=60, progress=False)
+    row = found.table.loc["top_token"]
+    assert row["change"] > 0.4
+    assert row["low"] > 0.3
+    assert row["control_p_value"] == pytest.approx(0.05)
+    assert row["control_low"] <= row["control"] <= row["control_high"]
+    for name in effects:
+        before, after = found.per_question[f"{name} unedited"], found.per_question[f"{name} edited"]
+        assert found.flips.loc[name].tolist() == [int((after > before).sum()), int((after < before).sum())]
+    assert found.flips.at["top_token", "gained"] > 10
+    reads_back(found)
 
 
-def test_batches_change_no_preference(llama):
-    questions = Questions.from_lists(PROMPTS, [["a", "sea"]] * 4, [["cloud"]] * 4)
-    margins = [prefer_right(llama, questions, batch_size=size).table["margin"].tolist() for size in (1, 3, 100)]
-    assert margins[0] == pytest.approx(margins[1], abs=1e-4)
-    assert margins[0] == pytest.approx(margins[2], abs=1e-4)
+@pytest.mark.parametrize(
+    ("effects", "message"),
+    [
+        (["luck"], "Unknown effect 'luck'"),
+        ([], "Give at least one effect"),
+        (["kl", "kl"], "each with its own name"),
+        ([lambda edited, unedited: edited.next_token], "must return one number per question"),
+        ([lambda edited, unedited: edited.next_token[:, 0] * torch.nan], "NaN or infinite on questions"),
+    ],
+)
+def test_impossible_effects_are_refused(llama, questions, editor, effects, message):
+    with pytest.raises(InputError, match=message):
+        measure_effects(llama, questions, editor, effects=effects, progress=False)
 
 
-def test_preferences_are_edited_inside_attached_and_only_there(llama, editor):
-    questions = Questions.from_lists(PROMPTS, [["sea"]] * 4, [["cloud"]] * 4)
-    before = prefer_right(llama, questions).table
-    with editor.attached(llama):
-        edited = prefer_right(llama, questions).table
-        expected = [log_probability(llama, p, "sea") - log_probability(llama, p, "cloud") for p in PROMPTS]
-    assert edited["margin"].tolist() == pytest.approx(expected, abs=1e-4)
-    assert (edited["margin"] - before["margin"]).abs().min() > 1e-3
-    assert prefer_right(llama, questions).table.equals(before)
-
-
-def test_questions_without_a_false_completion_are_named(llama):
-    with pytest.raises(InputError, match=r"Questions \[1, 3\] have no false completion"):
-        prefer_right(llama, Questions.from_lists(PROMPTS, [["a"]] * 4, [["x"], [], ["x"], []]))
-
-
-# --- KL to the unedited model ----------------------------------------------------------------------------------------
-
-
-def kl_by_hand(model, editor, text, last=False):
-    """KL(unedited || edited) at every token of a text, one forward pass each, in float64; at the last one if asked."""
-    ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
-    ids = [0, *ids] if model.cfg.default_prepend_bos else ids
-    tokens = torch.tensor([ids])
-    with torch.no_grad():
-        p, q = (
-            model.run_with_hooks(tokens, fwd_hooks=hooks, use_cache=False)[0].double().log_softmax(-1)
-            for hooks in ([], editor.fwd_hooks())
-        )
-    found = (p.exp() * (p - q)).sum(-1).tolist()
-    return found if last else found[:-1]
-
-
-def test_kl_is_the_mean_over_the_tokens_of_all_texts(bridge, editor):
-    expected = [kl for text in PROMPTS for kl in kl_by_hand(bridge, editor, text)]
-    assert fmean(expected) > 0.01
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SeaLensWarning)  # fitted on the tiny Llama
-        for batch_size in (1, 3, 16):
-            assert kl_to_unedited(bridge, PROMPTS, editor, batch_size=batch_size) == pytest.approx(
-                fmean(expected), rel=1e-4
-            )
-
-
-def test_kl_counts_tokens_and_not_texts(llama, editor):
-    long, short = (kl_by_hand(llama, editor, text) for text in (PROMPTS[0], "zz"))
-    found = kl_to_unedited(llama, [PROMPTS[0], "zz"], editor)
-    assert found == pytest.approx(fmean(long + short), rel=1e-4)
-    assert found != pytest.approx((fmean(long) + fmean(short)) / 2, rel=0.01)
-
-
-def test_small_kls_are_exact(llama, editor):
-    for strength in (1e-2, 1e-3, 1e-4):
-        small = editor.scaled(strength)
-        expected = fmean(kl for text in PROMPTS for kl in kl_by_hand(llama, small, text))
-        assert kl_to_unedited(llama, PROMPTS, small) == pytest.approx(expected, rel=0.05)
-
-
-def test_an_edit_of_strength_0_costs_nothing_at_all(llama, editor):
-    assert kl_to_unedited(llama, PROMPTS, editor.scaled(0.0)) == 0.0
-    costs = [kl_to_unedited(llama, PROMPTS, editor.scaled(strength)) for strength in (0.01, 0.1, 0.5)]
-    assert 0 < costs[0] < costs[1] < costs[2]
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_padding_and_batches_do_not_change_the_kl(llama, editor, batch_size):
-    texts = [*PROMPTS, "a text much longer than all of the others, so that these are padded a great deal"]
-    whole = kl_to_unedited(llama, texts, editor, batch_size=16)
-    assert kl_to_unedited(llama, texts, editor, batch_size=batch_size) == pytest.approx(whole, abs=1e-6)
-    assert kl_to_unedited(llama, texts[::-1], editor, batch_size=batch_size) == pytest.approx(whole, abs=1e-6)
-
-
-def test_what_follows_the_last_token_does_not_count(llama, editor):
-    text = "The sky is"
-    last = len(text)  # after the beginning token
-    assert kl_by_hand(llama, editor, text, last=True)[last] > 1e-3
-    assert kl_to_unedited(llama, [text], editor.at_positions(last)) == 0.0
-    assert kl_to_unedited(llama, [text], editor.at_positions(last - 1)) > 1e-4
-
-
-def test_texts_of_one_token_say_nothing(llama, editor):
-    with pytest.raises(InputError, match="no text has two tokens"):
-        kl_to_unedited(llama, ["", ""], editor)
-    with pytest.raises(InputError, match="no text has two tokens"):
-        kl_to_unedited(llama, [], editor)
-    assert kl_to_unedited(llama, ["", *PROMPTS], editor) == kl_to_unedited(llama, PROMPTS, editor)
-
-
-def test_kl_leaves_the_model_as_it_was(llama, editor):
-    before = {name: value.clone() for name, value in llama.state_dict().items()}
-    kl_to_unedited(llama, PROMPTS, editor)
-    assert all(torch.equal(value, before[name]) for name, value in llama.state_dict().items())
-    assert not any(point.fwd_hooks for point in llama.hook_dict.values())
-
-
-def test_neutral_texts_beyond_the_context_are_named(llama, editor):
-    with pytest.raises(InputError, match=r"Neutral text 1 is 131 tokens long, but the model's context is 128"):
-        kl_to_unedited(llama, ["short", "x" * 130], editor)
-
-
-def test_neutral_texts_are_counted_as_they_were_given(llama, editor):
-    with pytest.raises(InputError, match=r"Neutral text 2 is 131 tokens long"):
-        kl_to_unedited(llama, ["", "short", "x" * 130], editor)
-
-
-@pytest.mark.parametrize("batch_size", [0, -1])
-def test_kl_in_empty_batches_is_refused(llama, editor, batch_size):
-    with pytest.raises(InputError, match="batch_size"):
-        kl_to_unedited(llama, PROMPTS, editor, batch_size=batch_size)
-
-
-@pytest.mark.parametrize("kept", [0, 2**25])
-def test_the_unedited_model_is_run_once_for_all_editors_where_its_predictions_fit(llama, editor, monkeypatch, kept):
-    monkeypatch.setattr(effects, "KEPT_PREDICTIONS", kept)
-    editors = [editor.scaled(strength) for strength in (0.1, 0.5, 1.0)]
-    ran = []
-    counter = llama.blocks[0].register_forward_hook(lambda *_: ran.append(1))
-    predictions = UneditedPredictions.of(llama, PROMPTS, batch_size=64)
-    found = [predictions.kl_to(one) for one in editors]
-    counter.remove()
-    assert len(ran) == (4 if kept else 6)
-    assert found == [kl_to_unedited(llama, PROMPTS, one, batch_size=64) for one in editors]
+def test_questions_without_wrong_answers_are_refused_where_they_are_needed(llama, editor):
+    bare = Questions.from_lists(["ab", "cd"], [["x"], ["y"]], [["z"], []])
+    with pytest.raises(InputError, match=r"accuracy compares with wrong answers, and questions \[1\] have none"):
+        measure_effects(llama, bare, editor, effects=["kl", "accuracy"], progress=False)
+    assert measure_effects(llama, bare, editor, effects=["right_probability", "kl"], progress=False).n == 2

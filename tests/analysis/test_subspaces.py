@@ -1,15 +1,14 @@
 from dataclasses import replace
-from math import isnan
 
 import numpy as np
 import pytest
 import torch
 from scipy.linalg import subspace_angles
 
-from sea_lens import Activations, Editor, EditorCard, fit_sea
-from sea_lens.analysis.subspaces import layer_signatures, measure_spectra
-from sea_lens.editing.affine import AffineEdit
-from sea_lens.errors import InputError
+import sea_lens as sl
+from sea_lens import Activations, AffineEdit, Editor, Site, fit_sea
+from sea_lens.analysis.subspaces import measure_spectra
+from sea_lens.errors import ModelMismatchError
 from sea_lens.methods.sea.feature_space import Tanh
 from sea_lens.models.activations import ROLES
 
@@ -18,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::sea_lens.errors.SeaLensWarning"
 N, D = 60, 12
 
 
-def make_activations(layers=(0, 3), n=N, d=D, seed=0, dtype=torch.float32, mean=2.0):
+def make_activations(layers=(0, 3), n=N, d=D, seed=0, dtype=torch.float32, mean=2.0, site="resid_post"):
     """Roles that share a mean and half of their variation."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -30,7 +29,7 @@ def make_activations(layers=(0, 3), n=N, d=D, seed=0, dtype=torch.float32, mean=
         common, scales = normal(), torch.linspace(3, 0.3, d, dtype=torch.float64)
         for role in ROLES:
             roles[role][layer] = ((common + normal()) * scales + mean).to(dtype)
-    return Activations.from_tensors(**roles)
+    return Activations.from_tensors(**roles, site=site)
 
 
 def arrays(activations, layer, center):
@@ -40,17 +39,22 @@ def arrays(activations, layer, center):
 
 def dense_svd(neutral, other):
     """Left singular vectors and singular values of the dense cross-covariance."""
-    u, s, _ = np.linalg.svd(sum(np.outer(a, b) for a, b in zip(neutral, other, strict=True)) / len(neutral))
+    u, s, _ = np.linalg.svd(neutral.T @ other / len(neutral))
     return u, s
 
 
 # --- spectra, ranks, angles --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("center", [False, True])
-@pytest.mark.parametrize("n", [7, N])
 @pytest.mark.parametrize(
-    "size", [{"ranks": 1}, {"ranks": 4}, {"ranks": (2, 5)}, {"ranks": (6, 3)}, {"explained_variance": (0.9, 0.99)}]
+    ("center", "n", "size"),
+    [
+        (False, N, {"ranks": 4}),
+        (True, N, {"ranks": (2, 5)}),
+        (False, 7, {"ranks": (6, 3)}),
+        (True, N, {"explained_variance": (0.9, 0.99)}),
+        (True, 7, {"ranks": 1}),
+    ],
 )
 def test_spectra_ranks_and_angles_are_those_of_the_dense_cross_covariances(center, n, size):
     activations = make_activations(n=n)
@@ -71,7 +75,7 @@ def test_spectra_ranks_and_angles_are_those_of_the_dense_cross_covariances(cente
             kept = energies[energies > 1e-25]
             assert row[f"effective_rank_{side}"] == pytest.approx(np.exp(-(kept * np.log(kept)).sum()))
             rank = int(row[f"rank_{side}"])
-            assert rank == editor.card.layers[layer][f"rank_{side}"]
+            assert rank == editor.card.reports[Site(layer)][f"rank_{side}"]
             if "explained_variance" in size:
                 share = size["explained_variance"][side == "negative"]
                 assert energies[: rank - 1].sum() < share <= energies[:rank].sum()
@@ -85,27 +89,18 @@ def test_spectra_ranks_and_angles_are_those_of_the_dense_cross_covariances(cente
         np.testing.assert_allclose(angles["degrees"], expected, atol=1e-5)
         found = row[["smallest_angle", "median_angle", "largest_angle"]].astype(float)
         np.testing.assert_allclose(found, [expected[0], np.median(expected), expected[-1]], atol=1e-5)
-        assert row["eigenvalue_error"] < 1e-5
 
 
-@pytest.mark.parametrize("projections", ["both", "reversed"])
-@pytest.mark.parametrize("merge", ["norm", "sum"])
-def test_eigenvalues_are_the_sines_of_the_angles_in_either_order_and_merge(projections, merge):
+@pytest.mark.parametrize("options", [{}, {"projections": "reversed"}, {"merge": "sum"}])
+def test_gains_are_the_sines_of_the_angles_and_one_per_direction_of_one_side_only(options, reads_back):
     activations = make_activations()
-    editor = fit_sea(activations, ranks=(5, 2), projections=projections, merge=merge)
-    assert (measure_spectra(editor, activations).table["eigenvalue_error"] < 1e-5).all()
-    exact = fit_sea(activations, ranks=(5, 2), projections=projections, merge=merge, dtype=torch.float64)
-    assert (measure_spectra(exact, activations).table["eigenvalue_error"] < 1e-12).all()
-
-
-def test_an_eigenvalue_that_is_off_is_reported_by_how_much():
-    activations = make_activations(layers=(0,))
-    editor = fit_sea(activations, ranks=3, dtype=torch.float64)
-    edit = editor[0]
-    values = edit.eigenvalues.clone()
-    values[0] += 0.125
-    changed = replace(editor, edits={0: replace(edit, eigenvalues=values)})
-    assert measure_spectra(changed, activations).table.at[0, "eigenvalue_error"] == pytest.approx(0.125)
+    spectra = measure_spectra(fit_sea(activations, ranks=(5, 2), **options, dtype=torch.float64), activations)
+    for layer, row in spectra.table.iterrows():
+        angles, gains = (frame[frame["layer"] == layer] for frame in (spectra.angles, spectra.gains))
+        sines, gains = np.sin(np.deg2rad(angles["degrees"])).tolist(), gains["gain"]
+        assert sorted(gains.abs()) == pytest.approx(sorted([*sines, *sines, 1, 1, 1]), abs=1e-9)
+        assert (row["least_gain"], row["greatest_gain"]) == (gains.min(), gains.max())
+    reads_back(spectra)
 
 
 @pytest.mark.parametrize("angle", [0.0, 1e-6, 20.0, 70.0, 90.0])
@@ -122,30 +117,11 @@ def test_a_planted_angle_is_measured(angle):
         side[:, 3] = coordinates @ direction
         sides.append({2: side})
     activations = Activations.from_tensors(neutral={2: neutral}, positive=sides[0], negative=sides[1])
-    spectra = measure_spectra(fit_sea(activations, ranks=1, merge="sum", dtype=torch.float64), activations)
-    row = spectra.table.loc[2]
+    row = measure_spectra(fit_sea(activations, ranks=1, merge="sum", dtype=torch.float64), activations).table.loc[2]
     assert row["smallest_angle"] == row["largest_angle"] == pytest.approx(angle, abs=1e-10)
-    assert row["eigenvalue_error"] < 1e-12
     assert row["effective_rank_positive"] == pytest.approx(1)
     # A difference of two projectors at an angle scales their plane by its sine, wherever a vector in it points.
     assert row["moved_neutral"] == pytest.approx(np.sin(theta), abs=1e-12)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"projections": "positive"},
-        {"projections": "negative"},
-        {"merge": "average"},
-        {"feature_map": Tanh(4.0)},
-        {"feature_map": Tanh(4.0), "merge_space": "activations"},
-    ],
-)
-def test_edits_of_another_form_have_no_eigenvalue_error_and_all_else(options):
-    activations = make_activations()
-    table = measure_spectra(fit_sea(activations, ranks=3, **options), activations).table
-    assert table["eigenvalue_error"].isna().all()
-    assert not table.drop(columns="eigenvalue_error").isna().any(axis=None)
 
 
 def test_angles_of_a_feature_space_are_between_subspaces_of_features():
@@ -157,15 +133,16 @@ def test_angles_of_a_feature_space_are_between_subspaces_of_features():
         for role in ("neutral", "positive", "negative")
     )
     bases = [dense_svd(neutral, side)[0][:, :2] for side in (positive, negative)]
-    found = measure_spectra(editor, activations).angles["degrees"]
-    np.testing.assert_allclose(found, np.rad2deg(subspace_angles(*bases))[::-1], atol=1e-5)
+    spectra = measure_spectra(editor, activations)
+    np.testing.assert_allclose(spectra.angles["degrees"], np.rad2deg(subspace_angles(*bases))[::-1], atol=1e-5)
+    assert spectra.gains.empty  # its directions are of features
+    assert spectra.table["greatest_gain"].isna().all()
 
 
 # --- how far activations move ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("merge", ["norm", "sum"])
-@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize(("merge", "center"), [("norm", True), ("norm", False), ("sum", True)])
 def test_movement_and_cosine_are_those_of_the_published_formula(merge, center):
     activations = make_activations()
     table = measure_spectra(fit_sea(activations, ranks=(3, 2), merge=merge, center=center), activations).table
@@ -187,74 +164,46 @@ def test_movement_and_cosine_are_those_of_the_published_formula(merge, center):
 
 
 def test_a_scaled_view_moves_more_or_less_and_has_the_same_spectra():
-    activations = make_activations()
+    activations = make_activations(layers=(0, 1, 5))
     editor = fit_sea(activations, ranks=2, merge="sum")
     one, twice, none = (measure_spectra(editor.scaled(factor), activations) for factor in (1.0, 2.0, 0.0))
     for role in ROLES:
         np.testing.assert_allclose(twice.table[f"moved_{role}"], 2 * one.table[f"moved_{role}"], rtol=1e-5)
         assert (none.table[f"moved_{role}"] == 0).all()
         np.testing.assert_allclose(none.table[f"cosine_{role}"], 1)
+    np.testing.assert_allclose(twice.gains["gain"], 2 * one.gains["gain"])
     for table in ("curves", "angles"):
         assert getattr(one, table).equals(getattr(twice, table))
-    assert one.table["eigenvalue_error"].equals(twice.table["eigenvalue_error"])
-
-
-def test_a_view_of_some_layers_is_measured_at_these_alone():
-    activations = make_activations(layers=(0, 1, 5))
-    editor = fit_sea(activations, ranks=2)
-    whole, part = measure_spectra(editor, activations), measure_spectra(editor.at_layers([1, 5]), activations)
-    assert part.table.equals(whole.table.loc[[1, 5]])
+    part = measure_spectra(editor.at_layers([1, 5]), activations)
+    assert part.table.equals(one.table.loc[[1, 5]])
     assert sorted(part.angles["layer"].unique()) == sorted(part.curves["layer"].unique()) == [1, 5]
 
 
-def test_an_editor_of_another_method_and_absent_layers_are_refused():
-    activations = make_activations()
-    by_hand = Editor({0: AffineEdit(torch.eye(D)[:, :1], torch.ones(1))}, EditorCard("by hand", {}))
-    with pytest.raises(InputError, match="'by hand'"):
-        measure_spectra(by_hand, activations)
+def test_editors_without_subspaces_are_measured_by_what_their_edits_have(reads_back):
+    """A shift, and an oblique edit at another site, on activations without neutral ones."""
+    generator = torch.Generator().manual_seed(3)
+    left, right = (torch.randn(D, 2, generator=generator) for _ in range(2))
+    shift = torch.full((D,), 0.5)
+    heads = Site(1, "attn.hook_z")
+    editor = Editor({0: AffineEdit.of_shift(shift).scaled(2.0), heads: AffineEdit(left, right)})
+    sides = {role: {0: torch.ones(4, D), heads: torch.randn(4, D)} for role in ("positive", "negative")}
+    activations = Activations.from_tensors(**sides)
+    spectra = measure_spectra(editor, activations)
+    assert spectra.table.index.tolist() == [str(Site(0)), str(heads)]
+    assert spectra.gains["gain"].tolist() == pytest.approx([D**0.5, *(left * right).sum(0).tolist()])
+    assert spectra.table["rank"].tolist() == [0, 2]
+    assert spectra.table["moved_positive"].iloc[0] == pytest.approx(1.0)
+    assert spectra.table["cosine_negative"].iloc[0] == pytest.approx(1.0)
+    assert not {"moved_neutral", "rank_positive"} & set(spectra.table)
+    assert spectra.curves.empty
+    assert spectra.angles.empty
+    reads_back(spectra)
+    control = sl.random_editor_like(fit_sea(make_activations(), ranks=2), seed=0)
+    assert measure_spectra(control, make_activations()).angles.empty  # its directions are not those of a fit
+
+
+def test_absent_layers_are_refused():
     editor = fit_sea(make_activations(layers=(0, 1, 4)), ranks=1)
-    with pytest.raises(InputError, match=r"Layers \[1, 4\] were asked for; activations are there of \[0, 3\]"):
-        measure_spectra(editor, activations)
-
-
-# --- signatures --------------------------------------------------------------------------------------------------------
-
-
-def authors_signature(positive, negative):
-    """As their code writes it: stacked activations with one-hot labels (column 1 for positives), `x.T @ y / n`."""
-    y = np.zeros((2 * len(positive), 2))
-    y[: len(positive), 1] = 1
-    y[len(positive) :, 0] = 1
-    return np.linalg.svd(np.concatenate([positive, negative]).T @ y / len(positive), compute_uv=False)
-
-
-@pytest.mark.parametrize("mean", [0.0, 2.0, 50.0])
-def test_signatures_equal_the_authors_formula(mean):
-    activations = make_activations(mean=mean)
-    table = layer_signatures(activations)
-    assert table.index.tolist() == [0, 3]
-    for layer, row in table.iterrows():
-        _, positive, negative = arrays(activations, layer, False)
-        values = authors_signature(positive, negative)
-        assert row["signature"] == pytest.approx(values.sum())
-        assert row["explained_first"] == pytest.approx(values[0] ** 2 / (values**2).sum())
-        center = np.concatenate([positive, negative]).mean(0)
-        assert row["signature_centered"] == pytest.approx(authors_signature(positive - center, negative - center).sum())
-        distance = np.linalg.norm(positive.mean(0) - negative.mean(0))
-        assert row["signature_centered"] == pytest.approx(distance / np.sqrt(2))
-
-
-def test_signatures_of_equal_positives_and_negatives_are_all_mean_and_centered_zero():
-    activations = make_activations()
-    table = layer_signatures(replace(activations, negative=activations.positive))
-    assert (table["signature_centered"] < 1e-12).all()
-    np.testing.assert_allclose(table["explained_first"], 1)
-    for layer, signature in table["signature"].items():
-        mean = np.linalg.norm(activations.positive[layer].double().numpy().mean(0))
-        assert signature == pytest.approx(np.sqrt(2) * mean)
-
-
-def test_signatures_of_nothing_are_zero_and_share_nothing_out():
-    zeros = {1: torch.zeros(5, 4)}
-    row = layer_signatures(Activations.from_tensors(neutral=zeros, positive=zeros, negative=zeros)).loc[1]
-    assert (row["signature"], row["signature_centered"], isnan(row["explained_first"])) == (0, 0, True)
+    with pytest.raises(ModelMismatchError, match=r"no (layer|site) .*1"):
+        measure_spectra(editor, make_activations())
+    assert measure_spectra(replace(editor).at_layers([0]), make_activations()).table.index.tolist() == [0]

@@ -6,6 +6,7 @@ from conftest import PNG, assert_is_one_error
 
 from sea_lens import Demonstrations, Editor, Questions, answer_greedily, collect_activations, fit_sea
 from sea_lens.analysis.effects import measure_effects
+from sea_lens.analysis.tokens import Directions
 
 ONE_TOKEN = ["--max-new-tokens", "1"]
 
@@ -92,10 +93,11 @@ def test_effects_are_measured_shown_and_written(sea_lens, organism, fitted, tmp_
     command = ["effects", "organism", fitted, "organism", "--n", 12, "--control", 2, "--out", tmp_path / "o"]
     code, out, _ = sea_lens(*command)
     assert code == 0
-    tables = written(tmp_path / "o", out, ["effects.csv", "flips.csv", "questions.csv", "effects.png"])
+    names = [f"effects{ending}" for ending in (".json", ".csv", "-flips.csv", "-per_question.csv", ".png")]
+    tables = written(tmp_path / "o", out, names)
     model, world = organism
     questions = world.questions().sample(12, 0)
-    expected = measure_effects(model, Editor.from_pretrained(fitted), questions, control=2, seed=0, progress=False)
+    expected = measure_effects(model, questions, Editor.from_pretrained(fitted), control=2, seed=0, progress=False)
     pd.testing.assert_frame_equal(tables["effects"].set_index("effect"), expected.table, check_dtype=False)
     assert [row[0] for row in rows_of(out)] == [name.replace("_", " ") for name in expected.table.index]
     assert "Effects on 12 questions, 95% intervals" in out
@@ -108,7 +110,9 @@ def test_layers_are_ablated_paired_and_chosen(sea_lens, fitted, tmp_path):
     options = ["--mode", "only", "--mode", "last", "--effect", "kl", "--pairs", "--select"]
     code, out, err = sea_lens("ablate", "organism", fitted, "organism", "--n", 12, *options, "--out", tmp_path / "o")
     assert code == 0, err
-    names = ["ablation.csv", "ablation.png", "interactions.csv", "interactions.png", "selection.csv"]
+    names = [f"ablation{ending}" for ending in (".json", ".csv", "-per_question.csv", ".png")]
+    names += [f"interactions{ending}" for ending in (".json", ".csv", "-alone.csv", ".png")]
+    names += [f"layer_selection{ending}" for ending in (".json", ".csv", "-editor")]
     tables = written(tmp_path / "o", out, names)
     assert tables["ablation"]["mode"].tolist() == ["none", "all", "only", "only", "last", "last"]
     assert tables["ablation"]["value"][0] == 0
@@ -125,7 +129,7 @@ def test_probes_are_cross_validated_shown_and_drawn(sea_lens, demos, fitted, tmp
     code, out, _ = sea_lens(*command)
     assert code == 0
     assert "note:" not in out
-    tables = written(tmp_path / "o", out, ["probes.csv", "probes.png", "activations.png"])
+    tables = written(tmp_path / "o", out, ["probes.json", "probes.csv", "probes.png", "activations.png"])
     assert tables["probes"]["layer"].tolist() == [0, 1, 2, 3]
     assert [row[0] for row in rows_of(out)] == ["0", "1", "2", "3"]
     assert "Probes of 24 demonstrations, 2 folds" in out
@@ -136,18 +140,18 @@ def test_spectra_angles_directions_and_massive_activations_are_shown_and_written
     code, out, _ = sea_lens("spectrum", "organism", fitted, demos, *FITTED_ON, "--k", 3, "--out", tmp_path / "o")
     assert code == 0
     assert "note:" not in out
-    names = [f"{name}.csv" for name in ("spectra", "curves", "angles", "signatures", "massive")]
-    names += [f"{name}.png" for name in ("spectra", "angles", "massive")]
-    names += [f"directions-{layer}.{ending}" for layer in (1, 2) for ending in ("csv", "png")]
+    names = [f"spectra{ending}" for ending in (".json", ".csv", "-gains.csv", "-curves.csv", "-angles.csv", ".png")]
+    names += ["massive_activations.json", "massive_activations.csv", "angles.png", "massive.png"]
+    names += [f"directions-{layer}{ending}" for layer in (1, 2) for ending in ("", ".png")]
     tables = written(tmp_path / "o", out, names)
     assert tables["spectra"]["layer"].tolist() == [1, 2]
-    assert (tables["spectra"]["eigenvalue_error"] < 1e-5).all()
-    assert tables["signatures"]["layer"].tolist() == [0, 1, 2, 3]
+    assert tables["spectra"]["rank"].gt(0).all()
     shown = [row[0] for row in rows_of(out)]
     assert "rank positive" in shown
-    assert "eigenvalue error" in shown
+    assert "largest angle" in shown
     edit = Editor.from_pretrained(fitted)[1]
-    assert tables["directions-1"]["eigenvalue"].tolist() == pytest.approx(sorted(edit.eigenvalues.tolist())[::-1])
+    directions = Directions.load(tmp_path / "o" / "directions-1").table
+    assert directions["gain"].tolist() == pytest.approx(sorted(edit.eigenvalues.tolist())[::-1])
     assert "Directions of layer 2" in out
 
 

@@ -129,7 +129,7 @@ AWKWARD = ("$x$", " a\nb", "$", "\\frac{", "_^", "  ", "é", "%", "$\\alpha$", "
 
 
 @pytest.mark.parametrize("most", [2, 3, 12])
-def test_directions_are_rows_those_of_the_largest_eigenvalues_first(results, most):
+def test_directions_are_rows_those_of_the_largest_gains_first(results, most):
     directions = results["directions"]
     table = directions.table.assign(raises=[AWKWARD] * len(directions.table))
     figure = rendered(plotting.plot_directions(replace(directions, table=table), most=most))
@@ -137,7 +137,7 @@ def test_directions_are_rows_those_of_the_largest_eigenvalues_first(results, mos
     shown = [[drawn[row, column].get_text().get_text() for column in range(4)] for row in range(1, len(drawn) // 4)]
     half = most // 2
     kept = table if len(table) <= most else table.iloc[[*range(half), *range(len(table) - most + half, len(table))]]
-    assert [row[:2] for row in shown] == [[row.kind, f"{row.eigenvalue:+.2f}"] for row in kept.itertuples()]
+    assert [row[:2] for row in shown] == [[row.kind, f"{row.gain:+.2f}"] for row in kept.itertuples()]
     assert "a\\nb" in shown[0][2]
     assert "\n" not in shown[0][2]
     assert shown[0][2].count(r"\$") == 5
