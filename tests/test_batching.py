@@ -106,9 +106,10 @@ def editor_of(kind, where):
 
 @pytest.mark.parametrize("runner", RUNNERS, ids=lambda runner: runner.__name__)
 @pytest.mark.parametrize(
-    ("kind", "where"), [("symmetric", where) for where in WHERES] + [(kind, "from") for kind in EDITS]
+    ("kind", "where"), [("symmetric", where) for where in WHERES] + [(kind, "from") for kind in list(EDITS)[1:]]
 )
-def test_a_batch_is_what_one_by_one_gives(model, runner, kind, where):
+def test_a_batch_is_what_one_by_one_gives(llama, runner, kind, where):
+    model = llama
     editor = editor_of(kind, where)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SeaLensWarning)
