@@ -18,6 +18,7 @@ from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.models.branching import BranchingRuns
 from sea_lens.models.bridge import EditsModels, Model, weights_digest
+from sea_lens.models.distributed import shows
 from sea_lens.models.predictions import Predictions, QuestionBatch, question_batches
 from sea_lens.models.sites import labels_of
 
@@ -109,7 +110,7 @@ def measure(
         }
         store = Store.within(folder, "measurement", facts)
     total = len(questions) * (len(editors) + 1)
-    with tqdm(total=total, desc="effects", unit="question", disable=not progress) as bar:
+    with tqdm(total=total, desc="effects", unit="question", disable=not shows(progress)) as bar:
         for number, batch in enumerate(batches):
             kept = None if store is None else store.read(number)
             if kept is None:

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.models.activations import Activations, TokenChoice
+from sea_lens.models.distributed import shows
 from sea_lens.models.sites import Site, labels_of
 from sea_lens.results import Result
 from sea_lens.statistics import wilson_interval
@@ -137,7 +138,7 @@ def probe_activations(
     folds = split_folds(codes, n_folds, seed)
     exchanged = np.random.default_rng(seed).random((n_shuffles, activations.n)) < 0.5
     rows, unconverged = [], []
-    for site, label in zip(tqdm(sites, desc="probes", unit="site", disable=not progress), labels, strict=True):
+    for site, label in zip(tqdm(sites, desc="probes", unit="site", disable=not shows(progress)), labels, strict=True):
         run = _SiteProbes(folds, n_groups, 1 / regularization)
         rows.append(run.read(_arrays(activations, site), None if edited is None else _arrays(edited, site), exchanged))
         if run.unconverged:

@@ -25,6 +25,7 @@ from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.methods.method import check_roles, fitted_editor, register_method
 from sea_lens.models.activations import Activations, Role
+from sea_lens.models.distributed import shows
 from sea_lens.models.sites import Site
 
 
@@ -82,7 +83,7 @@ class ITI:
         if activations.n < 2:
             raise InputError("ITI holds out demonstrations to choose heads, and needs two of them at least.")
         accuracies: dict[tuple[Site, int], float] = {}
-        for site in tqdm(activations.sites, desc="probes", unit="site", disable=not progress, delay=2):
+        for site in tqdm(activations.sites, desc="probes", unit="site", disable=not shows(progress), delay=2):
             sides = self._heads(activations, site)
             accuracies |= {
                 (site, head): self._accuracy(*outputs) for head, outputs in enumerate(zip(*sides, strict=True))

@@ -21,7 +21,7 @@ from sea_lens.errors import HookNeverFiredError, InputError, ModelMismatchError,
 from sea_lens.models.activations import FORMAT, ActivationKind, Activations, BySite, TokenChoice
 from sea_lens.models.bridge import EditsModels, FwdHook, Model, ModelInfo
 from sea_lens.models.demonstration_texts import DemonstrationTexts, label_of, shared_length
-from sea_lens.models.distributed import every_process, from_each, n_processes, rank, together
+from sea_lens.models.distributed import every_process, from_each, n_processes, rank, shows, together
 from sea_lens.models.hooks import attached_editors, gather_hooks, model_facts
 from sea_lens.models.prefixes import LEAST_PREFIX, CachedPrefix, how_to_run
 from sea_lens.models.sites import Names, Site, Sites, chosen_sites, widths_of
@@ -118,7 +118,7 @@ def collect_activations(
         return found["batch"]
 
     of_all = [{role: torch.empty(n, width) for role in stream.roles} for width in stream.kind.widths]  # by site
-    with tqdm(total=n, desc="activations", unit="demonstration", disable=not progress or rank() > 0) as bar:
+    with tqdm(total=n, desc="activations", unit="demonstration", disable=not shows(progress)) as bar:
         for first in range(0, len(stream), n_processes()):
             with together():
                 own = batch(first + rank())

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from sea_lens.cache import Store, digest
 from sea_lens.errors import InputError
 from sea_lens.models.bridge import EditsModels, Model, tokenizer_of
+from sea_lens.models.distributed import shows
 from sea_lens.models.hooks import editing, logits_at, model_facts
 from sea_lens.models.passes import telling
 from sea_lens.models.prefixes import CachedPrefix, how_to_run, length_to_share
@@ -69,7 +70,7 @@ def greedy_answers(
         store = Store.within(folder, "answers", {**facts, **model_facts(model, editor)})
         answers = {row[0]: row[1] for row in store.rows()}  # type: ignore[index, misc]  # pairs, as appended below
     left = sorted(set(range(len(rows))) - set(answers), key=lambda index: -len(rows[index]))
-    bar = tqdm(total=len(rows), initial=len(answers), desc="answers", unit="prompt", disable=not progress)
+    bar = tqdm(total=len(rows), initial=len(answers), desc="answers", unit="prompt", disable=not shows(progress))
     with bar, editing(model, editor, lambda: len(left) == len(rows)):
         prefix = _shared_beginning(model, rows, share_prefix and bool(left))
         for chosen in _batches(model, [len(rows[index]) for index in left], prefix, batch_size, max_new_tokens):

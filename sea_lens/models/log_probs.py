@@ -22,7 +22,7 @@ from sea_lens.cache import Store
 from sea_lens.data.questions import Questions
 from sea_lens.errors import InputError
 from sea_lens.models.bridge import EditsModels, Model, precise_dtype
-from sea_lens.models.distributed import from_each, n_processes, rank, share_of, together
+from sea_lens.models.distributed import from_each, n_processes, share_of, shows, together
 from sea_lens.models.hooks import editing, model_facts
 from sea_lens.models.prefixes import CachedPrefix, how_to_run, length_to_share
 from sea_lens.models.tokens import PaddedTokens, Stem, stems_of, tokenized_answers
@@ -209,7 +209,7 @@ def _score(
     prefix: CachedPrefix | None = None
     own, ran = share_of(range(len(batches))), 0
     count, parts = sum(len(batches[number]) for number in own), [torch.zeros(0, dtype=torch.float64)]
-    bar = tqdm(total=count, desc="scores", unit="prompt", disable=not progress or rank() > 0)
+    bar = tqdm(total=count, desc="scores", unit="prompt", disable=not shows(progress))
     with together(), editing(model, editor, lambda: ran == len(batches)), bar:
         for number in own:
             batch = [stems[place] for place in batches[number]]

@@ -27,6 +27,7 @@ from sea_lens.editing.registry import reads_files_of_0_1, register_edit
 from sea_lens.errors import FileFormatError, InputError, ModelMismatchError, SeaLensWarning
 from sea_lens.methods.sea.spectral import difference_of_projectors
 from sea_lens.models.bridge import UNKNOWN_MODEL, Model, ModelInfo
+from sea_lens.models.distributed import shows
 from sea_lens.models.sites import Site, check_layers
 
 Normalization = Literal["token", "feature"]
@@ -209,7 +210,7 @@ def read_published_editor(
         Site(0, site).check(model)  # said here, not when it is attached
     edits: dict[Site, AffineEdit | PublishedEdit] = {}
     found: dict[Site, FitReport] = {}
-    for layer in tqdm(check_layers(layers, n_layers), desc="projections", disable=not progress, delay=2):
+    for layer in tqdm(check_layers(layers, n_layers), desc="projections", disable=not shows(progress), delay=2):
         kept = _basis(keeping[layer].double(), keeping.dtype, f"Layer {layer} of the positive projections")
         place = Site(layer, site)
         # P- keeps nearly everything; what it removes is what has a low rank.

@@ -28,6 +28,7 @@ from sea_lens.methods.sea.spectral import (
     difference_of_projectors,
 )
 from sea_lens.models.activations import Activations, Role
+from sea_lens.models.distributed import shows
 from sea_lens.models.sites import Site
 
 T = TypeVar("T")
@@ -308,7 +309,7 @@ def _fit_each(
             alike.append(index)
     edits: list[dict[Site, Edit]] = [{} for _ in methods]
     reports: list[dict[Site, FitReport]] = [{} for _ in methods]
-    with tqdm(total=len(groups) * len(sites), desc="fit", unit="site", disable=not progress, delay=2) as bar:
+    with tqdm(total=len(groups) * len(sites), desc="fit", unit="site", disable=not shows(progress), delay=2) as bar:
         for group in groups:
             for site in sites:  # one site's evidence is held at a time
                 found = evidence(methods[group[0]], site)

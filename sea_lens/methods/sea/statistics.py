@@ -20,7 +20,7 @@ from sea_lens.methods.sea.streaming import FORMAT, SAMPLE, STATISTICS, SEAFitter
 from sea_lens.models.activations import TokenChoice
 from sea_lens.models.bridge import Model
 from sea_lens.models.collect import ActivationStream
-from sea_lens.models.distributed import every_process, n_processes, rank, share_of, together
+from sea_lens.models.distributed import every_process, n_processes, rank, share_of, shows, together
 
 
 @torch.no_grad()
@@ -106,7 +106,7 @@ def collect_statistics(
     own = share_of(range(len(stream)))
     n = len(demonstrations)
     chosen = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:SAMPLE]
-    silent = not progress or rank() > 0
+    silent = not shows(progress)
     total = sum(len(stream.rows(number)) for number in own)
     with together(), tqdm(total=total, desc="statistics", unit="demonstration", disable=silent) as bar:
         bar.update(fitter.n)
