@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, groupby
 from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
@@ -126,12 +126,16 @@ def ablate_layers(
     changes = values - values[:, :1]
     low, high = mean_intervals(changes[0].T, seed, confidence, shares=known.is_share_of(values[0]))
     p_values = sign_flip_p_values(changes[0].T, seed)
+    if known.is_distance:
+        p_values = torch.full_like(p_values, torch.nan)
+    families = [len(list(family)) for _, family in groupby(mode for mode, _, _ in rows)]
     found = {
         "value": values[0].mean(1),
         "change": changes[0].mean(1),
         "low": low,
         "high": high,
-        "p_value": p_values.masked_fill(torch.full_like(p_values, known.is_distance, dtype=torch.bool), torch.nan),
+        "p_value": p_values,
+        "p_holm": torch.cat([holm(family) for family in torch.split(p_values, families)]),
     }
     if controls:
         found |= control_columns(found["change"], changes[1:].mean(2).T)
@@ -143,10 +147,6 @@ def ablate_layers(
             "layers": named,
             **{name: values.tolist() for name, values in found.items()},
         }
-    )
-    families = table.groupby("mode")["p_value"]
-    table.insert(
-        table.columns.get_loc("p_value") + 1, "p_holm", families.transform(lambda p: holm(p.tolist()).tolist())
     )
     names = [
         " ".join([mode, ",".join(map(str, chosen))]).strip() for (mode, _, _), chosen in zip(rows, named, strict=True)

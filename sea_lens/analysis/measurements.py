@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -146,7 +147,7 @@ def _check_effects(effects: Sequence[Effect], questions: Questions) -> None:
 
 @torch.no_grad()
 def _measure_batch(
-    runs: BranchingRuns, batch: QuestionBatch, effects: Sequence[Effect], bar: tqdm[object]
+    runs: BranchingRuns, batch: QuestionBatch, effects: Sequence[Effect], bar: tqdm[Any]
 ) -> Float[Tensor, "effects_and_changed editors questions"]:
     """The effects of every editor but the first, which is the unedited model; and, last, whether it changed any logit."""
     found = torch.zeros(len(effects) + 1, len(runs.editors) - 1, len(batch.indices), dtype=torch.float64)
@@ -191,4 +192,6 @@ def _checked(name: str, found: object, indices: Sequence[int]) -> Tensor:
 
 
 def _places(editor: EditsModels) -> str:
-    return ", ".join(str(label) if isinstance(label, str) else f"layer {label}" for label in labels_of(editor.sites))
+    return ", ".join(
+        str(label) if isinstance(label, str) else f"layer {label}" for label in labels_of(list(editor.edits))
+    )

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from scipy.linalg import subspace_angles
+from scipy.linalg import subspace_angles  # type: ignore[import-untyped]
 from torch import Tensor
 
 from sea_lens.editing.editor import Editor

@@ -130,5 +130,5 @@ def _components(
     activations: Activations, site: Site, directions: Float[Tensor, "width n_directions"]
 ) -> Float[Tensor, " n_directions"]:
     """Mean of the neutral activations along directions; of all sides where there are no neutral ones."""
-    roles = ["neutral"] if "neutral" in activations.roles else activations.roles
+    roles = [role for role in activations.roles if role == "neutral"] or activations.roles
     return torch.cat([activations[role][site].double().cpu() @ directions for role in roles]).mean(0)

@@ -242,9 +242,9 @@ def spectrum(
     )
     spectra, massive = measure_spectra(fitted, plain), massive_activations(plain, fitted)
     show(spectra.table.T.rename_axis("by layer"), f"Spectra of {plain.n} demonstrations")
-    figures = {"massive": plotting.plot_massive_activations(massive)}
+    figures = {"angles": plotting.plot_principal_angles(spectra), "massive": plotting.plot_massive_activations(massive)}
     if len(spectra.curves):
-        figures |= {"spectra": plotting.plot_spectra(spectra), "angles": plotting.plot_principal_angles(spectra)}
+        figures["spectra"] = plotting.plot_spectra(spectra)
     read: dict[str, Result] = {}
     for site, label in zip(fitted.sites, labels_of(fitted.sites), strict=True):
         if site.in_stream and fitted[site].directions is not None:

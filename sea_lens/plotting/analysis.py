@@ -86,7 +86,8 @@ def _draw_mode(axes: Axes, ablation: Ablation, mode: str, shift: float) -> None:
         axes.set_xlabel("layers edited")
         return
     name, color, look = MODES[mode]
-    layers = rows["layer"].to_numpy(dtype=float)
+    by_name = any(isinstance(name, str) for names in rows["layers"] for name in names) and mode in ("only", "without")
+    layers = np.arange(len(rows), dtype=float) if by_name else rows["layer"].to_numpy(dtype=float)
     if mode in ("only", "without"):
         axes.bar(
             layers + shift, change, 0.38, color=color, hatch=look, edgecolor="white", ecolor=INK, label=name, **bars
@@ -99,7 +100,11 @@ def _draw_mode(axes: Axes, ablation: Ablation, mode: str, shift: float) -> None:
             ends = rows["control_low"], rows["control_high"]
             axes.fill_between(layers, *ends, color=GREY, alpha=0.35, linewidth=0, label=control)
         axes.errorbar(layers, change, fmt=look, color=color, label=name, **bars)
-    tick_layers(axes, layers.tolist())
+    if by_name:
+        (every,) = ablation.table.loc[ablation.table["mode"] == "all", "layers"]
+        axes.set_xticks(layers, every, rotation=90, fontsize=7)
+    else:
+        tick_layers(axes, layers.tolist())
     axes.set_xlabel("layer" if mode in ("only", "without") else "layers edited, n")
 
 
@@ -112,7 +117,7 @@ def plot_interactions(interactions: Interactions, *, axes: Axes | None = None) -
         interactions: From `measure_interactions`.
         axes: To draw in; None makes a figure.
     """
-    layers = [int(layer) for layer in interactions.alone.index]
+    layers = interactions.alone.index.tolist()
     grid = np.full((len(layers), len(layers)), np.nan)
     texts = [[""] * len(layers) for _ in layers]
     framed = []

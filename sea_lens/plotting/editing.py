@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure, SubFigure
@@ -11,6 +12,7 @@ from matplotlib.ticker import PercentFormatter
 from sea_lens.analysis.subspaces import Spectra
 from sea_lens.analysis.tokens import Directions
 from sea_lens.editing.editor import Editor
+from sea_lens.errors import InputError
 from sea_lens.methods.tuning import Tuning
 from sea_lens.plotting.style import (
     GREY,
@@ -173,7 +175,14 @@ def plot_spectra(spectra: Spectra, *, figure: Figure | SubFigure | None = None) 
     Args:
         spectra: From `measure_spectra`.
         figure: To draw in; None makes one.
+
+    Raises:
+        InputError: If the editor's method cuts no subspaces.
     """
+    if spectra.curves.empty:
+        raise InputError(
+            "This editor's method cuts no subspaces, so it has no spectra to draw. See plot_principal_angles."
+        )
     layers = spectra.table.index.tolist()
     if len(layers) > MOST_PANELS:
         layers = [layers[round(place)] for place in np.linspace(0, len(layers) - 1, MOST_PANELS)]
@@ -200,33 +209,46 @@ def plot_spectra(spectra: Spectra, *, figure: Figure | SubFigure | None = None) 
 def plot_principal_angles(spectra: Spectra, *, figure: Figure | SubFigure | None = None) -> Figure:
     """Two panels by layer: the principal angles between the subspaces, and how far the edit moves activations.
 
-    Angles at zero edit nothing; a mark at 90 degrees stands for a direction that only the larger subspace has.
+    Angles at zero edit nothing; a mark at 90 degrees stands for a direction that only the larger subspace has. For a method
+    without subspaces the gains of the edit's directions stand in the place of angles.
 
     Args:
         spectra: From `measure_spectra`.
         figure: To draw in; None makes one.
     """
-    table = spectra.table
+    table, by_name = spectra.table, isinstance(spectra.table.index[0], str)
+    places = pd.Series(range(len(table)) if by_name else table.index, index=table.index)
     figure = canvas(figure, max(8.0, 0.44 * len(table) + 5), 3.6)
     angles, moved = figure.subplots(1, 2)
-    angles.scatter(spectra.angles["layer"], spectra.angles["degrees"], color=PROMOTED, s=26, label="principal angle")
-    unequal = table.index[table["rank_positive"] != table["rank_negative"]]
-    if len(unequal):
-        angles.scatter(unequal, [90] * len(unequal), color=SUPPRESSED, marker="s", s=24, label="one side only")
-    angles.set_ylim(-3, 93)
-    angles.set_yticks([0, 30, 60, 90])
-    angles.set_ylabel("degrees")
-    angles.set_title("Angles between positive and negative subspace", fontsize=10)
+    if len(spectra.angles):
+        found = spectra.angles
+        angles.scatter(found["layer"].map(places), found["degrees"], color=PROMOTED, s=26, label="principal angle")
+        unequal = places[table["rank_positive"] != table["rank_negative"]]
+        if len(unequal):
+            angles.scatter(unequal, [90] * len(unequal), color=SUPPRESSED, marker="s", s=24, label="one side only")
+        angles.set_ylim(-3, 93)
+        angles.set_yticks([0, 30, 60, 90])
+        angles.set_ylabel("degrees")
+        angles.set_title("Angles between positive and negative subspace", fontsize=10)
+    else:
+        angles.scatter(spectra.gains["layer"].map(places), spectra.gains["gain"], color=PROMOTED, s=26, label="gain")
+        angles.axhline(0, color=INK, linewidth=0.8)
+        angles.set_title("Gains of the edit's directions", fontsize=10)
     for side, color, look in (("neutral", INK, "^:"), ("positive", PROMOTED, "o-"), ("negative", SUPPRESSED, "s--")):
-        moved.plot(table.index, table[f"moved_{side}"], look, color=color, label=f"{side} moved")
-    moved.plot(table.index, 1 - table["cosine_neutral"], color=GREY, marker="x", label="neutral, 1 - cosine")
+        if f"moved_{side}" in table:
+            moved.plot(places, table[f"moved_{side}"], look, color=color, label=f"{side} moved")
+    if "cosine_neutral" in table:
+        moved.plot(places, 1 - table["cosine_neutral"], color=GREY, marker="x", label="neutral, 1 - cosine")
     moved.set_ylim(bottom=0)
     moved.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     moved.set_ylabel("share of the norm")
     moved.set_title("How far the edit moves activations", fontsize=10)
     for axes in (angles, moved):
-        axes.set_xlabel("layer")
-        tick_layers(axes, table.index.tolist())
+        if by_name:
+            axes.set_xticks(places, table.index, rotation=90, fontsize=7)
+        else:
+            tick_layers(axes, table.index.tolist())
+        axes.set_xlabel("site" if by_name else "layer")
         axes.legend(fontsize=8, frameon=False)
     tidy(angles, moved)
     return page(figure)

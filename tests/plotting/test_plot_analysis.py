@@ -60,12 +60,26 @@ def test_an_ablation_of_one_mode_or_of_sets_has_one_panel(results):
     assert axes.patches[0].get_height() == kept["change"].iloc[-1]
 
 
+def test_sites_of_several_names_are_drawn_by_name(results):
+    named = {0: "blocks.0.attn.hook_z", 1: "blocks.0.hook_resid_post", 2: "unembed.hook_in"}
+    ablation = results["ablation"]
+    found = with_table(ablation, layers=[tuple(named[k] for k in layers) for layers in ablation.table["layers"]])
+    bars, curves = plots(rendered(plotting.plot_ablation(found)))
+    assert labels(bars.get_xticklabels()) == list(named.values())
+    assert len(bars.patches) == 3 * 4  # three sites, in two modes, with the controls' range each
+    pairs = results["interactions"]
+    table = pairs.table.assign(first=pairs.table["first"].map(named), second=pairs.table["second"].map(named))
+    renamed = replace(pairs, table=table, alone=pairs.alone.rename(index=named))
+    axes, _ = rendered(plotting.plot_interactions(renamed)).axes
+    assert labels(axes.get_xticklabels()) == list(named.values())
+
+
 def test_interactions_are_cells_and_those_whose_interval_has_no_zero_are_framed(results):
     found = with_table(results["interactions"], low=[-1.0, 0.1, -2.0], high=[1.0, 0.2, -1.0])
     axes, _ = rendered(plotting.plot_interactions(found)).axes
     drawn = {place: text for place, text in cells(axes).items() if text}
     expected = {(row.second, row.first): f"{row.interaction:.2g}" for row in found.table.itertuples()}
-    alone = {(layer, layer): f"({value:.2g})" for layer, value in found.alone.items()}
+    alone = {(layer, layer): f"({value:.2g})" for layer, value in found.alone["change"].items()}
     assert drawn == expected | alone
     assert frames(axes) == {(row.second, row.first) for row in found.table.iloc[1:].itertuples()}
     rendered(plotting.plot_interactions(with_table(found, interaction=0.0)))

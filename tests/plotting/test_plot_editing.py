@@ -6,11 +6,12 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.collections import LineCollection
-from plotting.conftest import LAYERS, cells, frames, labels, plots, rendered
+from plotting.conftest import LAYERS, WIDTH, cells, frames, labels, plots, rendered
 
 import sea_lens as sl
 from sea_lens import plotting
 from sea_lens.editing.affine import AffineEdit
+from sea_lens.errors import InputError
 from sea_lens.worlds.demo import OrganismResult
 
 
@@ -126,6 +127,20 @@ def test_angles_and_movement_are_drawn_as_in_their_tables(results):
 
 
 AWKWARD = ("$x$", " a\nb", "$", "\\frac{", "_^", "  ", "é", "%", "$\\alpha$", "\t", "")
+
+
+def test_an_editor_without_subspaces_is_drawn_by_its_gains(activations):
+    sites = [sl.Site(0, "attn.hook_z"), sl.Site(0)]
+    editor = sl.Editor({site: sl.AffineEdit.of_shift(torch.full((WIDTH,), 2.0)) for site in sites})
+    sides = {role: {site: activations[role][0] for site in sites} for role in ("positive", "negative")}
+    spectra = sl.measure_spectra(editor, sl.Activations.from_tensors(**sides))
+    gains, moved = rendered(plotting.plot_principal_angles(spectra)).axes
+    (dots,) = gains.collections
+    np.testing.assert_allclose(dots.get_offsets()[:, 1], [2 * WIDTH**0.5] * 2)
+    assert [label.get_text() for label in moved.get_xticklabels()] == list(map(str, sites))
+    assert [line.get_label() for line in moved.lines] == ["positive moved", "negative moved"]
+    with pytest.raises(InputError, match="cuts no subspaces"):
+        plotting.plot_spectra(spectra)
 
 
 @pytest.mark.parametrize("most", [2, 3, 12])
