@@ -102,6 +102,17 @@ def low_rank(directions, eigenvalues, shift=None, restore_norm=True, **options):
     return AffineEdit.of_eigenvalues(directions, eigenvalues, shift, restore_norm=restore_norm, **options)
 
 
+def make_editor(layers=(0, 2), site="resid_post", strength=1.0, seed=0):
+    """An editor of tiny models: three directions and a shift per layer."""
+    generator = torch.Generator().manual_seed(seed)
+    edits = {}
+    for layer in layers:
+        directions = torch.linalg.qr(torch.randn(D_MODEL, 3, generator=generator)).Q
+        shift = torch.randn(D_MODEL, generator=generator) / 2
+        edits[sea_lens.Site(layer, site)] = low_rank(directions, torch.tensor([1.5, 0.5, -1.0]), shift, strength=strength)
+    return sea_lens.Editor(edits, sea_lens.EditorCard("by hand", {}))
+
+
 def pytest_collection_modifyitems(items):
     """Files of few, long tests go first: a worker that got one last would leave the other idle for minutes."""
     long = ("test_tutorials.py", "test_experiment.py", "test_processes.py", "test_readme.py")
@@ -220,3 +231,23 @@ def assert_is_one_error(err, *parts):
     assert "Traceback" not in err
     for part in parts:
         assert part in err
+
+
+class Passes:
+    """Counts forward passes of a model and the tokens in them, without a hook; at `stop_after` passes the user presses Ctrl-C."""
+
+    def __init__(self, model, stop_after=None):
+        self.model, self.stop_after, self.n, self.tokens = model, stop_after, 0, 0
+
+    def __enter__(self):
+        self.handle = self.model.original_model.register_forward_pre_hook(self.count, with_kwargs=True)
+        return self
+
+    def __exit__(self, *exception):
+        self.handle.remove()
+
+    def count(self, module, args, options):
+        if self.n == self.stop_after:
+            raise KeyboardInterrupt
+        self.n += 1
+        self.tokens += (args[0] if args else options["input_ids"]).numel()

@@ -1,102 +1,90 @@
-"""A beginning that texts share is run once, and nothing comes out differently."""
+"""Beginnings that texts share: who may share them, and what goes on after them."""
 
 import warnings
 
 import pytest
 import torch
-from conftest import build_bridge
+from conftest import Passes, build_bridge, make_editor
+from transformers import AutoModelForCausalLM, MambaConfig
 
-from sea_lens import Activations, fit_sea
-from sea_lens.errors import InputError, SeaLensWarning
-from sea_lens.models.generate import greedy_answers
+from sea_lens import Editor, SeaLensWarning
+from sea_lens.methods.sea.published import PublishedEdit
 from sea_lens.models.log_probs import completion_log_probabilities
-from sea_lens.models.tokens import token_ids
+from sea_lens.models.prefixes import CachedPrefix, how_to_run, length_to_share
+from sea_lens.models.tokens import PaddedTokens
 
-FEW_SHOT = "Answer with few words. Q: sea? A: blue. "
-SHARING = [
-    (FEW_SHOT + prompt, text) for prompt, text in (("Q: one", "yes it is"), ("Q: other", "no"), ("Q: x", "a b c"))
-]
+ROWS = [[0, *range(20, 20 + n)] for n in (3, 5)]
 
 
-def tokens_run(model, run):
-    """How many tokens the first block saw."""
-    seen = []
-    with model.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", lambda tensor, hook: seen.append(tensor[..., 0].numel()))]):
-        found = run()
-    return found, sum(seen)
-
-
-def random_editor(model):
+def published_editor():
     generator = torch.Generator().manual_seed(0)
-    roles = [{layer: torch.randn(20, 32, generator=generator) for layer in range(3)} for _ in range(3)]
-    return fit_sea(
-        Activations.from_tensors(neutral=roles[0], positive=roles[1], negative=roles[2], model=model), ranks=4
+    bases = [torch.linalg.qr(torch.randn(32, 2, generator=generator)).Q for _ in range(2)]
+    return Editor({1: PublishedEdit(*bases)})
+
+
+@torch.no_grad()
+def test_what_goes_on_after_a_beginning_is_what_the_whole_text_gives(bridge):
+    beginning, ends = list(range(40, 58)), [[5, 6, 7], [8]]
+    whole = [bridge(torch.tensor([[*beginning, *row, *end]]), use_cache=False)[0] for row in ROWS[:1] for end in ends]
+    _, prefix = CachedPrefix(bridge).extended(torch.tensor([beginning]), [0])
+    after, prompts = prefix.extended(torch.tensor(ROWS[:1] * 2), [0, 0])
+    found = prompts.continued(PaddedTokens.of(bridge, ends), [1, 0])
+    n = len(beginning) + len(ROWS[0])
+    torch.testing.assert_close(after[0], whole[0][n - 1], atol=2e-5, rtol=1e-5)
+    expected = torch.cat([logits[n:] for logits in whole])
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+
+
+def test_a_beginning_worth_a_pass_ends_before_the_last_token_of_the_shortest():
+    long = list(range(30))
+    assert length_to_share([long, long[:20]]) == 19
+    assert length_to_share([long, long[:20] + [99]]) == 20
+    assert length_to_share([long, long[:10]]) == length_to_share([long]) == 0
+
+
+def test_an_editor_that_mixes_tokens_is_run_row_by_row_and_whole(llama):
+    assert how_to_run(llama, None, 8) == how_to_run(llama, make_editor(), 8) == (8, True)
+    assert how_to_run(llama, make_editor(), 8, share_prefix=False) == (8, False)
+    for editor in (published_editor(), make_editor().at_positions(-1)):
+        assert how_to_run(llama, editor, 8) == (1, False)
+        with editor.attached(llama), warnings.catch_warnings():
+            warnings.simplefilter("ignore", SeaLensWarning)
+            assert how_to_run(llama, None, 8) == (1, False)
+            llama(torch.tensor([[0, 5, 6]]))
+        with llama.hooks(fwd_hooks=editor.fwd_hooks()):
+            assert how_to_run(llama, make_editor(), 8) == (1, False)
+
+
+def test_completions_by_the_published_rule_are_those_of_each_text_alone(llama):
+    texts = [("Answer with few words. Q: " + prompt, "yes it is") for prompt in ("one", "other", "a third one")]
+    with published_editor().attached(llama):
+        alone = [completion_log_probabilities(llama, [text])[0] for text in texts]
+        assert completion_log_probabilities(llama, texts, batch_size=8) == pytest.approx(alone, abs=1e-6)
+    assert completion_log_probabilities(llama, texts) != pytest.approx(alone, abs=1e-2)
+
+
+def test_a_model_that_cannot_go_on_after_a_cache_is_found_out_and_run_whole():
+    """Recurrent layers take several tokens after a cache for a beginning."""
+    from conftest import byte_tokenizer
+    from transformer_lens.model_bridge import TransformerBridge
+
+    config = MambaConfig(vocab_size=258, hidden_size=32, num_hidden_layers=2, state_size=4, initializer_range=0.3)
+    torch.manual_seed(0)
+    wrapped = AutoModelForCausalLM.from_config(config).eval()
+    wrapped.config.architectures = [type(wrapped).__name__]
+    model = TransformerBridge.boot_transformers(
+        "tiny-mamba", hf_model=wrapped, tokenizer=byte_tokenizer(), device="cpu"
     )
+    assert how_to_run(model, None, 8) == (8, False)
+    texts = [("Answer with few words. Q: " + prompt, "yes it is") for prompt in ("one", "two")]
+    alone = [completion_log_probabilities(model, [text])[0] for text in texts]
+    assert completion_log_probabilities(model, texts) == pytest.approx(alone, abs=1e-4)
 
 
-@pytest.mark.parametrize("position", [None, 5, len(FEW_SHOT) + 4])
-def test_a_shared_prefix_is_run_once_and_changes_nothing(bridge, position):
-    editor = random_editor(bridge)
-    if position is not None:
-        editor = editor.at_positions(position)
-    plain = completion_log_probabilities(bridge, SHARING)
-    with editor.attached(bridge):
-        shared, few = tokens_run(bridge, lambda: completion_log_probabilities(bridge, SHARING, batch_size=2))
-        alone, many = tokens_run(
-            bridge, lambda: [completion_log_probabilities(bridge, [text], share_prefix=False)[0] for text in SHARING]
-        )
-    assert shared == pytest.approx(alone, abs=1e-5)
-    assert shared != pytest.approx(plain, abs=1e-3)
-    assert few < many - len(FEW_SHOT)
-
-
-ASKED = [FEW_SHOT + prompt for prompt in ("Q: one", "Q: other", "Q: two", "Q: x", "Q: and the", "Q: red")]
-
-
-@pytest.mark.parametrize("position", [None, 5, len(FEW_SHOT) + 8])
-def test_answers_after_a_shared_prefix_are_those_of_each_prompt_alone(bridge, position):
-    editor = random_editor(bridge)
-    if position is not None:
-        editor = editor.at_positions(position)
-    options = {"max_new_tokens": 6, "stop": (), "progress": False}
-    plain = [greedy_answers(bridge, [text], **options)[0] for text in ASKED]
-    shared, few = tokens_run(bridge, lambda: greedy_answers(bridge, ASKED, share_prefix=True, batch_size=2, **options))
-    assert shared == plain
-    assert few <= 1 + len("".join(ASKED)) - 5 * len(FEW_SHOT) + 6 * (1 + 5)  # the beginning-of-sequence token is shared
-    with editor.attached(bridge):
-        edited = [greedy_answers(bridge, [text], **options)[0] for text in ASKED]
-        assert greedy_answers(bridge, ASKED, share_prefix=True, **options) == edited
-    assert edited != plain
-
-
-@pytest.mark.parametrize("architecture", ["mistral", "gemma2"])
-def test_answers_beyond_a_sliding_window_are_exact(architecture):
-    model = build_bridge(architecture, sliding_window=16)
-    options = {"max_new_tokens": 6, "stop": (), "progress": False}
-    alone = [greedy_answers(model, [text], **options)[0] for text in ASKED]
-    assert greedy_answers(model, ASKED, share_prefix=True, **options) == alone
-
-
-def test_answers_that_end_early_leave_the_others_as_they_are(monkeypatch):
+def test_a_model_is_tried_once():
     model = build_bridge("llama")
-    options = {"max_new_tokens": 6, "stop": (), "progress": False}
-    said = [token_ids(model, answer)[1:] for answer in greedy_answers(model, ASKED, **options)]
-    end = next(row[2] for row in said if any(row[2] not in other for other in said))
-    monkeypatch.setattr(model.cfg, "eos_token_id", [end], raising=False)
-    alone = [greedy_answers(model, [text], **options)[0] for text in ASKED]
-    assert len({len(text) for text in alone}) > 1
-    assert greedy_answers(model, ASKED, share_prefix=True, **options) == alone
-
-
-def test_an_edit_by_the_published_rule_refuses_a_shared_prefix(llama):
-    identity = torch.eye(32).repeat(3, 1, 1)
-    basis = torch.linalg.qr(torch.randn(3, 32, 2, generator=torch.Generator().manual_seed(0))).Q
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SeaLensWarning)
-        editor = read_published_editor(
-            basis @ basis.mT, identity - basis.flip(0) @ basis.flip(0).mT, normalization="feature"
-        )
-    with editor.attached(llama), pytest.raises(InputError, match="share_prefix=False"):
-        completion_log_probabilities(llama, SHARING)
-    with editor.attached(llama):
-        assert completion_log_probabilities(llama, SHARING, share_prefix=False)
+    with Passes(model) as passes:
+        assert how_to_run(model, None, 8) == (8, True)
+        tried = passes.n
+        assert how_to_run(model, None, 8) == (8, True)
+        assert passes.n == tried > 0

@@ -1,0 +1,205 @@
+"""Answers, against one token after another by hand."""
+
+import pytest
+import torch
+from conftest import Passes, build_bridge, make_editor
+from transformer_lens.model_bridge import TransformerBridge
+
+from sea_lens import Demonstrations
+from sea_lens.errors import InputError
+from sea_lens.models.generate import generate, greedy_answers
+from sea_lens.models.tokens import token_ids
+from sea_lens.worlds.facts import prompt
+
+EOS = 1
+FEW_SHOT = "Answer with few words. Q: sea? A: blue. "
+ASKED = [FEW_SHOT + text for text in ("Q: one", "Q: other", "Q: two", "Q: x", "Q: and the", "Q: red")]
+PROMPTS = ["Q: where were fortune cookies invented? A:", "a", "one two three", "The sky is", "xyz, and then some more"]
+OPTIONS = {"max_new_tokens": 6, "stop": (), "progress": False}
+
+
+@pytest.fixture(scope="module")
+def nameless():
+    """A Llama of its own, to be changed by tests."""
+    return build_bridge("llama")
+
+
+@torch.no_grad()
+def by_hand(model, text, n, ends=(EOS,)):
+    ids = token_ids(model, text)
+    start = len(ids)
+    while len(ids) < start + n:
+        ids.append(int(model(torch.tensor([ids]), use_cache=False)[0, -1].argmax()))
+        if ids[-1] in ends:
+            ids.pop()
+            break
+    return model.tokenizer.decode(ids[start:], skip_special_tokens=True).strip()
+
+
+def test_answers_are_the_most_likely_tokens_in_any_batch(bridge):
+    expected = [by_hand(bridge, text, 6) for text in PROMPTS]
+    assert len(set(expected)) > 1
+    for batch_size in (1, 2, 16):
+        assert greedy_answers(bridge, PROMPTS, batch_size=batch_size, **OPTIONS) == expected
+    first = [by_hand(bridge, text, 1) for text in PROMPTS]
+    assert greedy_answers(bridge, PROMPTS, 1, stop=(), progress=False) == first
+
+
+@pytest.mark.parametrize("position", [None, 5, len(FEW_SHOT) + 8])
+def test_answers_after_a_shared_beginning_are_those_of_each_prompt_alone(bridge, position):
+    editor = make_editor(strength=2.0)
+    if position is not None:
+        editor = editor.at_positions(position)
+    plain = [greedy_answers(bridge, [text], **OPTIONS)[0] for text in ASKED]
+    assert greedy_answers(bridge, ASKED, share_prefix=True, batch_size=4, **OPTIONS) == plain
+    edited = [greedy_answers(bridge, [text], editor=editor, **OPTIONS)[0] for text in ASKED]
+    assert greedy_answers(bridge, ASKED, editor=editor, share_prefix=True, **OPTIONS) == edited
+    assert greedy_answers(bridge, ASKED, editor=editor, **OPTIONS) == edited
+    assert edited != plain
+    with editor.attached(bridge):
+        assert greedy_answers(bridge, ASKED, share_prefix=True, **OPTIONS) == edited
+
+
+def test_a_shared_beginning_is_run_once(llama):
+    greedy_answers(llama, ASKED, share_prefix=True, **OPTIONS)  # the model has been tried by now
+    longest = max(map(len, ASKED)) - len(FEW_SHOT) + 1
+    with Passes(llama) as passes:
+        greedy_answers(llama, ASKED, share_prefix=True, **OPTIONS)
+    assert passes.tokens <= 1 + len(FEW_SHOT) + len(ASKED) * (longest + 5)
+
+
+@pytest.mark.parametrize("architecture", ["mistral", "gemma2"])
+def test_answers_beyond_a_sliding_window_are_exact(architecture):
+    model = build_bridge(architecture, sliding_window=16)
+    alone = [by_hand(model, text, 6) for text in ASKED]
+    assert greedy_answers(model, ASKED, share_prefix=True, **OPTIONS) == alone
+    assert greedy_answers(model, ASKED, **OPTIONS) == alone
+
+
+def test_an_answer_ends_at_every_end_token_that_the_model_names(nameless, monkeypatch):
+    said = [token_ids(nameless, answer)[1:] for answer in greedy_answers(nameless, ASKED, **OPTIONS)]
+    end = next(row[2] for row in said if any(row[2] not in other for other in said))
+    expected = [by_hand(nameless, text, 6, (EOS, end)) for text in ASKED]
+    assert len({len(text) for text in expected}) > 1
+    # Turn ends of chat models often stand in the generation configuration alone.
+    for holder in (nameless.cfg, nameless.original_model.generation_config):
+        with monkeypatch.context() as patch:
+            patch.setattr(holder, "eos_token_id", [EOS, end], raising=False)
+            assert greedy_answers(nameless, ASKED, share_prefix=True, **OPTIONS) == expected
+            assert greedy_answers(nameless, ASKED, batch_size=4, **OPTIONS) == expected
+
+
+def test_what_a_configuration_says_of_sampling_does_not_count(nameless, monkeypatch):
+    expected = greedy_answers(nameless, PROMPTS, **OPTIONS)
+    settings = {"do_sample": True, "temperature": 0.1, "repetition_penalty": 5.0, "top_k": 2, "no_repeat_ngram_size": 1}
+    for name, value in settings.items():
+        monkeypatch.setattr(nameless.original_model.generation_config, name, value)
+    assert greedy_answers(nameless, PROMPTS, **OPTIONS) == expected
+
+
+def test_an_answer_ends_at_a_stop_string_and_so_does_the_run(llama):
+    (whole,) = greedy_answers(llama, ["The sky is"], 12, stop=(), progress=False)
+    with Passes(llama) as passes:
+        (cut,) = greedy_answers(llama, ["The sky is"], 12, stop=(whole[3],), progress=False)
+    assert len(whole) > 4
+    assert cut == whole.split(whole[3], 1)[0].rstrip()
+    assert passes.n < 12
+    (first,) = greedy_answers(llama, ["ab"], 1, stop=(), progress=False)
+    assert greedy_answers(llama, ["ab"], 1, stop=(first,), progress=False) == [""]
+
+
+def test_an_answer_of_one_word_is_the_first_of_several(organism):
+    """The embedded model answers in words, and its prompts differ in length with the facts told before."""
+    model, world = organism
+    facts = world.facts
+    prompts = [prompt(fact, context=[(facts[i + j], False) for j in range(i % 4)]) for i, fact in enumerate(facts[:24])]
+    assert len({len(token_ids(model, text)) for text in prompts}) == 4
+    longer = greedy_answers(model, prompts, 3, progress=False)
+    found = greedy_answers(model, prompts, 1, batch_size=5, progress=False)
+    assert found == [answer.split()[0] for answer in longer]
+    assert len(set(found)) > 10
+
+
+def test_a_trained_model_answers_as_transformer_lens_has_it(stories):
+    model = TransformerBridge.boot_transformers(str(stories), device="cpu")
+    texts = ["Once upon a time", "The dog"]
+    expected = [
+        model.generate(text, max_new_tokens=12, do_sample=False, return_type="str", verbose=False, prepend_bos=True)
+        for text in texts
+    ]
+    found = greedy_answers(model, texts, 12, stop=(), progress=False)
+    assert all(whole.endswith(answer) for whole, answer in zip(expected, found, strict=True))
+
+
+def test_generation_leaves_no_hooks_and_no_graph(llama):
+    before = {name: value.clone() for name, value in llama.state_dict().items()}
+    greedy_answers(llama, ["ab", "cde"], 3, progress=False)
+    assert all(torch.equal(value, before[name]) for name, value in llama.state_dict().items())
+    assert not any(point.fwd_hooks for point in llama.hook_dict.values())
+
+
+# --- kept in a folder ------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_run_answers_only_what_is_left(llama, tmp_path):
+    options = {**OPTIONS, "batch_size": 2, "folder": tmp_path}
+    expected = greedy_answers(llama, PROMPTS, **OPTIONS)
+    with pytest.raises(KeyboardInterrupt), Passes(llama, stop_after=8):
+        greedy_answers(llama, PROMPTS, **options)
+    with Passes(llama) as passes:
+        assert greedy_answers(llama, PROMPTS, **options) == expected
+        left = passes.n
+        assert 0 < left < 18
+        assert greedy_answers(llama, PROMPTS, **options) == expected
+        assert passes.n == left
+    edited = greedy_answers(llama, PROMPTS, editor=make_editor(), **options)
+    assert edited == greedy_answers(llama, PROMPTS, editor=make_editor(), **OPTIONS) != expected
+
+
+def test_neutral_answers_are_kept(organism, tmp_path):
+    model, world = organism
+    data = world.demonstrations()[:10]
+    expected = data.with_neutral_answers(model, 1, progress=False)
+    for _ in range(2):
+        with Passes(model) as passes:
+            assert data.with_neutral_answers(model, 1, folder=tmp_path, progress=False) == expected
+    assert passes.n == 0
+    assert isinstance(expected, Demonstrations)
+
+
+# --- one text or conversation ----------------------------------------------------------------------------------------
+
+
+def test_a_text_is_continued_and_a_conversation_answered(nameless, monkeypatch):
+    assert generate(nameless, "The sky is", 6) == greedy_answers(nameless, ["The sky is"], **OPTIONS)[0]
+    talk = [{"role": "user", "content": "The sky"}]
+    with pytest.raises(InputError, match="no chat template"):
+        generate(nameless, talk)
+    template = "{{ bos_token }}{% for m in messages %}{{ m['role'] }}: {{ m['content'] }} {% endfor %}ai:"
+    monkeypatch.setattr(nameless.tokenizer, "chat_template", template)
+    assert generate(nameless, talk, 6) == by_hand(nameless, "user: The sky ai:", 6)  # the beginning token once
+    with make_editor(strength=2.0).attached(nameless):
+        assert generate(nameless, talk, 6) == by_hand(nameless, "user: The sky ai:", 6)
+
+
+def test_drawn_tokens_depend_on_the_seed_alone(llama):
+    state = torch.get_rng_state()
+    first = [generate(llama, "The sky", 12, temperature=2.0, seed=seed) for seed in (0, 1)]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [generate(llama, "The sky", 12, temperature=2.0, seed=seed) for seed in (0, 1)] == first
+    assert first[0] != first[1]
+    with pytest.raises(InputError, match="temperature"):
+        generate(llama, "The sky", temperature=-1.0)
+
+
+# --- mistakes --------------------------------------------------------------------------------------------------------
+
+
+def test_impossible_prompts_are_named(llama):
+    with pytest.raises(InputError, match=r"Prompt 1 is 121 tokens long and 10 new tokens .* context is 128"):
+        greedy_answers(llama, ["short", "x" * 120, "y" * 30], 10, progress=False)
+    with pytest.raises(InputError, match="No prompts were given"):
+        greedy_answers(llama, [], 4, progress=False)
+    for options in ({"max_new_tokens": 0}, {"batch_size": 0}):
+        with pytest.raises(InputError, match="must be at least 1"):
+            greedy_answers(llama, ["a"], progress=False, **options)
