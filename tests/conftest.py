@@ -109,7 +109,9 @@ def make_editor(layers=(0, 2), site="resid_post", strength=1.0, seed=0):
     for layer in layers:
         directions = torch.linalg.qr(torch.randn(D_MODEL, 3, generator=generator)).Q
         shift = torch.randn(D_MODEL, generator=generator) / 2
-        edits[sea_lens.Site(layer, site)] = low_rank(directions, torch.tensor([1.5, 0.5, -1.0]), shift, strength=strength)
+        edits[sea_lens.Site(layer, site)] = low_rank(
+            directions, torch.tensor([1.5, 0.5, -1.0]), shift, strength=strength
+        )
     return sea_lens.Editor(edits, sea_lens.EditorCard("by hand", {}))
 
 
@@ -234,7 +236,7 @@ def assert_is_one_error(err, *parts):
 
 
 class Passes:
-    """Counts forward passes of a model and the tokens in them, without a hook; at `stop_after` passes the user presses Ctrl-C."""
+    """Counts forward passes of a model and their tokens, without a hook; at `stop_after` passes the user presses Ctrl-C."""
 
     def __init__(self, model, stop_after=None):
         self.model, self.stop_after, self.n, self.tokens = model, stop_after, 0, 0

@@ -39,7 +39,7 @@ class BySite(Mapping[Site, Tensor]):
         self._tensors = dict(sorted(named.items()))
 
     def __getitem__(self, site: Site | int | str) -> Tensor:
-        return self._tensors[choose_site(self._tensors, site, what="These activations")]
+        return self._tensors[choose_site(self._tensors, site, what="This collection")]
 
     def __contains__(self, site: object) -> bool:
         if isinstance(site, int):
@@ -204,7 +204,7 @@ class Activations:
             ModelMismatchError: If one is not there.
             InputError: If there are none.
         """
-        keys = choose_sites(self.sites, sites, what="These activations")
+        keys = choose_sites(self.sites, sites, what="This collection")
         if not keys:
             raise InputError("No layers were asked for. Give at least one.")
         return replace(self, sides={role: BySite({key: one[key] for key in keys}) for role, one in self.sides.items()})

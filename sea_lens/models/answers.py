@@ -95,9 +95,7 @@ def prefer_right(model: Model, questions: Questions, *, batch_size: int = 16, pr
     """
     bare = [index for index, question in enumerate(questions) if not question.wrong]
     if bare:
-        raise InputError(
-            f"Questions {bare[:10]} have no wrong answer to compare with. Give each one, or drop them."
-        )
+        raise InputError(f"Questions {bare[:10]} have no wrong answer to compare with. Give each one, or drop them.")
     scores = score_answers(model, questions, batch_size=batch_size, progress=progress)
     best = [scores.by_answer().masked_fill(~own, -torch.inf).amax(1) for own in (scores.is_right, scores.is_wrong)]
     margins = (best[0] - best[1]).tolist()

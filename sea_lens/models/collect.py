@@ -24,7 +24,7 @@ from sea_lens.models.demonstration_texts import DemonstrationTexts, label_of, sh
 from sea_lens.models.distributed import every_process, from_each, n_processes, rank, shows, together
 from sea_lens.models.hooks import attached_editors, gather_hooks, model_facts
 from sea_lens.models.prefixes import LEAST_PREFIX, CachedPrefix, how_to_run
-from sea_lens.models.sites import Names, Site, Sites, chosen_sites, widths_of
+from sea_lens.models.sites import Names, Site, Sites, model_sites, widths_of
 from sea_lens.models.tokens import PaddedTokens, TokenizedAnswer
 
 
@@ -174,7 +174,7 @@ class ActivationStream:
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, and {batch_size} was given.")
         self.model, self.demonstrations, self.editor, self.batch_size = model, demonstrations, editor, batch_size
-        self.sites = chosen_sites(model, layers, site)
+        self.sites = model_sites(model, layers, site)
         self.texts = DemonstrationTexts(model, demonstrations, token)
         self.roles = self.texts.roles
         survey = self.texts.survey()

@@ -231,7 +231,7 @@ Sites = Iterable[int | str | Site] | None
 """Layers, or sites by name; None for all layers."""
 
 
-def chosen_sites(model: Model, layers: Sites, names: Names) -> list[Site]:
+def model_sites(model: Model, layers: Sites, names: Names) -> list[Site]:
     """The sites of some layers, as a pass comes to them.
 
     Args:

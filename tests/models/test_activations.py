@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from sea_lens import Activations, Site
-from sea_lens.errors import FileFormatError, InputError
+from sea_lens.errors import FileFormatError, InputError, ModelMismatchError
 from sea_lens.models.activations import FORMAT, FORMAT_OF_0_1, ROLES, BySite
 from sea_lens.models.bridge import ModelInfo
 
@@ -38,7 +38,7 @@ def test_from_tensors_knows_its_sites_and_copies(llama):
     activations = example(positive=positive, site="mlp_out", model=llama)
     assert (activations.layers, activations.n, activations.width) == ([0, 2], 5, 4)
     assert list(activations.positive) == activations.sites == [Site(0, "mlp_out"), Site(2, "mlp_out")]
-    assert activations.model == ModelInfo("tiny-llama", 3, 32, "raw")
+    assert activations.model == ModelInfo("tiny-llama", 3, 32, "raw", 4)
     kept = activations.positive[0].clone()
     positive[0].zero_()
     for key in (0, "blocks.0.hook_mlp_out", Site(0, "mlp_out")):
@@ -58,7 +58,7 @@ def test_sites_of_other_widths_lie_side_by_side():
     with pytest.raises(InputError, match="several sites of layer 0"):
         activations.positive[0]
     assert activations.at_sites(["blocks.0.hook_resid_post"]).positive[0].shape == (5, 4)
-    with pytest.raises(InputError, match=r"\['1'\] were asked for; activations are there of blocks\.0\.attn"):
+    with pytest.raises(ModelMismatchError, match=r"This collection has no layer 1; it has layers \[0\]"):
         activations.at_sites([1])
 
 

@@ -171,7 +171,9 @@ def test_activations_that_overflow_are_no_reason_to_run_in_full(llama):
 def test_an_error_in_a_resumed_run_leaves_the_model_whole(llama, site):
     editor, tokens = make_editor(EVERY, site), PaddedTokens.of(llama, ROWS)
     plain, runs = full_run(llama, None, tokens), BranchingRuns(llama, [None, editor.at_layers([2])])
-    list(runs.logits(tokens, everywhere(tokens)))  # the check is done, and what fails now fails in a run that skips blocks
+    list(
+        runs.logits(tokens, everywhere(tokens))
+    )  # the check is done, and what fails now fails in a run that skips blocks
     calls = []
 
     def fail(tensor, hook):

@@ -15,7 +15,7 @@ def test_a_bridge_is_our_model(bridge):
 @pytest.mark.parametrize(("architecture", "weights"), [("gpt2", "layernorm folded"), ("llama", "raw")])
 def test_facts_before_and_after_compatibility_mode(architecture, weights):
     model = build_bridge(architecture)
-    assert ModelInfo.of(model) == ModelInfo(f"tiny-{architecture}", 3, 32, "raw")
+    assert ModelInfo.of(model) == ModelInfo(f"tiny-{architecture}", 3, 32, "raw", 4)
     model.enable_compatibility_mode(disable_warnings=True)
     assert ModelInfo.of(model).weights == weights
 

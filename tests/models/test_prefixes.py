@@ -38,7 +38,7 @@ def test_what_goes_on_after_a_beginning_is_what_the_whole_text_gives(bridge):
 def test_a_beginning_worth_a_pass_ends_before_the_last_token_of_the_shortest():
     long = list(range(30))
     assert length_to_share([long, long[:20]]) == 19
-    assert length_to_share([long, long[:20] + [99]]) == 20
+    assert length_to_share([long, [*long[:20], 99]]) == 20
     assert length_to_share([long, long[:10]]) == length_to_share([long]) == 0
 
 
