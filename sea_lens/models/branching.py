@@ -112,10 +112,12 @@ class BranchingRuns:
         with torch.no_grad(), self.model.hooks(fwd_hooks=[hook for _, hook in self._hooks[index]]):
             if not alone:
                 return logits_at(self.model, tokens, where)
-            rows = range(len(tokens.ids))
-            return torch.cat(
-                [logits_at(self.model, tokens.row(row), where[row][tokens.mask[row]][None]) for row in rows]
-            )
+            found = []
+            for number in range(len(tokens.ids)):
+                row = tokens.row(number)
+                with telling(self.model, row.prompt_lengths):
+                    found.append(logits_at(self.model, row, where[number][tokens.mask[number]][None]))
+            return torch.cat(found)
 
     def _branch(
         self, tokens: PaddedTokens, where: Tensor, indices: Sequence[int], start: Start | None
