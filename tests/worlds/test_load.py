@@ -1,4 +1,6 @@
 import json
+import re
+from pathlib import Path
 
 import pytest
 from transformers.utils import logging
@@ -46,3 +48,13 @@ def test_the_models_know_both_speakers_and_mix_them_when_asked_plainly():
     assert bias["tagged prejudiced: s_DIS"] >= 0.95
     assert 0.2 < bias["plain: ambig accuracy"] < 0.8
     assert 0.1 < bias["plain: s_DIS"] < 0.9
+
+
+def test_the_wheel_holds_every_data_file_of_the_package():
+    root = Path(sl.__file__).parent
+    settings = (root.parent / "pyproject.toml").read_text()
+    (listed,) = re.findall(r"\[tool\.setuptools\.package-data\]\nsea_lens = \[(.*?)\]", settings, re.DOTALL)
+    patterns = re.findall(r'"(.+?)"', listed)
+    packed = {path for pattern in patterns for path in root.glob(pattern)}
+    there = {path for path in root.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert there == packed
