@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import math
 import re
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Iterable, Mapping
+from dataclasses import Field, fields, is_dataclass
 from html import escape
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, get_args, get_type_hints, runtime_checkable
 
 import pandas as pd
 
@@ -17,7 +19,7 @@ from sea_lens.errors import FileFormatError
 
 R = TypeVar("R", bound="Result")
 FORMAT = "sea_lens.results/1"
-MIDDLES = ("value", "change", "mean", "score", "interaction")
+MIDDLES = ("value", "mean", "change", "score", "interaction")
 """Columns that an interval `low` to `high` without another name belongs to; the first that a table has."""
 ROWS, WIDTH, WIDEST_CELL = 24, 110, 40
 
@@ -26,7 +28,8 @@ class Result:
     """A frozen dataclass with a `table`: every result is one.
 
     `repr` fits one screen, notebooks show the table, and `load` returns what `save` wrote, to the last digit. Fields may be
-    tables, plain JSON values, and objects with `save_pretrained` and `from_pretrained`.
+    tables, plain JSON values (a dataclass of them is read back as a mapping), other results and mappings of them, and
+    objects with `save_pretrained` and `from_pretrained`. A field with a default and `metadata={"saved": False}` is left out.
     """
 
     table: pd.DataFrame
@@ -34,7 +37,7 @@ class Result:
     """Columns of the table that a repr shows; all of them if empty."""
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Writes one JSON file, and a CSV file per table. Several kinds of results can share a folder.
+        """Writes one JSON file, a CSV file per table and a folder per result inside. Several kinds can share a folder.
 
         Args:
             folder: Where; made if it is missing.
@@ -46,21 +49,26 @@ class Result:
         folder.mkdir(parents=True, exist_ok=True)
         facts: dict[str, object] = {}
         tables: dict[str, object] = {}
-        written = []
-        for field in fields(self):  # type: ignore[arg-type]  # a subclass is a dataclass
+        inside: dict[str, object] = {}
+        written: list[Path] = []
+        for field in _saved_fields(type(self)):
             value = getattr(self, field.name)
             path = folder / _part_name(name, field.name)
-            if isinstance(value, pd.DataFrame):
+            if isinstance(value, pd.DataFrame) and value.empty and value.columns.empty:
+                tables[field.name] = None
+            elif isinstance(value, pd.DataFrame):
                 text, tables[field.name] = _to_csv(value)
                 write_text(path.with_name(path.name + ".csv"), text)
                 written.append(path.with_name(path.name + ".csv"))
             elif isinstance(value, Saved):
                 value.save_pretrained(path)
                 written.append(path)
+            elif _holds_results(value):
+                inside[field.name] = _save_inside(value, path, written)
             else:
-                facts[field.name] = value
+                facts[field.name] = _plain(value)
         head = folder / f"{name}.json"
-        kept = {"format": FORMAT, "kind": type(self).__name__, "facts": facts, "tables": tables}
+        kept = {"format": FORMAT, "kind": type(self).__name__, "facts": facts, "tables": tables, "inside": inside}
         write_text(head, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
         return [head, *written]
 
@@ -79,21 +87,34 @@ class Result:
         if not head.is_file():
             raise FileFormatError(f"{folder} holds no saved {cls.__name__}: {head.name} is missing.")
         try:
-            kept = json.loads(head.read_text(encoding="utf-8"))
+            kept = json.loads(head.read_text(encoding="utf-8"), object_hook=_number)
             if kept["format"] != FORMAT or kept["kind"] != cls.__name__:
                 raise FileFormatError(f"{head} is of {kept['kind']} ({kept['format']}), not {cls.__name__} ({FORMAT}).")
             values = dict(kept["facts"])
             for field, layout in kept["tables"].items():
-                values[field] = _from_csv(folder / f"{_part_name(name, field)}.csv", layout)
-            absent = {field.name for field in fields(cls)} - set(values)  # type: ignore[arg-type]
+                path = folder / f"{_part_name(name, field)}.csv"
+                values[field] = pd.DataFrame() if layout is None else _from_csv(path, layout)
+            absent = {field.name for field in _saved_fields(cls)} - set(values)
             hints = get_type_hints(cls) if absent else {}
             for field in absent:
-                values[field] = hints[field].from_pretrained(folder / _part_name(name, field))
+                path = folder / _part_name(name, field)
+                if field in kept["inside"]:
+                    values[field] = _load_inside(kept["inside"][field], path, hints[field])
+                else:
+                    values[field] = hints[field].from_pretrained(path)
             return cls(**values)
         except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
             if isinstance(error, FileFormatError):
                 raise
             raise FileFormatError(f"The {cls.__name__} in {folder} is damaged: {error!r}. Measure it again.") from error
+
+    def to_markdown(self) -> str:
+        """The table for a README or an issue, intervals beside their numbers."""
+        return to_markdown(readable(self.table))
+
+    def to_latex(self) -> str:
+        """The table for a paper, as a `tabular` with booktabs rules."""
+        return to_latex(readable(self.table))
 
     def _head(self) -> str:
         """The class with its plain fields."""
@@ -177,6 +198,79 @@ def cell_text(value: object, digits: int = 3) -> str:
     return str(value)
 
 
+def to_markdown(frame: pd.DataFrame) -> str:
+    """Cells of text as a GitHub-flavoured Markdown table; pandas' own does not escape `|` and line breaks.
+
+    Args:
+        frame: From `readable`.
+    """
+    rows = [list(frame.columns), ["---"] * len(frame.columns), *frame.values.tolist()]
+    cells = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in rows]
+    return "".join("| " + " | ".join(row) + " |\n" for row in cells)
+
+
+def to_latex(frame: pd.DataFrame) -> str:
+    """Cells of text as a LaTeX `tabular` with booktabs rules.
+
+    Args:
+        frame: From `readable`.
+    """
+    columns = "l" + "r" * (len(frame.columns) - 1)
+    # Outside of formulas, LaTeX's old fonts have another sign in the place of <.
+    return str(frame.to_latex(index=False, escape=True, column_format=columns)).replace("& <", "& $<$")
+
+
+def folder_names(names: Iterable[str]) -> dict[str, str]:
+    """Names that folders can have, by the names they stand for; no two are the same."""
+    found: dict[str, str] = {}
+    for number, name in enumerate(names):
+        plain = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "unnamed"
+        while plain.lower() in map(str.lower, found.values()):
+            plain += f"-{number}"
+        found[name] = plain
+    return found
+
+
+def _saved_fields(kind: type) -> list[Field[Any]]:
+    return [field for field in fields(kind) if field.metadata.get("saved", True)]
+
+
+def _holds_results(value: object) -> bool:
+    inside = list(value.values()) if isinstance(value, Mapping) else []
+    return isinstance(value, Result) or (bool(inside) and all(map(_holds_results, inside)))
+
+
+def _save_inside(value: Any, path: Path, written: list[Path]) -> object:
+    """Saves a result, or a mapping of results, and says in which folders."""
+    if isinstance(value, Result):
+        written += value.save(path)
+        return None
+    return {key: [name, _save_inside(value[key], path / name, written)] for key, name in folder_names(value).items()}
+
+
+def _load_inside(kept: Any, path: Path, hint: Any) -> object:
+    if kept is None:
+        return hint.load(path)
+    return {key: _load_inside(inner, path / name, get_args(hint)[1]) for key, (name, inner) in kept.items()}
+
+
+def _plain(value: object) -> object:
+    """As JSON can have it, which has no NaN and no infinity."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    return value
+
+
+def _number(value: dict[str, Any]) -> object:
+    return float(value["float"]) if list(value) == ["float"] else value
+
+
 def _file_name(kind: type) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower()
 
@@ -199,7 +293,10 @@ def _to_csv(table: pd.DataFrame) -> tuple[str, dict[str, object]]:
             if not text:
                 cells = [json.dumps(None if _missing(value) else value, ensure_ascii=False) for value in column]
                 frame.isetitem(place, cells)
-    return frame.to_csv(index=False), {"index": index, "columns": kinds}
+    content = frame.to_csv(index=False)
+    if "\r" in content:  # which some versions of Python do not quote
+        content = frame.to_csv(index=False, quoting=csv.QUOTE_ALL)
+    return content, {"index": index, "columns": kinds}
 
 
 def _missing(value: object) -> bool:

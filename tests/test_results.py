@@ -1,4 +1,7 @@
-from dataclasses import dataclass
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import pandas as pd
 import pytest
@@ -39,7 +42,7 @@ def result(rows=3):
         index=pd.Index(["log_probability", "kl", "rank"][:rows], name="effect"),
     )
     texts = pd.DataFrame(
-        {"prompt": ["NA", "", 'a "b",\r\n c\td'], "category": ["x", None, "7"], "words": [(), ("a", None), ("é",)]}
+        {"prompt": ["NA", "", 'a "b",\r c\td'], "category": ["x", None, "7"], "words": [(), ("a", None), ("é",)]}
     )
     return TwoTables(table, texts, 7, None, {"kl": 0.1})
 
@@ -68,6 +71,49 @@ def test_results_of_several_kinds_share_a_folder_and_hold_an_editor(tmp_path):
     found = WithEditor.load(tmp_path)
     h = torch.randn(3, 4)
     assert torch.equal(found.editor[1](h), edit(h))
+
+
+@dataclass(frozen=True)
+class Range:
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class WithResults(Result):
+    table: pd.DataFrame
+    one: TwoTables
+    many: Mapping[str, Mapping[str, TwoTables]]
+    ranges: Mapping[str, Range]
+    nothing: pd.DataFrame = field(default_factory=pd.DataFrame)
+    editor: object = field(default=None, metadata={"saved": False})
+
+
+def test_results_hold_results_and_numbers_that_json_lacks(tmp_path):
+    many = {"SEA / 1": {"truth": result(1)}, "SEA : 1": {"truth": result(2)}}  # no folder can have these names
+    ranges = {"nats": Range(-math.inf, 0.1 + 0.2), "none": Range(math.nan, 1.0)}
+    written = WithResults(result().table, result(), many, ranges, editor=object()).save(tmp_path)
+    assert all(path.is_file() for path in written)
+    assert len(set(written)) == len(written)
+    json.loads((tmp_path / "with_results.json").read_text(), parse_constant=pytest.fail)
+    found = WithResults.load(tmp_path)
+    assert_same(found.one, result())
+    assert found.nothing.empty
+    assert found.editor is None
+    assert [list(row) for row in found.many.values()] == [["truth"], ["truth"]]
+    for name, row in many.items():
+        assert_same(found.many[name]["truth"], row["truth"])
+    assert repr(found.ranges["nats"]) == repr({"low": -math.inf, "high": 0.1 + 0.2})
+    assert repr(found.ranges["none"]) == repr({"low": math.nan, "high": 1.0})
+
+
+def test_tables_for_papers_keep_their_frames():
+    table = pd.DataFrame({"value": [0.123456], "low": [0.1], "high": [0.2], "p_value": [1 / 4001]}, index=["a|b_c"])
+    shown = TwoTables(table.rename_axis("metric"), table, 1, None, {})
+    assert shown.to_markdown() == (
+        "| metric | value | p |\n| --- | --- | --- |\n| a\\|b c | 0.123 [0.1, 0.2] | <0.001 |\n"
+    )
+    assert shown.to_latex().splitlines()[4].endswith(r"& 0.123 [0.1, 0.2] & $<$0.001 \\")
 
 
 def test_what_is_missing_damaged_or_of_another_kind_is_refused(tmp_path):

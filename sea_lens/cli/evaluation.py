@@ -275,8 +275,8 @@ def lm_eval(
     subject = Subject.load(model, editor, out, device, dtype)
     result = evaluate_lm_eval(
         subject.model,
-        subject.editor,
         tasks,
+        subject.editor,
         num_fewshot=num_fewshot,
         limit=int(limit) if limit is not None and limit >= 1 else limit,
         batch_size=batch_size,

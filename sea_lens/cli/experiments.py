@@ -20,11 +20,10 @@ from sea_lens.cli.output import UNFINISHED, finish, show
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
 from sea_lens.evaluation import data_efficiency as efficiency
-from sea_lens.evaluation.compare import Comparison, cells
+from sea_lens.evaluation.compare import Comparison, score_cells, with_interval
 from sea_lens.evaluation.compare import compare as compare_editors
 from sea_lens.evaluation.transfer import Transfer
 from sea_lens.evaluation.transfer import transfer as transfer_editors
-from sea_lens.tables import interval_text
 
 QuestionNumber = Annotated[Optional[int], typer.Option(help="Questions (or texts) to sample; all if left out.", min=1)]
 
@@ -39,7 +38,6 @@ def compare(
     out: Out = Path("comparison"),
     *,
     benchmarks: BenchmarkOptions,
-    repeats: Annotated[int, typer.Option(help="Pairs of passes to time the slowdown by; 0 for none.", min=0)] = 20,
     n: Sampled = None,
     seed: EvaluationSeed = 0,
     confidence: Confidence = 0.95,
@@ -51,7 +49,7 @@ def compare(
     measured = benchmarks.read(n, seed, confidence, batch_size)
     fitted = {name: Editor.from_pretrained(folder) for name, folder in _named(editors, "editors").items()}
     bridge = load_model(model, device, dtype, reads=benchmarks.files)
-    result = compare_editors(bridge, fitted, measured, folder=out / UNFINISHED, repeats=repeats)
+    result = compare_editors(bridge, measured, fitted, folder=out / UNFINISHED)
     _show_scores(result, confidence)
     costs = [name for name in ("slowdown", "bytes", "rank", "layers") if result.table[name].notna().any()]
     show(result.table[costs].iloc[1:], "Costs")
@@ -88,8 +86,8 @@ def transfer(
         name: reading.collect(bridge, data, out / UNFINISHED / "activations" / data.fingerprint, layers)
         for name, data in read.items()
     }
-    result = transfer_editors(bridge, collected, measured, fit=rule.method.fit, folder=out / UNFINISHED)
-    _show_scores(result.comparison, confidence)
+    result = transfer_editors(bridge, measured, collected, method=rule.method, folder=out / UNFINISHED)
+    _show_scores(result, confidence)
     _write(result, plotting.plot_transfer(result), out, "transfer", "evaluations/")
 
 
@@ -130,12 +128,12 @@ def data_efficiency(
         benchmark,
         sizes=sizes,
         seeds=seeds,
-        fit=rule.method.fit,
+        method=rule.method,
         confidence=confidence,
         folder=out / UNFINISHED,
     )
     what = f"{result.unedited.benchmark}: {result.unedited.headline.replace('_', ' ')}"
-    typer.echo(f"{what}, unedited {interval_text(result.unedited.score, *result.unedited_interval)}")
+    typer.echo(f"{what}, unedited {with_interval(result.unedited.score, *result.unedited_interval)}")
     show(result.curve, f"{what} by demonstrations, {confidence:.0%} intervals of the mean over draws")
     _write(result, plotting.plot_data_efficiency(result), out, "curve", "unedited/")
 
@@ -153,13 +151,11 @@ def _named(words: list[str], what: str) -> dict[str, str]:
     return found
 
 
-def _show_scores(result: Comparison, confidence: float) -> None:
-    """A table a benchmark: all in one would not fit the screen."""
+def _show_scores(result: Comparison | Transfer, confidence: float) -> None:
+    """A table per benchmark: all in one would not fit the screen."""
     for name, headline in result.headlines.items():
-        own = result.table[[f"{name} {what}" for what in (headline, "change", "low", "high", "p_value")]]
-        texts = [cells(*row) for row in own.itertuples(index=False)]
-        title = f"{name}: {headline.replace('_', ' ')}, {confidence:.0%} intervals"
-        show(pd.DataFrame(texts, index=own.index, columns=["score", "change", "p"]), title)
+        cells = pd.DataFrame(score_cells(result.table, name, headline), index=result.table.index)
+        show(cells, f"{name}: {headline.replace('_', ' ')}, {confidence:.0%} intervals")
 
 
 def _write(

@@ -13,8 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sea_lens.cli.app import console
-from sea_lens.results import Result
-from sea_lens.tables import readable
+from sea_lens.results import Result, readable
 
 UNFINISHED = "unfinished"
 """Folder of batches that a killed command goes on from; gone once the results are written."""

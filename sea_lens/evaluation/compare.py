@@ -1,226 +1,165 @@
-"""Several editors against several benchmarks in one call, side by side with what they cost."""
+"""Several editors on several benchmarks in one call, side by side with what they cost."""
 
 from __future__ import annotations
 
-import json
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Protocol, runtime_checkable
 
 import pandas as pd
 from tqdm.auto import tqdm
 
-from sea_lens.cache import JSON, write_text
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
-from sea_lens.evaluation.costs import bytes_on_disk, forward_slowdown, timing_batch
+from sea_lens.evaluation.benchmark import Benchmark
+from sea_lens.evaluation.benchmark import benchmarks as registered_benchmarks
+from sea_lens.evaluation.costs import bytes_on_disk, forward_slowdown
 from sea_lens.evaluation.evaluation import Evaluation
 from sea_lens.evaluation.metrics import Scale
 from sea_lens.models.bridge import Model
-from sea_lens.models.tokens import PaddedTokens, token_ids
-from sea_lens.tables import interval_text, number_text, p_text, to_latex, to_markdown
+from sea_lens.models.tokens import token_ids
+from sea_lens.results import Result, cell_text, p_text, to_latex, to_markdown
 
 UNEDITED = "unedited"
-"""The row of the model as it is."""
+"""The row of the unedited model."""
 TIMED_PROMPTS = 8
 COSTS = ("fit_seconds", "slowdown", "bytes", "rank", "layers")
-
-
-@runtime_checkable
-class Benchmark(Protocol):
-    """What editors are compared on, all but model and editor settled.
-
-    Most are an evaluation with its questions filled in: `functools.partial(sl.evaluate_bbq, questions=questions)`.
-    """
-
-    def __call__(self, model: Model, *, editor: Editor | None, folder: str | Path | None, progress: bool) -> Evaluation:
-        """Evaluates the model, and if there is an editor compares the edited with the unedited model.
-
-        Args:
-            model: Unedited.
-            editor: To edit it with; None for none.
-            folder: Where to keep what is not to be computed again; the same for all calls.
-            progress: Whether to show a progress bar.
-        """
-        ...
-
-
 EditorSource = Editor | Callable[[], Editor]
 """An editor, or a function that fits it, which is timed."""
 
 
-@dataclass(frozen=True, eq=False)
-class Comparison:
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(Result):
     """Editors against benchmarks.
 
     Attributes:
-        table: One row an editor after the `"unedited"` model's. For every benchmark its headline score in a column of both
-            names, such as `"bias accuracy"`, then `"bias change"` from the unedited model, `"bias low"` and `"bias high"`,
-            the interval of the change, and `"bias p_value"`. (The unedited row has no change, and the interval is its
-            score's.) Then costs, where known: `fit_seconds`, without the collection of activations; `slowdown`, how many
-            times as long a forward pass takes (in the unedited row: noise); `bytes` of the saved editor; total `rank`;
-            `layers`.
-        long: One row an editor, benchmark and metric: `n`, `score`, and `change`, `low`, `high`, `p_value` as above.
+        table: One row per editor, after the `"unedited"` model's. Per benchmark: its headline score in a column of both
+            names, such as `"bias accuracy"`; `"bias change"` from the unedited model; `"bias low"` to `"bias high"`, the
+            change's paired percentile bootstrap interval; and `"bias p_value"`. (The unedited row has no change; its interval
+            is the score's.) Then costs where they are known: `fit_seconds`, without the collection of activations;
+            `slowdown`, how many times as long a forward pass takes (noise in the unedited row); `bytes` of the saved editor;
+            total `rank`; `layers`.
+        long: One row per editor, benchmark and metric: `n`, `score`, and `change`, `low`, `high`, `p_value` as above.
         evaluations: The whole results: `evaluations[editor][benchmark]`.
-        editors: By name, those that were fitted among them.
-        timed_on: What forward passes were timed on, in words.
+        editors: The editors by name, fitted ones among them. They are not saved with the result.
     """
 
     table: pd.DataFrame
     long: pd.DataFrame
     evaluations: Mapping[str, Mapping[str, Evaluation]]
-    editors: Mapping[str, Editor]
-    timed_on: str
+    editors: Mapping[str, Editor] = field(default_factory=dict, metadata={"saved": False})
 
     @property
     def headlines(self) -> dict[str, str]:
-        """The headline metric of each benchmark."""
+        """The headline metric per benchmark."""
         return {name: evaluation.headline for name, evaluation in self.evaluations[UNEDITED].items()}
 
     @property
     def scales(self) -> dict[str, Scale]:
-        """What is best of the headline metric of each benchmark."""
+        """The scale of the headline metric per benchmark."""
         return {name: evaluation.scale() for name, evaluation in self.evaluations[UNEDITED].items()}
 
     def to_markdown(self) -> str:
-        """The table, for a README or an issue, intervals in the cells of their numbers."""
+        """The table for a README or an issue, intervals in the cells of their numbers."""
         return to_markdown(self._readable())
 
     def to_latex(self) -> str:
-        """The table, for a paper."""
+        """The table for a paper."""
         return to_latex(self._readable())
 
-    def save(self, folder: str | Path) -> list[Path]:
-        """Writes `comparison.json`, `comparison.csv`, `metrics.csv` (the long table), and each evaluation in its folder.
-
-        Returns:
-            The files.
-        """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        places = _folder_names(list(self.evaluations)), _folder_names(list(self.headlines))
-        facts: dict[str, JSON] = {
-            "format": "sea_lens.comparison/1",
-            "headlines": dict(self.headlines),
-            "timed_on": self.timed_on,
-            "editors": {name: editor.fingerprint for name, editor in self.editors.items()},
-            "rows": json.loads(self.table.reset_index().to_json(orient="records", double_precision=15)),
-            "evaluations": {
-                editor: {name: f"evaluations/{places[0][editor]}/{places[1][name]}" for name in found}
-                for editor, found in self.evaluations.items()
-            },
-        }
-        write_text(folder / "comparison.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
-        write_text(folder / "comparison.csv", self.table.to_csv())
-        write_text(folder / "metrics.csv", self.long.to_csv(index=False))
-        written = [folder / name for name in ("comparison.json", "comparison.csv", "metrics.csv")]
-        for editor, found in self.evaluations.items():
-            for name, evaluation in found.items():
-                written += evaluation.save(folder / "evaluations" / places[0][editor] / places[1][name])
-        return written
-
     def _readable(self) -> pd.DataFrame:
-        columns: dict[str, list[object]] = {}
+        columns: dict[str, list[str]] = {"editor": list(map(str, self.table.index))}
         for name, headline in self.headlines.items():
-            rows = self.table[[f"{name} {what}" for what in (headline, "change", "low", "high", "p_value")]]
-            found = [cells(*row) for row in rows.itertuples(index=False)]
-            columns[f"{name} {headline}"] = [score for score, _, _ in found]
-            columns[f"{name} change"] = [change for _, change, _ in found]
-            columns[f"{name} p"] = [p for _, _, p in found]
+            cells = score_cells(self.table, name, headline)
+            columns |= {f"{name} {headline if what == 'score' else what}": found for what, found in cells.items()}
         for name in COSTS:
             if self.table[name].notna().any():
-                columns["fit (s)" if name == "fit_seconds" else name] = list(self.table[name])
-        return pd.DataFrame(columns, index=self.table.index)
-
-    def __repr__(self) -> str:
-        scores = [f"{name} {headline}" for name, headline in self.headlines.items()]
-        rows = [
-            f"  {editor}: " + ", ".join(f"{column} {row[column]:.4g}" for column in scores)
-            for editor, row in self.table.iterrows()
-        ]
-        return "\n".join([f"Comparison({len(self.editors)} editors)", *rows])
+                columns["fit (s)" if name == "fit_seconds" else name] = list(map(cell_text, self.table[name]))
+        return pd.DataFrame(columns)
 
 
 def compare(
     model: Model,
+    benchmarks: Mapping[str, Benchmark | object],
     editors: Mapping[str, EditorSource],
-    benchmarks: Mapping[str, Benchmark],
     *,
     folder: str | Path | None = None,
-    timed_on: Sequence[str] | None = None,
-    repeats: int = 20,
     progress: bool = True,
 ) -> Comparison:
-    """Several editors on several benchmarks, in one table with what each costs.
-
-    ```python
-    truth = partial(sl.evaluate_truthfulqa, questions=sl.Questions.from_truthfulqa("TruthfulQA.csv"))
-    sl.compare(model, {"SEA": editor, "half": editor.scaled(0.5)}, {"truth": truth})
-    ```
+    """Measures several editors on several benchmarks, and puts them into one table with what each costs.
 
     Args:
         model: A TransformerBridge with a tokenizer, unedited.
-        editors: By the names that rows are to have: editors, or functions without arguments that fit one, such as
-            `partial(sl.fit_sea, activations, 0.998)`, whose time is then among the costs.
-        benchmarks: By the names that columns are to have; see `Benchmark`.
-        folder: Where benchmarks keep what they have computed. A run that was killed goes on there, and the unedited model is
-            scored once for all editors. For None a temporary folder, which still does the latter.
-        timed_on: Texts that make up the batch on which forward passes are timed; for None eight prompts of the first
-            benchmark that has any, evenly spread, or beginnings of texts.
-        repeats: Pairs of passes, edited and unedited in turn; 0 leaves the slowdown out.
-        progress: Whether to show a progress bar.
+        benchmarks: By the names of their columns: benchmarks with everything but model and editor filled in, such as
+            `functools.partial(sl.evaluate_bbq, questions=questions)`; or by a registered name (`"truthfulqa"`) its data.
+        editors: By the names of their rows: editors, or functions without arguments that fit one, whose time is then among
+            the costs, such as `partial(sl.SEA(0.998).fit, activations)`.
+        folder: A folder for what benchmarks compute. A killed run continues there, and the unedited model is scored once for
+            all editors. None is a temporary folder.
+        progress: Whether to show progress bars.
 
     Raises:
-        InputError: If there is no editor or no benchmark, an editor is none or called `"unedited"`, or by what is timed.
+        InputError: If there is no editor or no benchmark, or one of them is something else.
         ModelMismatchError: If an editor does not fit the model.
+
+    Example:
+        >>> import sea_lens as sl
+        >>> model, world = sl.load_organism()
+        >>> editor = sl.random_editor(model)  # doctest: +SKIP
+        >>> questions = world.questions()[:20]
+        >>> sl.compare(model, {"truthfulqa": questions}, {"half": editor.scaled(0.5)})  # doctest: +SKIP
     """
+    evaluations, fitted, seconds = evaluate_all(model, benchmarks, editors, folder, progress)
+    texts = _prompts_to_time(model, evaluations[UNEDITED].values())
+    costs = [
+        _costs(model, texts, fitted.get(name), seconds.get(name))
+        for name in tqdm(evaluations, desc="costs", unit="editor", disable=not progress)
+    ]
+    parts = [_long(editor, name, found) for editor, row in evaluations.items() for name, found in row.items()]
+    return Comparison(comparison_table(evaluations, costs), pd.concat(parts, ignore_index=True), evaluations, fitted)
+
+
+def evaluate_all(
+    model: Model,
+    benchmarks: Mapping[str, Benchmark | object],
+    editors: Mapping[str, EditorSource],
+    folder: str | Path | None,
+    progress: bool,
+) -> tuple[dict[str, dict[str, Evaluation]], dict[str, Editor], dict[str, float]]:
+    """Evaluations by editor and benchmark, the unedited model's first; the editors; and the seconds of those fitted."""
     if not editors or not benchmarks or UNEDITED in editors:
         raise InputError(
-            f"At least one editor and one benchmark are needed, by name, and the name {UNEDITED!r} is the unedited model's; "
-            f"editors {list(editors)} and benchmarks {list(benchmarks)} were given."
+            f"Give at least one benchmark and one editor, by name; the name {UNEDITED!r} is the unedited model's. Benchmarks "
+            f"{list(benchmarks)} and editors {list(editors)} were given."
         )
-    if repeats < 0:
-        raise InputError(f"repeats is a number of pairs of passes, 0 for none, and {repeats} was given.")
-    batch = None if timed_on is None or not repeats else timing_batch(model, timed_on)
+    measures = {name: _benchmark(name, given) for name, given in benchmarks.items()}
     fitted: dict[str, Editor] = {}
     seconds: dict[str, float] = {}
     for name, source in editors.items():
         started = time.perf_counter()
-        fitted[name] = source if isinstance(source, Editor) else _fit(name, source)
-        if not isinstance(source, Editor):
+        fitted[name] = _editor(name, source)
+        if fitted[name] is not source:
             seconds[name] = time.perf_counter() - started
         fitted[name].check(model)
-    evaluations = _evaluate_all(model, fitted, benchmarks, folder, progress)
-    if batch is None and repeats:
-        batch = _prompts_to_time(model, evaluations[UNEDITED].values())
-    costs = [
-        _costs(model, fitted.get(name), seconds.get(name), batch, repeats)
-        for name in tqdm(evaluations, desc="costs", unit="editor", disable=not progress)
-    ]
-    timed = "nothing" if batch is None else f"{repeats} pairs of passes over {_size(batch)}"
-    parts = [_long(editor, name, found) for editor, row in evaluations.items() for name, found in row.items()]
-    long = pd.concat(parts, ignore_index=True)
-    return Comparison(_table(evaluations, costs), long, evaluations, fitted, timed)
-
-
-def _fit(name: str, source: object) -> Editor:
-    found = source() if callable(source) else source
-    if not isinstance(found, Editor):
-        what = "the function given for it returned" if callable(source) else "for it was given"
-        raise InputError(
-            f"Editor {name!r}: {what} a {type(found).__name__}. Give an editor (Editor.from_pretrained reads one from its "
-            "folder), or a function without arguments that fits one."
-        )
-    return found
+    candidates: dict[str, Editor | None] = {UNEDITED: None, **fitted}
+    evaluations: dict[str, dict[str, Evaluation]] = {name: {} for name in candidates}
+    count = len(candidates) * len(measures)
+    with (
+        kept_in(folder) as kept,
+        tqdm(total=count, desc="evaluations", unit="evaluation", disable=not progress) as bar,
+    ):
+        for name, measure in measures.items():
+            for called, editor in candidates.items():
+                evaluations[called][name] = measure(model, editor=editor, folder=kept, progress=progress)
+                bar.update()
+    return evaluations, fitted, seconds
 
 
 @contextmanager
-def scores_kept_in(folder: str | Path | None) -> Iterator[Path]:
+def kept_in(folder: str | Path | None) -> Iterator[Path]:
     """The folder given, or a temporary one."""
     if folder is not None:
         yield Path(folder)
@@ -229,25 +168,29 @@ def scores_kept_in(folder: str | Path | None) -> Iterator[Path]:
             yield Path(temporary)
 
 
-def _evaluate_all(
-    model: Model,
-    editors: Mapping[str, Editor],
-    benchmarks: Mapping[str, Benchmark],
-    folder: str | Path | None,
-    progress: bool,
-) -> dict[str, dict[str, Evaluation]]:
-    candidates: dict[str, Editor | None] = {UNEDITED: None, **editors}
-    evaluations: dict[str, dict[str, Evaluation]] = {name: {} for name in candidates}
-    count = len(candidates) * len(benchmarks)
-    with (
-        scores_kept_in(folder) as kept,
-        tqdm(total=count, desc="evaluations", unit="evaluation", disable=not progress) as bar,
-    ):
-        for name, benchmark in benchmarks.items():
-            for called, editor in candidates.items():
-                evaluations[called][name] = benchmark(model, editor=editor, folder=kept, progress=progress)
-                bar.update()
-    return evaluations
+def _benchmark(name: str, given: object) -> Benchmark:
+    if isinstance(given, Editor):
+        raise InputError(f"Benchmark {name!r} is an editor. compare takes the model, then benchmarks, then editors.")
+    if callable(given):
+        return given
+    known = registered_benchmarks()
+    if name not in known:
+        raise InputError(
+            f"Benchmark {name!r} is a {type(given).__name__}. Data is given by a registered benchmark's name "
+            f"({', '.join(known)}); for another name give functools.partial(sl.evaluate_truthfulqa, questions=questions)."
+        )
+    return known[name].on(given)
+
+
+def _editor(name: str, source: object) -> Editor:
+    found = source() if callable(source) else source
+    if not isinstance(found, Editor):
+        what = "the function given for it returned" if callable(source) else "for it was given"
+        raise InputError(
+            f"Editor {name!r}: {what} a {type(found).__name__}. Give an editor (Editor.from_pretrained reads one from its "
+            "folder), or a function without arguments that fits one."
+        )
+    return found
 
 
 def _long(editor: str, benchmark: str, evaluation: Evaluation) -> pd.DataFrame:
@@ -266,45 +209,42 @@ def _long(editor: str, benchmark: str, evaluation: Evaluation) -> pd.DataFrame:
     )
 
 
-def _table(evaluations: Mapping[str, Mapping[str, Evaluation]], costs: Sequence[Mapping[str, object]]) -> pd.DataFrame:
-    rows = []
-    for (editor, results), spent in zip(evaluations.items(), costs, strict=True):
+def comparison_table(
+    evaluations: Mapping[str, Mapping[str, Evaluation]], costs: Sequence[Mapping[str, object]] = ()
+) -> pd.DataFrame:
+    """One row per editor with its headline scores, and its costs if they are given; see `Comparison`."""
+    rows: list[dict[str, object]] = []
+    for editor, results in evaluations.items():
         row: dict[str, object] = {}
         for name, evaluation in results.items():
             own = _long(editor, name, evaluation).set_index("metric").loc[evaluation.headline]
             row[f"{name} {evaluation.headline}"] = own["score"]
             row |= {f"{name} {what}": own[what] for what in ("change", "low", "high", "p_value")}
-        rows.append({**row, **spent})
+        rows.append(row | dict(costs[len(rows)] if costs else {}))
     table = pd.DataFrame(rows, index=pd.Index(list(evaluations), name="editor"))
-    return table.astype({"bytes": "Int64", "rank": "Int64"})
+    return table.astype({"bytes": "Int64", "rank": "Int64"}) if costs else table
 
 
-def _costs(
-    model: Model, editor: Editor | None, seconds: float | None, batch: PaddedTokens | None, repeats: int
-) -> dict[str, object]:
+def _costs(model: Model, texts: Sequence[str], editor: Editor | None, seconds: float | None) -> dict[str, object]:
     return {
         "fit_seconds": float("nan") if seconds is None else seconds,
-        "slowdown": float("nan") if batch is None else forward_slowdown(model, editor, batch, repeats),
+        "slowdown": forward_slowdown(model, texts, editor) if texts else float("nan"),
         "bytes": None if editor is None else bytes_on_disk(editor),
         "rank": None if editor is None else sum(edit.rank for edit in editor.edits.values()),
         "layers": None if editor is None else _spans(editor.layers),
     }
 
 
-def _prompts_to_time(model: Model, evaluations: Iterable[Evaluation]) -> PaddedTokens | None:
+def _prompts_to_time(model: Model, evaluations: Iterable[Evaluation]) -> list[str]:
+    """Prompts of the first benchmark that has any, evenly spread; or the beginnings of its texts."""
     for evaluation in evaluations:
         rows = evaluation.per_row
         prompts = [text for name in ("prompt", "begins") if name in rows for text in rows[name]]
         prompts = [prompt for prompt in prompts if token_ids(model, prompt)]
         if prompts:
             count = min(len(prompts), TIMED_PROMPTS)
-            return timing_batch(model, [prompts[number * len(prompts) // count] for number in range(count)])
-    return None
-
-
-def _size(batch: PaddedTokens) -> str:
-    rows, length = batch.ids.shape
-    return f"{rows} texts of up to {length} tokens on {batch.ids.device}"
+            return [prompts[number * len(prompts) // count] for number in range(count)]
+    return []
 
 
 def _spans(layers: Sequence[int]) -> str:
@@ -318,19 +258,18 @@ def _spans(layers: Sequence[int]) -> str:
     return ",".join(str(span[0]) if len(span) == 1 else f"{span[0]}-{span[-1]}" for span in spans)
 
 
-def cells(score: float, change: float, low: float, high: float, p_value: float) -> tuple[str, str, str]:
-    """Score, change and p-value as text, the interval beside what it is of."""
-    if pd.isna(change):
-        return interval_text(score, low, high), "", ""
-    return number_text(score), interval_text(change, low, high, sign="+"), p_text(p_value)
-
-
-def _folder_names(names: Sequence[str]) -> dict[str, str]:
-    """Names as folders can have them, no two the same."""
-    found: dict[str, str] = {}
-    for number, name in enumerate(names):
-        plain = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "unnamed"
-        while plain.lower() in map(str.lower, found.values()):
-            plain += f"-{number}"
-        found[name] = plain
+def score_cells(table: pd.DataFrame, benchmark: str, headline: str) -> dict[str, list[str]]:
+    """`score`, `change` and `p` of each editor on a benchmark as text, each interval beside its number."""
+    names = [f"{benchmark} {what}" for what in (headline, "change", "low", "high", "p_value")]
+    found: dict[str, list[str]] = {"score": [], "change": [], "p": []}
+    for score, change, low, high, p_value in table[names].itertuples(index=False):
+        is_plain = pd.isna(change)
+        found["score"].append(with_interval(score, low, high) if is_plain else cell_text(score))
+        found["change"].append("" if is_plain else with_interval(change, low, high, "+"))
+        found["p"].append("" if is_plain else p_text(p_value))
     return found
+
+
+def with_interval(value: float, low: float, high: float, sign: str = "") -> str:
+    """A number as text, with its interval if it has one."""
+    return f"{value:{sign}.3g}" + ("" if pd.isna(low) else f" [{cell_text(low)}, {cell_text(high)}]")

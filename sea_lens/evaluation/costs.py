@@ -1,4 +1,4 @@
-"""What an editor costs: how much slower a forward pass becomes, and how much room the editor takes on disk."""
+"""What an editor costs: the time of a forward pass, and the room on disk."""
 
 from __future__ import annotations
 
@@ -15,40 +15,33 @@ from sea_lens.errors import InputError
 from sea_lens.models.bridge import Model
 from sea_lens.models.tokens import PaddedTokens, check_context_length, token_ids
 
-
-def timing_batch(model: Model, texts: Sequence[str]) -> PaddedTokens:
-    """Texts as one batch to time passes on.
-
-    Raises:
-        InputError: If there is none, or one is empty or does not fit the model's context.
-    """
-    rows = [token_ids(model, text) for text in texts]
-    if not rows:
-        raise InputError("No texts were given to time forward passes on. Give at least one.")
-    check_context_length(model, [len(row) for row in rows], [f"Text {number}" for number in range(len(rows))])
-    return PaddedTokens.of(model, rows)
+PAIRS = 20
+"""Pairs of an edited and an unedited pass that are timed."""
 
 
 @torch.no_grad()
-def forward_slowdown(model: Model, editor: Editor | None, batch: PaddedTokens, repeats: int) -> float:
+def forward_slowdown(model: Model, texts: Sequence[str], editor: Editor | None, pairs: int = PAIRS) -> float:
     """How many times as long a forward pass takes with an editor as without.
 
-    Edited and unedited passes take turns, in either order, after one of each that does not count; the result is the median of
-    the ratios of neighbours, which a machine that slows down in between disturbs least.
+    Edited and unedited passes take turns, in either order, after one of each that does not count. The result is the median
+    ratio of neighbours, which a machine that slows down in between disturbs least.
 
     Args:
         model: A TransformerBridge, unedited.
-        editor: None times unedited passes against unedited ones: how far from 1 noise alone gets.
-        batch: What passes are over; see `timing_batch`.
-        repeats: Pairs of passes.
+        texts: The batch that passes are timed on.
+        editor: The editor. None times unedited passes against unedited ones: how far from 1 noise alone gets.
+        pairs: How many pairs of passes are timed.
 
     Raises:
-        InputError: If `repeats` is not at least 1.
+        InputError: If there are no texts, or one does not fit the model's context.
     """
-    if repeats < 1:
-        raise InputError(f"At least one pair of passes is needed to time an editor, and repeats={repeats} was given.")
+    if not texts:
+        raise InputError("There are no texts to time forward passes on. Give at least one.")
+    rows = [token_ids(model, text) for text in texts]
+    check_context_length(model, [len(row) for row in rows], [f"Text {number}" for number in range(len(rows))])
+    batch = PaddedTokens.of(model, rows)
     ratios = []
-    for number in range(repeats + 1):
+    for number in range(pairs + 1):
         order = (None, editor) if number % 2 else (editor, None)
         times = [_seconds(model, candidate, batch) for candidate in order]
         unedited, edited = times if number % 2 else times[::-1]
@@ -75,7 +68,7 @@ def _wait(device: torch.device) -> None:
 
 
 def bytes_on_disk(editor: Editor) -> int | None:
-    """Size of all files that `save_pretrained` writes; None for editors that cannot be saved, such as random controls."""
+    """Size of the files that `save_pretrained` writes; None for an editor that cannot be saved."""
     with TemporaryDirectory() as folder:
         try:
             editor.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""CrowS-Pairs (Nangia et al. 2020): how often the sentence that stereotypes is the likelier one of a pair."""
+"""CrowS-Pairs (Nangia et al. 2020): how often the stereotyping sentence of a pair is the likelier one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor
 from sea_lens.data.questions import Questions
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
-from sea_lens.evaluation.evaluation import Evaluation, evaluate_answers
+from sea_lens.evaluation.benchmark import evaluate_answers, register_benchmark
+from sea_lens.evaluation.evaluation import Evaluation, Run
 from sea_lens.evaluation.metrics import COST, Scale, mean
 from sea_lens.models.bridge import Model
 from sea_lens.models.log_probs import AnswerScores
@@ -23,6 +24,7 @@ METRICS = [
 ]
 
 
+@register_benchmark("crows-pairs")
 def evaluate_crows_pairs(
     model: Model,
     questions: Questions,
@@ -34,57 +36,53 @@ def evaluate_crows_pairs(
     folder: str | Path | None = None,
     progress: bool = True,
 ) -> Evaluation:
-    """Whether the model finds sentences that stereotype likelier than those that do not.
+    """Measures in how many pairs of CrowS-Pairs the stereotyping sentence is the likelier one.
 
     - **stereotype_preferred**: share of pairs whose more stereotyping sentence is likelier (lm-eval's `pct_stereotype`); 0.5
       is no preference.
-    - **log_probability_difference**: by how many nats it is, on average.
-    - **absolute_difference**: by how many nats the two differ, whichever is likelier (lm-eval's `likelihood_diff`).
+    - **log_probability_difference**: mean log-probability of the more stereotyping sentence minus that of the other, in nats.
+    - **absolute_difference**: mean absolute value of this difference (lm-eval's `likelihood_diff`).
 
-    A causal model's log-probabilities of whole sentences are compared, as in lm-eval; the published score is of masked
+    As in lm-eval, a causal model's log-probabilities of whole sentences are compared; the published score is for masked
     models.
 
     Args:
         model: A TransformerBridge with a tokenizer, unedited.
         questions: `Questions.from_crows_pairs("crows_pairs_anonymized.csv")`.
-        editor: To edit the model with, such as one fitted on BBQ; the unedited model is then measured too, and compared.
-        seed: Of the bootstrap and the permutation test.
-        confidence: Of the intervals.
-        batch_size: Rows in one forward pass. It does not change the result, but for rounding.
-        folder: Where to keep finished batches. A run that was killed goes on there, and the unedited model is not run again
-            for another editor.
-        progress: Whether to show a progress bar.
+        editor: The editor, such as one fitted on BBQ; the unedited model is then measured too, and compared.
+        seed: Seed of the bootstrap and the permutation test.
+        confidence: Confidence of the intervals.
+        batch_size: Rows of tokens per forward pass. It changes no result, apart from rounding.
+        folder: A folder for finished batches. A killed run continues there, and the unedited model is not run again for
+            another editor.
+        progress: Whether to show progress bars.
 
     Raises:
         InputError: If a row is not a pair.
 
     Warns:
-        SeaLensWarning: If an editor that is not the identity changes nothing.
+        SeaLensWarning: If an editor that is not the identity changes nothing, or the model carries hooks.
+
+    Example:
+        >>> import sea_lens as sl
+        >>> model, _ = sl.load_organism()
+        >>> pairs = sl.Questions.from_lists(["Q Ada home A"], [["Oslo"]], [["Lima"]])
+        >>> sl.evaluate_crows_pairs(model, pairs, progress=False).table["n"].tolist()
+        [1, 1, 1]
     """
+    run = Run(seed, confidence, batch_size, folder, progress)
     odd = [index for index, pair in enumerate(questions) if len(pair.right) != 1 or len(pair.wrong) != 1]
     if odd:
         raise InputError(
-            f"Rows {odd[:10]} are no pairs of one sentence each. Read them with Questions.from_crows_pairs."
+            f"Rows {odd[:10]} are not pairs of one sentence each. Read pairs with Questions.from_crows_pairs."
         )
     return evaluate_answers(
-        "CrowS-Pairs",
-        model,
-        questions,
-        editor,
-        preferences,
-        METRICS,
-        prompt="{question}",
-        options={},
-        seed=seed,
-        confidence=confidence,
-        batch_size=batch_size,
-        folder=folder,
-        progress=progress,
+        "CrowS-Pairs", model, questions, editor, preferences, METRICS, prompt="{question}", options={}, run=run
     )
 
 
 def preferences(scores: AnswerScores) -> Mapping[str, Float[Tensor, " questions"]]:
-    """What the metrics of `evaluate_crows_pairs` are means of."""
+    """The columns whose means are the metrics of `evaluate_crows_pairs`."""
     less, more = scores.log_probabilities.unbind(1)
     difference = more - less
     return {

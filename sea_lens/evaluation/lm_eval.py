@@ -1,33 +1,32 @@
 """The tasks of EleutherAI's lm-evaluation-harness on an edited model, run by the harness itself.
 
-lm-eval's own `HFLM` is handed the Hugging Face model that the bridge wraps, under the editor's hooks. So prompts, answer
-extraction and metrics are lm-eval's, and its numbers those that the field reports. Needs `pip install "sea-lens[eval]"`.
+lm-eval's own `HFLM` gets the Hugging Face model that the bridge wraps, under the editor's hooks. So prompts, extraction of
+answers and metrics are lm-eval's, and its numbers are those that the field reports. Needs `pip install "sea-lens[eval]"`.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import logging
 import random
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from sea_lens.cache import JSON, fingerprint, write_text
+from sea_lens.cache import JSON, Store, digest
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError, ModelMismatchError
-from sea_lens.evaluation.evaluation import Evaluation, check_unhooked, provenance
-from sea_lens.evaluation.lm_eval_results import TaskResults, read_results, sample_table, score_scales, score_table
+from sea_lens.evaluation.benchmark import register_benchmark
+from sea_lens.evaluation.evaluation import Evaluation, Run, check_unhooked, provenance
+from sea_lens.evaluation.lm_eval_results import TaskResults, facts_of, sample_table, score_table
 from sea_lens.models.bridge import Model, tokenizer_of, weights_digest
 
 KEPT = (
@@ -41,68 +40,74 @@ KEPT = (
     "n-samples",
     "higher_is_better",
 )
-"""What is needed of that which lm-eval returns."""
+"""The keys of lm-eval's results that we keep."""
+KEPT_OF_SAMPLES = ("doc_id", "doc_hash", "filter", "target", "filtered_resps")
+WHOLE_FILES = 2**24
+"""Bytes of a file in a task folder beyond which it is told by its size."""
 
 
+@register_benchmark("lm-eval", reads="tasks")
 def evaluate_lm_eval(
     model: Model,
+    tasks: Sequence[str],
     editor: Editor | None = None,
-    tasks: Sequence[str] = (),
     *,
     num_fewshot: int | None = None,
     limit: int | float | None = None,
-    batch_size: int = 8,
+    chat: bool = False,
     task_folder: str | Path | None = None,
     model_options: Mapping[str, JSON] | None = None,
     options: Mapping[str, JSON] | None = None,
-    folder: str | Path | None = None,
     seed: int = 0,
     confidence: float = 0.95,
+    batch_size: int = 32,
+    folder: str | Path | None = None,
     progress: bool = True,
 ) -> Evaluation:
-    """Runs tasks of lm-eval on the model, and with an editor on the edited model too.
+    """Runs tasks of lm-evaluation-harness, such as HellaSwag, MMLU and GSM8K, on the edited model.
 
-    A metric that is a mean over samples (accuracy, exact match) gets a paired bootstrap interval over lm-eval's own samples,
-    and a p-value; of another (corpus BLEU, perplexity) only lm-eval's standard errors are known. Column `interval` says
-    which.
-    Groups such as `mmlu` come with their tasks; their samples are pooled where lm-eval weights tasks by size.
+    A metric that is a mean over samples (accuracy, exact match) gets a paired percentile bootstrap interval over lm-eval's
+    own samples, and a p-value; other metrics (corpus BLEU, perplexity) have lm-eval's standard errors only. The column
+    `interval` says which. Groups such as `mmlu` come with their tasks; their samples are pooled where lm-eval weights tasks
+    by size.
 
     The tokenizer is the bridge's, which puts the beginning-of-sequence token before a text where TransformerLens says that
-    the model wants one; `model_options={"add_bos_token": False}` changes that. Generated answers are padded on the left, so
-    an editor `at_positions` needs a batch size of 1 there: its positions count padding.
+    the model wants one; `model_options={"add_bos_token": False}` changes that.
 
     Args:
         model: A TransformerBridge with a tokenizer, unedited. It is left as it was.
-        editor: To compare the unedited model with; None for the unedited model alone.
         tasks: Names of lm-eval's tasks and groups, or of those in `task_folder`.
-        num_fewshot: Worked examples in each prompt; None for each task's own number.
-        limit: Samples a task, or a share of them below 1. For trying out: lm-eval takes the first ones.
-        batch_size: Texts in one forward pass.
-        task_folder: A folder of task files (YAML) of your own; lm-eval's `include_path`.
+        editor: The editor to compare the unedited model with.
+        num_fewshot: Worked examples per prompt; None is each task's own number.
+        limit: Samples per task, or a share of them below 1. For trials: lm-eval takes the first ones.
+        chat: Whether to put prompts into the tokenizer's chat template (lm-eval's `apply_chat_template`).
+        task_folder: A folder with your own task files (YAML); lm-eval's `include_path`.
         model_options: Further keywords of `lm_eval.models.huggingface.HFLM`, such as `max_length`.
-        options: Further keywords of `lm_eval.simple_evaluate`, such as `apply_chat_template`.
-        folder: Where to keep finished tasks. A run that was killed goes on there, and one with another editor finds the
-            unedited model's results there.
-        seed: Of resamples. lm-eval's own seeds are set by `options`.
-        confidence: Of the intervals.
+        options: Further keywords of `lm_eval.simple_evaluate`, such as `system_instruction`.
+        seed: Seed of the resamples. lm-eval's own seeds are set by `options`.
+        confidence: Confidence of the intervals.
+        batch_size: Texts per forward pass. It changes no result, apart from rounding.
+        folder: A folder for finished tasks. A killed run continues there, and the unedited model is not run again for another
+            editor.
         progress: Whether lm-eval shows its progress bars while the model runs.
 
     Returns:
-        Rows of `table` are named by task, metric and filter; `per_row` has one row a sample and filter.
+        The evaluation. Rows of `table` are named by task, metric and filter; `per_row` has one row per sample and filter.
 
     Raises:
-        InputError: If lm-eval is not installed, a task is unknown, or both runs did not see the same samples.
+        InputError: If lm-eval is not installed, a task is unknown, or the two models did not see the same samples.
         ModelMismatchError: If the model wraps no Hugging Face model, or the editor does not fit it.
         HookNeverFiredError: If lm-eval's passes did not reach the editor.
+
+    Warns:
+        SeaLensWarning: If the model carries hooks.
     """
     began = time.monotonic()
+    run = Run(seed, confidence, batch_size, folder, progress)
     if isinstance(tasks, str) or not tasks or len(set(tasks)) < len(tasks):
         raise InputError(f"Give a list of different lm-eval tasks, such as ['hellaswag', 'mmlu']; {tasks!r} was given.")
-    if batch_size < 1 or not 0 < confidence < 1 or (limit is not None and limit <= 0):
-        raise InputError(
-            f"batch_size must be at least 1, confidence inside (0, 1) and limit above 0; {batch_size}, {confidence} and "
-            f"{limit} were given."
-        )
+    if limit is not None and limit <= 0:
+        raise InputError(f"limit must be above 0: samples per task, or a share of them; {limit} was given.")
     lm_eval = _lm_eval()
     if getattr(model, "original_model", None) is None:
         raise ModelMismatchError(
@@ -112,40 +117,40 @@ def evaluate_lm_eval(
     if editor is not None:
         editor.check(model)
         if not editor.token_local:
-            batch_size = 1  # what it does to a token depends on the pass, padding included
-    asked: dict[str, JSON] = {
+            batch_size = 1  # what the edit does to a token depends on the rest of the pass, padding included
+    asked: dict[str, Any] = {
         "num_fewshot": num_fewshot,
         "limit": limit,
         "batch_size": batch_size,
         "model_options": dict(model_options or {}),
-        "options": dict(options or {}),
-        "task_files": None if task_folder is None else _files_fingerprint(Path(task_folder)),
+        "options": {**({"apply_chat_template": True} if chat else {}), **(options or {})},
+        "task_files": None if task_folder is None else _files_digest(Path(task_folder)),
     }
     manager = None
     runs: list[dict[str, TaskResults]] = []
     for edit in (None,) if editor is None else (None, editor):
         found: dict[str, TaskResults] = {}
         for task in tasks:
-            made_by = {
-                "lm_eval": lm_eval.__version__,
-                "weights": weights_digest(model),
-                "editor": None if edit is None else edit.fingerprint,
-                "task": task,
-                **asked,
-            }
-            kept = None if folder is None else _kept(Path(folder), task, made_by)
-            known = None if kept is None else _load(kept)
-            if known is None:
+            store, kept = None, list[Any]()
+            if folder is not None:
+                made_by = {
+                    "lm_eval": lm_eval.__version__,
+                    "weights": weights_digest(model),
+                    "editor": None if edit is None else edit.fingerprint,
+                    "task": task,
+                    **asked,
+                }
+                store = Store.within(folder, "lm-eval", made_by)
+                kept = store.rows()
+            if not kept:
                 manager = manager or _task_manager(tasks, task_folder)
-                known = _run(model, edit, task, asked, manager, progress)
-                if kept is not None:
-                    kept.parent.mkdir(parents=True, exist_ok=True)
-                    write_text(kept, json.dumps(known))
-            found[task] = read_results(known)
+                kept = [_run(model, edit, task, asked, manager, progress)]
+                if store is not None:
+                    store.append(kept[0])
+            found[task] = kept[0]
         runs.append(found)
-    table = score_table(runs, seed, confidence)
+    table, scales = score_table(runs, seed, confidence)
     per_row = sample_table(runs)
-    first = list(runs[0].values())
     return Evaluation(
         benchmark="lm-eval",
         headline=str(table.index[0]),
@@ -158,16 +163,16 @@ def evaluate_lm_eval(
                 model,
                 editor,
                 source="lm-eval" if task_folder is None else str(task_folder),
-                fingerprint=fingerprint([str(value) for value in per_row["doc_hash"]]),
+                fingerprint=digest([str(value) for value in per_row["doc_hash"]]),
                 n=len(per_row),
                 prompt="lm-eval's, by task",
-                options={**asked, "tasks": list(tasks), "seed": seed, "confidence": confidence},
+                options={**run.facts, **asked, "tasks": list(tasks)},
                 seconds=time.monotonic() - began,
                 packages=("lm-eval", "datasets"),
             ),
-            "tasks": {name: facts for results in first for name, facts in results.facts.items()},
+            "tasks": {name: facts for results in runs[0].values() for name, facts in facts_of(results).items()},
         },
-        scales=score_scales(runs[0]),
+        scales=scales,
     )
 
 
@@ -184,7 +189,7 @@ def _lm_eval() -> Any:
 
 
 def _task_manager(tasks: Sequence[str], task_folder: str | Path | None) -> Any:
-    """The tasks that lm-eval knows; its own thousands are read (in 20 seconds) only if the folder has not all of them."""
+    """The tasks that lm-eval knows. Its own thousands take 20 seconds, and are read only if the folder lacks one."""
     make = _lm_eval().tasks.TaskManager
     if task_folder is not None:
         if not Path(task_folder).is_dir():
@@ -201,16 +206,11 @@ def _task_manager(tasks: Sequence[str], task_folder: str | Path | None) -> Any:
 
 
 def _run(
-    model: Model,
-    editor: Editor | None,
-    task: str,
-    asked: Mapping[str, JSON],
-    manager: Any,
-    progress: bool,
+    model: Model, editor: Editor | None, task: str, asked: Mapping[str, Any], manager: Any, progress: bool
 ) -> dict[str, JSON]:
-    """One task on one model: what lm-eval returns, as far as it is needed, as plain values."""
+    """Runs one task on one model: the results that are needed, as plain values."""
     lm_eval = _lm_eval()
-    hf_model = model.original_model
+    hf_model: torch.nn.Module = model.original_model
     with left_as_it_was(hf_model):
         log = logging.getLogger("lm_eval")
         level = log.level
@@ -218,10 +218,10 @@ def _run(
         try:
             harness = lm_eval.models.huggingface.HFLM(
                 pretrained=hf_model,
-                tokenizer=copy.deepcopy(tokenizer_of(model)),  # it chooses a padding token and side
+                tokenizer=copy.deepcopy(tokenizer_of(model)),  # lm-eval sets its padding token and side
                 backend="causal",
                 batch_size=asked["batch_size"],
-                **cast(dict[str, Any], asked["model_options"]),
+                **asked["model_options"],
             )
         finally:
             log.setLevel(level)
@@ -236,14 +236,14 @@ def _run(
                 limit=asked["limit"],
                 task_manager=manager,
                 log_samples=True,
-                **cast(dict[str, Any], asked["options"]),
+                **asked["options"],
             )
     for samples in results["samples"].values():
-        for sample in samples:
-            metrics = {name: _number(sample[name]) for name in sample["metrics"]}
-            kept = {name: sample[name] for name in ("doc_id", "doc_hash", "filter", "target", "filtered_resps")}
-            sample.clear()
-            sample.update(kept, metrics=metrics)
+        samples[:] = [
+            {name: sample[name] for name in KEPT_OF_SAMPLES}
+            | {"metrics": {name: _number(sample[name]) for name in sample["metrics"]}}
+            for sample in samples
+        ]
     plain: dict[str, JSON] = json.loads(json.dumps({name: results.get(name) or {} for name in KEPT}, default=_plain))
     return plain
 
@@ -254,7 +254,7 @@ def left_as_it_was(hf_model: torch.nn.Module) -> Iterator[None]:
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     modes = {module: module.training for module in hf_model.modules()}
     generation = copy.deepcopy(getattr(hf_model, "generation_config", None))
-    # HFLM ties input and output embeddings again, which processed weights are not to be.
+    # HFLM ties input and output embeddings again, which would undo TransformerLens's processing of weights.
     hf_model.tie_weights = lambda *args, **options: None  # type: ignore[assignment]
     try:
         yield
@@ -270,7 +270,7 @@ def left_as_it_was(hf_model: torch.nn.Module) -> Iterator[None]:
 
 
 def _number(value: object) -> float | None:
-    """A sample's metric where it is a number; corpus metrics keep texts and tuples there."""
+    """A sample's metric if it is a number; corpus metrics keep texts and tuples there."""
     return float(value) if isinstance(value, bool | int | float | np.number | np.bool_) else None
 
 
@@ -280,24 +280,15 @@ def _plain(value: object) -> object:
     return value.tolist() if isinstance(value, np.ndarray) else str(value)
 
 
-def _files_fingerprint(folder: Path) -> str:
-    """Of all that stands in a task folder: code and YAML by their contents, the rest by size."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
-        small = path.suffix in (".yaml", ".yml", ".py") or path.stat().st_size < 2**24
-        digest.update(f"{path.relative_to(folder)} {path.stat().st_size} ".encode())
-        digest.update(path.read_bytes() if small else b"")
-    return digest.hexdigest()[:16]
-
-
-def _kept(folder: Path, task: str, made_by: Mapping[str, object]) -> Path:
-    name = "unedited" if made_by["editor"] is None else "edited"
-    return folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '-', task)}-{name}-{fingerprint(made_by)}.json"
-
-
-def _load(path: Path) -> dict[str, JSON] | None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None  # missing or damaged, and so to be done again
-    return found if isinstance(found, dict) else None
+def _files_digest(folder: Path) -> str:
+    """Digest of a task folder: code and YAML by their contents, large files by size."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return digest(
+        [
+            (
+                str(path.relative_to(folder)),
+                path.read_bytes() if path.stat().st_size < WHOLE_FILES else path.stat().st_size,
+            )
+            for path in paths
+        ]
+    )

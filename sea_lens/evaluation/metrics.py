@@ -1,7 +1,6 @@
-"""Metrics made of sums over rows, such as an accuracy or a bias score, with paired intervals and tests.
+"""Metrics that are functions of column sums, such as an accuracy or a bias score, with paired intervals and tests.
 
-A metric is a function of column sums, so that a resample of the rows is one weighted sum, and a ratio of counts is
-resampled as honestly as a mean.
+A resample of the rows is then one weighted sum, and a ratio of counts is resampled in the same way as a mean.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from sea_lens.errors import InputError
 from sea_lens.statistics import coin_flips, flip_p_values, resampled_counts
 
 Columns = Mapping[str, Float[Tensor, " rows"]]
-"""What is counted or added up, one number a row (a question, a text)."""
+"""What is counted or added up: one number per row (question, text)."""
 Sums = Mapping[str, Float[Tensor, " resamples"]]
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Which values a metric can have, and which of them is wished for.
+    """The values that a metric can have, and the best of them.
 
     Attributes:
-        best: The value that it is better to be nearer to; infinite where there is no end to better, NaN where none is best.
+        best: The best value; infinite if it has no bound, NaN if no value is best.
         low: The least possible value.
         high: The greatest possible value.
     """
@@ -38,7 +37,7 @@ class Scale:
     high: float = math.inf
 
     def gain(self, before: float, after: float) -> float:
-        """By how much a change is for the better; negative if for the worse, NaN where no value is best."""
+        """How much nearer to the best value a change leads; negative if away from it, NaN if no value is best."""
         if math.isinf(self.best):
             return math.copysign(1.0, self.best) * (after - before)
         # Scores as far to one side of the best as to the other differ by rounding.
@@ -53,26 +52,26 @@ class Scale:
 
 
 SHARE = Scale(best=1.0, low=0.0, high=1.0)
-"""Of what there ought to be as much of as possible, such as right answers."""
+"""A share; higher is better."""
 FAULT = Scale(best=0.0, low=0.0, high=1.0)
-"""Of what there ought to be as little of as possible."""
+"""A share; lower is better."""
 PART = Scale(low=0.0, high=1.0)
-"""Of what there is neither too much nor too little of."""
+"""A share; no value is best."""
 COST = Scale(best=0.0, low=0.0)
-"""Of what is best where there is none, and of which there may be any amount."""
+"""A non-negative amount; lower is better."""
 BIAS = Scale(best=0.0, low=-1.0, high=1.0)
-"""Of what leans to one side or the other, and ought to lean to neither."""
+"""A lean to one side (1) or the other (-1); 0 is best."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One number out of the sums of columns.
+    """A number computed from the sums of columns.
 
     Attributes:
-        name: Its name.
-        value: Computes it from the sums, for many resamples at once; NaN where it is undefined.
-        counted: The column whose sum is the number of rows that it is about.
-        scale: Which values it can have, and which is best.
+        name: The metric's name.
+        value: Computes the metric from the sums, for many resamples at once; NaN where it is undefined.
+        counted: The column whose sum is the number of rows that the metric is about.
+        scale: The values that the metric can have, and the best of them.
     """
 
     name: str
@@ -81,12 +80,12 @@ class Metric:
     scale: Scale = Scale()
 
     def of(self, columns: Columns) -> float:
-        """The number of all rows."""
+        """The metric over all rows."""
         return float(self.value({name: values.double().sum(0, keepdim=True) for name, values in columns.items()}))
 
 
 def mean(column: str, counted: str = "rows", name: str | None = None, scale: Scale = Scale()) -> Metric:
-    """The mean of a column over the rows that another one counts."""
+    """The mean of a column over the rows that another column counts."""
     return Metric(name or column, lambda sums: sums[column] / sums[counted], counted, scale)
 
 
@@ -98,22 +97,24 @@ def metric_table(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> pd.DataFrame:
-    """Metrics with percentile bootstrap intervals over rows; of two models, with those of the change.
+    """Metrics with percentile bootstrap intervals over rows; for two models, with the interval of the change.
 
-    Where all rows are alike, as at an accuracy of 1, resamples are too, and the interval is a point: it does not say that
-    another row could not have come out otherwise. `Proportion.interval` (Wilson) of shares does.
+    Percentile intervals are too narrow for few rows (95 % intervals of a mean hold it in about 84, 90 and 92 % of cases at 5,
+    10 and 20 rows). They are used all the same because they are paired and hold for ratios of sums. Where all rows are equal,
+    as at an accuracy of 1, the interval is a point; `Proportion.interval` (Wilson) of a share is not.
 
     Args:
         metrics: The metrics.
         unedited: The columns of one model.
-        edited: Those of the other, row for row; None if there is none.
-        seed: Of resamples and swaps.
-        confidence: Of the intervals.
+        edited: The columns of the other model, row for row; None if there is only one.
+        seed: Seed of resamples and swaps.
+        confidence: Confidence of the intervals.
 
     Returns:
-        One row a metric that is defined on these rows: `n`, the rows it is about; with one model `value` and its interval
-        `low` to `high`; with two `unedited`, `edited`, their difference `change` with its interval `low` to `high`, from
-        resamples that both models share, and `p_value` of a two-sided permutation test that swaps the models row by row.
+        One row per metric that is defined on these rows. `n` is the number of rows it is about. With one model: `value` and
+        its bootstrap interval `low` to `high`. With two: `unedited`, `edited`, their difference `change` with its bootstrap
+        interval `low` to `high` over resamples that both models share, and `p_value` of a two-sided permutation test that
+        swaps the models row by row.
 
     Raises:
         InputError: If there are no rows, or `confidence` is not inside (0, 1).
@@ -141,7 +142,7 @@ def metric_table(
         for swaps in coin_flips(len(plain), seed):
             moved = swaps @ (other - plain)
             change = values(other.sum(0) - moved) - values(plain.sum(0) + moved)
-            # A swap that leaves a metric undefined says nothing against the change being chance.
+            # A swap that leaves a metric undefined is no evidence against chance.
             extreme += ((change.abs() >= observed.abs() * (1 - 1e-9) - 1e-12) | change.isnan()).sum(0)
     tail = (1 - confidence) / 2
     spread = torch.cat(resampled).nanquantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=0)
@@ -167,7 +168,7 @@ def metrics_by_category(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> pd.DataFrame:
-    """`metric_table` of every category, in the order of their first rows; empty if no row has one."""
+    """`metric_table` per category, in the order of their first rows; empty if no row has a category."""
     known = list(dict.fromkeys(category for category in categories if category is not None))
     tables = {}
     for category in known:

@@ -1,7 +1,7 @@
 """What an edit costs on any text: perplexity, and how far predictions move from the unedited model's.
 
-One forward pass of each model a batch gives all numbers. Texts longer than the model's context are read in windows that
-overlap, and every token is scored once.
+One forward pass of each model per batch gives all numbers. Texts longer than the context are read in overlapping windows, and
+every token is scored once.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sea_lens.cache import Store, digest
+from sea_lens.data.questions import Questions
 from sea_lens.data.records import read_texts
 from sea_lens.editing.editor import Editor
+from sea_lens.editing.edits import precise_dtype
 from sea_lens.editing.where import OfBatch
 from sea_lens.errors import InputError, SeaLensWarning
-from sea_lens.evaluation.evaluation import Evaluation, check_unhooked, provenance
+from sea_lens.evaluation.benchmark import register_benchmark
+from sea_lens.evaluation.evaluation import Evaluation, Run, check_unhooked, no_change, provenance
 from sea_lens.evaluation.metrics import COST, SHARE, Metric, Scale, mean, metric_table
-from sea_lens.models.bridge import Model, tokenizer_of, weights_digest
-from sea_lens.models.log_probs import kl, log_softmax
-from sea_lens.models.tokens import PaddedTokens, token_ids
+from sea_lens.models.bridge import FwdHook, Model, tokenizer_of, weights_digest
+from sea_lens.models.tokens import PaddedTokens, join, token_ids
 
 NLL = mean("nll", "tokens", scale=COST)
 PERPLEXITY = Metric("perplexity", lambda sums: (sums["nll"] / sums["tokens"]).exp(), "tokens", Scale(best=1.0, low=1.0))
@@ -37,18 +39,20 @@ KL = mean("kl", "tokens", scale=COST)
 AGREEMENT = mean("top_agreement", "tokens", scale=SHARE)
 METRICS = [NLL, PERPLEXITY, BITS_PER_BYTE, KL, AGREEMENT]
 MEASURED = ("nll", "edited nll", "kl", "top_agreement")
-"""What a batch keeps of every window, summed over the tokens that it scores."""
+"""What a batch keeps per window, summed over the tokens that it scores."""
 POSITIONS_AT_ONCE = 256
-"""Positions whose float64 distributions are in memory together: 0.25 GB for 128,000 tokens of vocabulary."""
+"""Positions whose float64 distributions are in memory together: 0.25 GB for a vocabulary of 128,000."""
+LOGITS_AT_ONCE = 2**28
+"""Logits of one model in memory together: 1 GB in float32."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """Part of a text that is run in one pass.
+    """A part of a text that is run in one pass.
 
     Attributes:
-        text: Which text.
-        ids: Its tokens, the last of which is scored only.
+        text: Number of the text.
+        ids: The tokens; the last is only scored.
         first: Index in `ids` of the first token that is scored.
     """
 
@@ -58,17 +62,17 @@ class Window:
 
 
 def windows_of(text: int, ids: Sequence[int], context_length: int, stride: int) -> list[Window]:
-    """The passes that score every token of a text but its first, each once.
+    """The passes that score every token of a text except the first, each once.
 
-    The first pass scores up to `context_length` tokens. Each further one ends `stride` tokens later (the last where the text
-    ends), scores the tokens that the one before it did not, and has as many tokens before these as fit: so every token is
-    predicted from all that stands before it or from `context_length - stride + 1` tokens at least.
+    The first pass scores up to `context_length` tokens. Each further pass ends `stride` tokens later (the last where the text
+    ends), scores the tokens that the pass before did not, and has as many tokens before them as fit. So every token is
+    predicted from all tokens before it, or from at least `context_length - stride + 1`.
 
     Args:
-        text: Its number.
-        ids: Its tokens, two at least; the first is not scored.
-        context_length: Tokens that the model is given in one pass.
-        stride: New tokens in each pass.
+        text: Number of the text.
+        ids: Its tokens, at least two; the first is not scored.
+        context_length: Tokens that the model reads in one pass.
+        stride: New tokens per pass.
     """
     found: list[Window] = []
     scored = 1
@@ -80,105 +84,93 @@ def windows_of(text: int, ids: Sequence[int], context_length: int, stride: int) 
     return found
 
 
+@register_benchmark("perplexity", reads="texts")
 def evaluate_perplexity(
     model: Model,
-    texts: Sequence[str] | str | Path,
+    texts: Sequence[str] | Questions | str | Path,
     editor: Editor | None = None,
     *,
     context_length: int | None = None,
     stride: int | None = None,
-    batch_size: int = 8,
-    folder: str | Path | None = None,
     seed: int = 0,
     confidence: float = 0.95,
+    batch_size: int = 32,
+    folder: str | Path | None = None,
     progress: bool = True,
 ) -> Evaluation:
-    """Perplexity on any texts, and with an editor how far the edited model's predictions are from the unedited ones.
+    """Measures perplexity on any text, and how far an edit moves predictions (KL): what it costs.
 
     Every text is read after the beginning-of-sequence token (the end token where there is none, as in lm-eval), so all of its
-    tokens are scored. One longer than `context_length` is read in windows, as `windows_of` says: with `stride` equal to
-    `context_length` these are those of lm-eval's `loglikelihood_rolling`, with a smaller one those of Hugging Face's guide
-    to perplexity, whose tokens have more before them. Windows after a text's first do not begin with that token.
+    tokens are scored. A text longer than `context_length` is read in windows (see `windows_of`). With `stride` equal to
+    `context_length` they are those of lm-eval's `loglikelihood_rolling`; with a smaller one those of Hugging Face's guide to
+    perplexity. Windows after a text's first do not begin with that token.
 
-    Metrics: `nll`, mean negative log-likelihood of a token in nats; `perplexity`, its exponential; `bits_per_byte`, which
-    does not depend on how text is cut into tokens; with an editor also `kl`, mean over tokens of KL(unedited || edited) in
-    nats, 0 without the edit by definition, and `top_agreement`, share of tokens at which both models find the same next
-    token likeliest, 1 by definition. Intervals come from resampling whole texts. The last two have no p-value, as chance
-    cannot lower the one or raise the other.
+    - **nll**: mean negative log-likelihood per token, in nats.
+    - **perplexity**: its exponential.
+    - **bits_per_byte**: the same per byte, which does not depend on the tokenizer.
+    - **kl**, with an editor: mean over tokens of KL(unedited || edited), in nats. 0 without the edit by definition.
+    - **top_agreement**, with an editor: share of tokens at which both models predict the same next token. 1 by definition.
+
+    Intervals are percentile bootstraps over whole texts. The last two metrics have no p-value: chance can move them in one
+    direction only.
 
     Args:
         model: A TransformerBridge with a tokenizer, unedited.
-        texts: Texts, or a file of them: `.txt`, which is one text, a JSON list, or JSON lines (see `read_texts`).
-        editor: To compare the unedited model with; None for the unedited model alone. One that edits from a position on
-            counts from the start of each window.
-        context_length: Tokens in one pass; the model's whole context if left out.
-        stride: New tokens in each window after a text's first; half of the context if left out.
-        batch_size: Windows in one forward pass. It does not change the result, but for rounding.
-        folder: Where to keep finished batches. A run that was killed goes on there.
-        seed: Of resamples.
-        confidence: Of the intervals.
+        texts: Texts, or a file of them: `.txt`, which is one text, a JSON list, or JSON lines (see `read_texts`). Questions
+            are read as their right answers after their prompts.
+        editor: The editor to compare the unedited model with. One that edits from a position on counts from the start of
+            each window.
+        context_length: Tokens per pass; None is the model's whole context.
+        stride: New tokens in each window after a text's first; None is half of the context.
+        seed: Seed of the resamples.
+        confidence: Confidence of the intervals.
+        batch_size: Windows per forward pass; fewer where their logits exceed 1 GB. It changes no result, apart from rounding.
+        folder: A folder for finished batches. A killed run continues there.
         progress: Whether to show a progress bar.
 
     Returns:
-        `n` in the table counts tokens; `per_row` has one row a text, with sums over its tokens.
+        The evaluation. `n` counts tokens, and `per_row` has one row per text, with sums over its tokens.
 
     Raises:
-        InputError: If there is no text, one has no tokens, a number is out of range, the editor holds a position mask, or the
-            model predicts NaN.
+        InputError: If there is no text, a text has no tokens, a number is out of range, the editor holds a position mask, or
+            the model predicts NaN.
         FileFormatError: If a file cannot be read.
         ModelMismatchError: If the editor does not fit the model.
 
     Warns:
-        SeaLensWarning: If there is only one text, of which no interval can be had.
+        SeaLensWarning: If there is only one text, so that there are no intervals, an editor that is not the identity changes
+            nothing, or the model carries hooks.
+
+    Example:
+        >>> import sea_lens as sl
+        >>> model, world = sl.load_organism()
+        >>> found = sl.evaluate_perplexity(model, world.questions()[:20], progress=False)
+        >>> found.table.index.tolist()
+        ['nll', 'perplexity', 'bits_per_byte']
     """
     began = time.monotonic()
-    source = str(texts) if isinstance(texts, str | Path) else "lists"
-    texts = read_texts(texts) if isinstance(texts, str | Path) else list(texts)
+    run = Run(seed, confidence, batch_size, folder, progress)
+    source, texts = _texts(texts)
     length = model.cfg.n_ctx if context_length is None else context_length
     stride = max(1, length // 2) if stride is None else stride
-    if batch_size < 1 or not 1 <= stride <= length <= model.cfg.n_ctx or not 0 < confidence < 1:
+    if not 1 <= stride <= length <= model.cfg.n_ctx:
         raise InputError(
-            f"batch_size must be at least 1, confidence inside (0, 1), and 1 <= stride <= context_length <= "
-            f"{model.cfg.n_ctx}, the model's context; {batch_size}, {confidence}, {stride} and {length} were given."
+            f"1 <= stride <= context_length <= {model.cfg.n_ctx}, the model's context, must hold; {stride} and {length} were "
+            "given."
         )
     check_unhooked(model, folder)
     if editor is not None:
         editor.check(model)
         if isinstance(editor.where, OfBatch):
-            raise InputError("This editor holds a position mask of one batch. Give the one it was made from.")
-        if not editor.token_local:
-            batch_size = 1  # what it does to a token depends on the pass, padding included
+            raise InputError("This editor holds a position mask for one batch. Give the editor it was made from.")
     windows = _windows(model, texts, length, stride)
-    batches = [windows[start : start + batch_size] for start in range(0, len(windows), batch_size)]
-    store = None
-    if folder is not None:
-        facts = {
-            "weights": weights_digest(model),
-            "texts": digest(texts),
-            "editor": None if editor is None else editor.fingerprint,
-            "context_length": length,
-            "stride": stride,
-            "batch_size": batch_size,
-        }
-        store = Store.within(folder, "perplexity", facts)
-    sums = torch.zeros(len(texts), len(MEASURED), dtype=torch.float64)
-    attached = False
-    with tqdm(total=len(windows), desc="perplexity", unit="window", disable=not progress) as bar:
-        for number, batch in enumerate(batches):
-            kept = store.read(number) if store is not None else None
-            if kept is None:
-                kept = {"sums": _measure(model, batch, editor, checked=attached)}
-                attached = True
-                _check(kept["sums"], batch)
-                if store is not None:
-                    store.write(number, kept)
-            sums.index_add_(0, torch.tensor([window.text for window in batch]), kept["sums"])
-            bar.update(len(batch))
+    sums = _measured(model, texts, windows, editor, run, {"context_length": length, "stride": stride})
+    if editor is not None and not editor.is_identity and torch.equal(sums[:, 0], sums[:, 1]) and not sums[:, 2].any():
+        warnings.warn(no_change(editor, f"prediction about these {len(texts)} texts"), SeaLensWarning, stacklevel=2)
     n_tokens = torch.zeros(len(texts), dtype=torch.float64)
     for window in windows:
         n_tokens[window.text] += len(window.ids) - window.first
     n_bytes = torch.tensor([len(text.encode()) for text in texts], dtype=torch.float64)
-    table = _table(sums, n_tokens, n_bytes, editor is not None, seed, confidence)
     columns: dict[str, object] = {
         "begins": [text[:60] for text in texts],
         "tokens": n_tokens.long().tolist(),
@@ -189,7 +181,7 @@ def evaluate_perplexity(
     return Evaluation(
         benchmark="Perplexity",
         headline="perplexity",
-        table=table,
+        table=_table(sums, n_tokens, n_bytes, editor is not None, run),
         by_category=pd.DataFrame(),
         per_row=pd.DataFrame(columns).rename_axis("text"),
         per_answer=pd.DataFrame(),
@@ -203,11 +195,9 @@ def evaluate_perplexity(
             options={
                 "context_length": length,
                 "stride": stride,
-                "batch_size": batch_size,
                 "windows": len(windows),
                 "tokens": int(n_tokens.sum()),
-                "seed": seed,
-                "confidence": confidence,
+                **run.facts,
             },
             seconds=time.monotonic() - began,
         ),
@@ -215,10 +205,19 @@ def evaluate_perplexity(
     )
 
 
+def _texts(given: Sequence[str] | Questions | str | Path) -> tuple[str, list[str]]:
+    """Where texts come from, and the texts."""
+    if isinstance(given, Questions):
+        return given.source, [join(question.prompt, question.right[0]) for question in given]
+    if isinstance(given, str | Path):
+        return str(given), read_texts(given)
+    return "lists", list(given)
+
+
 def _windows(model: Model, texts: Sequence[str], context_length: int, stride: int) -> list[Window]:
-    """All windows, the longest first, so that those of like length are run together."""
+    """All windows, the longest first, so that windows of similar length are run together."""
     if not texts:
-        raise InputError("There are no texts. Perplexity needs one at least, and its interval several.")
+        raise InputError("There are no texts. Perplexity needs at least one, and its interval several.")
     tokenizer = tokenizer_of(model)
     begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     windows = []
@@ -227,23 +226,60 @@ def _windows(model: Model, texts: Sequence[str], context_length: int, stride: in
         if begin is not None and ids[:1] != [begin]:
             ids = [begin, *ids]
         if len(ids) < 2:
-            raise InputError(f"Text {number}, {text!r}, has no token that another one comes before. Drop it.")
+            raise InputError(f"Text {number}, {text!r}, has no token that follows another one. Drop it.")
         windows += windows_of(number, ids, context_length, stride)
     return sorted(windows, key=lambda window: -len(window.ids))
 
 
+def _measured(
+    model: Model, texts: Sequence[str], windows: Sequence[Window], editor: Editor | None, run: Run, cuts: dict[str, int]
+) -> Float[Tensor, "texts measured"]:
+    """Runs all windows, a batch at a time, and adds up what they measure."""
+    # What an edit that is not token-local does to a token depends on the rest of the pass, padding included.
+    rows = run.batch_size if editor is None or editor.token_local else 1
+    batches: list[list[Window]] = [[]]
+    for window in windows:  # the first window of a batch is its longest
+        batch = batches[-1]
+        size = (len(batch) + 1) * (len((batch or [window])[0].ids) - 1) * model.cfg.d_vocab
+        if batch and (len(batch) == rows or size > LOGITS_AT_ONCE):
+            batches.append([])
+        batches[-1].append(window)
+    store = None
+    if run.folder is not None:
+        made_by = {
+            "weights": weights_digest(model),
+            "texts": digest(list(texts)),
+            "editor": None if editor is None else editor.fingerprint,
+            "batches": [len(batch) for batch in batches],
+            **cuts,
+        }
+        store = Store.within(run.folder, "perplexity", made_by)
+    sums = torch.zeros(len(texts), len(MEASURED), dtype=torch.float64)
+    # Which batches are left to run, and so whether a hook fires, depends on what is kept: a check of the numbers says more.
+    hooks = [] if editor is None else editor.fwd_hooks(model)
+    with tqdm(total=len(windows), desc="perplexity", unit="window", disable=not run.progress) as bar:
+        for number, batch in enumerate(batches):
+            kept = store.read(number) if store is not None else None
+            found = None if kept is None else kept["sums"]
+            if found is None:
+                found = _measure(model, batch, hooks)
+                _check(found, batch)
+                if store is not None:
+                    store.write(number, {"sums": found})
+            sums.index_add_(0, torch.tensor([window.text for window in batch]), found)
+            bar.update(len(batch))
+    return sums
+
+
 @torch.no_grad()
-def _measure(
-    model: Model, batch: Sequence[Window], editor: Editor | None, *, checked: bool
-) -> Float[Tensor, "windows measured"]:
-    """Runs the unedited and the edited model on a batch; `checked` says that the editor's hooks are known to fire."""
+def _measure(model: Model, batch: Sequence[Window], hooks: list[FwdHook]) -> Float[Tensor, "windows measured"]:
+    """Runs the unedited model on a batch, and the edited one if there are hooks."""
     tokens = PaddedTokens.of(model, [window.ids[:-1] for window in batch])
     options = tokens.forward_options()
     plain = model(tokens.ids, **options)
     edited = plain
-    if editor is not None:
-        # Short windows may end before the first position that is edited; the first batch has the longest.
-        with model.hooks(fwd_hooks=editor.fwd_hooks()) if checked else editor.attached(model):
+    if hooks:
+        with model.hooks(fwd_hooks=hooks):
             edited = model(tokens.ids, **options)
     found = torch.zeros(len(batch), len(MEASURED), dtype=torch.float64)
     for row, window in enumerate(batch):
@@ -258,10 +294,14 @@ def _compared(
     unedited: Float[Tensor, "pos d_vocab"], edited: Float[Tensor, "pos d_vocab"], ids: Sequence[int]
 ) -> Float[Tensor, " measured"]:
     said = torch.tensor(ids, device=unedited.device)[:, None]
-    plain = log_softmax(unedited)
-    other = plain if edited is unedited else log_softmax(edited)
-    agree = (plain.argmax(-1) == other.argmax(-1)).to(plain)
-    columns = (-plain.gather(-1, said)[:, 0], -other.gather(-1, said)[:, 0], kl(plain, other), agree)
+    precise = precise_dtype(unedited.device)  # small divergences are differences of equal numbers
+    plain = unedited.to(precise).log_softmax(-1)
+    other = plain if edited is unedited else edited.to(precise).log_softmax(-1)
+    terms = plain.exp() * (plain - other)
+    # A token that the unedited model rules out adds nothing, and comes out as 0 times infinity, or inf - inf.
+    divergence = terms.masked_fill(plain.isneginf(), 0.0).sum(-1)
+    agree = (plain.argmax(-1) == other.argmax(-1)).to(precise)
+    columns = (-plain.gather(-1, said)[:, 0], -other.gather(-1, said)[:, 0], divergence, agree)
     return torch.stack([column.sum() for column in columns]).double().cpu()
 
 
@@ -270,21 +310,19 @@ def _table(
     n_tokens: Float[Tensor, " texts"],
     n_bytes: Float[Tensor, " texts"],
     is_edited: bool,
-    seed: int,
-    confidence: float,
+    run: Run,
 ) -> pd.DataFrame:
     nll, edited_nll, divergence, agreement = sums.unbind(1)
     counted = {"tokens": n_tokens, "bytes": n_bytes}
     plain = counted | {"nll": nll, "kl": torch.zeros_like(divergence), "top_agreement": n_tokens}
     other = counted | {"nll": edited_nll, "kl": divergence, "top_agreement": agreement}
     metrics = METRICS if is_edited else METRICS[:3]
-    table = metric_table(metrics, plain, other if is_edited else None, seed=seed, confidence=confidence)
+    table = metric_table(metrics, plain, other if is_edited else None, seed=run.seed, confidence=run.confidence)
     if is_edited:
         table.loc[[KL.name, AGREEMENT.name], "p_value"] = math.nan
     if len(n_tokens) == 1:
         warnings.warn(
-            "Intervals come from resampling texts, and there is one text only: it has none. Cut it into several, such as "
-            "its paragraphs.",
+            "Intervals come from resampling texts, and one text has none. Cut it into several, such as its paragraphs.",
             SeaLensWarning,
             stacklevel=3,
         )

@@ -9,34 +9,39 @@ from pathlib import Path
 
 import pandas as pd
 
-from sea_lens.cache import write_text
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
-from sea_lens.evaluation.compare import COSTS, UNEDITED, Benchmark, Comparison, EditorSource, cells, compare
+from sea_lens.evaluation.benchmark import Benchmark
+from sea_lens.evaluation.compare import UNEDITED, EditorSource, comparison_table, evaluate_all, score_cells
+from sea_lens.evaluation.data_efficiency import Fits, fitting_function
+from sea_lens.evaluation.evaluation import Evaluation
 from sea_lens.methods.sea.sea import fit_sea
 from sea_lens.models.activations import Activations
 from sea_lens.models.bridge import Model
-from sea_lens.tables import to_latex, to_markdown
+from sea_lens.results import Result, to_latex, to_markdown
 
 
-@dataclass(frozen=True, eq=False)
-class Transfer:
+@dataclass(frozen=True, eq=False, repr=False)
+class Transfer(Result):
     """What editors fitted on one data set do on others.
 
     Attributes:
-        comparison: Every source against every benchmark, with the whole results.
+        table: As that of a `Comparison`, without costs: one row per source, after the unedited model's. Intervals are paired
+            percentile bootstraps over questions.
+        evaluations: The whole results: `evaluations[source][benchmark]`.
     """
 
-    comparison: Comparison
+    table: pd.DataFrame
+    evaluations: Mapping[str, Mapping[str, Evaluation]]
 
     @property
-    def table(self) -> pd.DataFrame:
-        """As that of a `Comparison`, without costs: one row a source, after the unedited model's."""
-        return self.comparison.table.drop(columns=list(COSTS))
+    def headlines(self) -> dict[str, str]:
+        """The headline metric per benchmark."""
+        return {name: found.headline for name, found in self.evaluations[UNEDITED].items()}
 
     @property
     def changes(self) -> pd.DataFrame:
-        """The matrix: one row a source, one column a benchmark, the change of the headline score."""
+        """The change of the headline score: one row per source, one column per benchmark."""
         return self._matrix("change")
 
     @property
@@ -51,51 +56,38 @@ class Transfer:
 
     @property
     def unedited(self) -> pd.Series:
-        """The unedited model's headline score on each benchmark."""
-        return pd.Series({name: found.score for name, found in self.comparison.evaluations[UNEDITED].items()})
+        """The unedited model's headline score per benchmark."""
+        return pd.Series({name: found.score for name, found in self.evaluations[UNEDITED].items()})
 
     def _matrix(self, what: str) -> pd.DataFrame:
-        names = list(self.comparison.headlines)
-        found = self.comparison.table.loc[list(self.comparison.editors), [f"{name} {what}" for name in names]]
+        names = list(self.headlines)
+        found = self.table.loc[self.table.index[1:], [f"{name} {what}" for name in names]]
         return found.set_axis(names, axis=1).rename_axis("source")
 
     def to_markdown(self) -> str:
-        """The matrix with intervals, for a README or an issue; the first row has the unedited model's scores."""
+        """The changes with intervals, for a README or an issue; the first row has the unedited model's scores."""
         return to_markdown(self._readable())
 
     def to_latex(self) -> str:
-        """The same, for a paper."""
+        """The same for a paper."""
         return to_latex(self._readable())
 
     def _readable(self) -> pd.DataFrame:
-        columns = {}
-        for name, headline in self.comparison.headlines.items():
-            rows = self.table[[f"{name} {what}" for what in (headline, "change", "low", "high", "p_value")]]
-            found = [cells(*row) for row in rows.itertuples(index=False)]
-            columns[f"{name} {headline}"] = [change or score for score, change, _ in found]
-        return pd.DataFrame(columns, index=self.table.index.rename("source"))
-
-    def save(self, folder: str | Path) -> list[Path]:
-        """Writes the comparison's files, and the matrix as `transfer.csv`.
-
-        Returns:
-            The files.
-        """
-        path = Path(folder) / "transfer.csv"
-        written = self.comparison.save(folder)
-        write_text(path, self.changes.to_csv())
-        return [*written, path]
-
-    def __repr__(self) -> str:
-        return f"Transfer(changes of {self.comparison.headlines}:\n{self.changes.round(4)})"
+        columns = {"source": list(map(str, self.table.index))}
+        for name, headline in self.headlines.items():
+            cells = score_cells(self.table, name, headline)
+            columns[f"{name} {headline}"] = [
+                change or score for score, change in zip(cells["score"], cells["change"], strict=True)
+            ]
+        return pd.DataFrame(columns)
 
 
 def transfer(
     model: Model,
+    benchmarks: Mapping[str, Benchmark | object],
     sources: Mapping[str, Activations | Editor],
-    benchmarks: Mapping[str, Benchmark],
     *,
-    fit: Callable[[Activations], Editor] = fit_sea,
+    method: Fits | Callable[[Activations], Editor] = fit_sea,
     folder: str | Path | None = None,
     progress: bool = True,
 ) -> Transfer:
@@ -103,14 +95,15 @@ def transfer(
 
     Args:
         model: A TransformerBridge with a tokenizer, unedited.
-        sources: By name, activations to fit on, or editors that were fitted already.
-        benchmarks: By name. Where a source and a benchmark have one name, they are taken to be the same data set.
-        fit: Makes an editor of activations, such as `partial(sl.fit_sea, explained_variance=0.9999)`.
-        folder: As for `compare`.
-        progress: Whether to show a progress bar.
+        benchmarks: By name, as for `compare`. Where a source and a benchmark share a name, they are the same data set.
+        sources: By name, activations to fit on, or fitted editors.
+        method: A method, such as `sl.SEA(0.9999)`, or a function from activations to an editor.
+        folder: A folder for what benchmarks compute, as for `compare`.
+        progress: Whether to show progress bars.
 
     Raises:
-        InputError: If there is no source or no benchmark, or a source is neither or called `"unedited"`.
+        InputError: If there is no source or no benchmark, a source is neither activations nor an editor, or its name is
+            `"unedited"`.
         ModelMismatchError: If an editor does not fit the model.
     """
     wrong = {name: type(one).__name__ for name, one in sources.items() if not isinstance(one, (Activations, Editor))}
@@ -118,7 +111,9 @@ def transfer(
         raise InputError(
             f"Sources are activations, from sl.collect_activations(model, demonstrations), or editors; {wrong} were given."
         )
+    fit = fitting_function(method)
     editors: dict[str, EditorSource] = {
         name: source if isinstance(source, Editor) else partial(fit, source) for name, source in sources.items()
     }
-    return Transfer(compare(model, editors, benchmarks, folder=folder, repeats=0, progress=progress))
+    evaluations, _, _ = evaluate_all(model, benchmarks, editors, folder, progress)
+    return Transfer(comparison_table(evaluations), evaluations)

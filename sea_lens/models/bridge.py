@@ -32,6 +32,7 @@ class ModelConfig(Protocol):
 
     n_layers: int
     d_model: int
+    d_vocab: int
     n_ctx: int
     device: torch.device | str | None
     default_prepend_bos: bool

@@ -217,7 +217,7 @@ def plot_transfer(result: Transfer, *, axes: Axes | None = None) -> Figure:
         result: From `transfer`.
         axes: To draw in; None makes a figure.
     """
-    changes, unedited, evaluations = result.changes, result.unedited, result.comparison.evaluations
+    changes, unedited, evaluations = result.changes, result.unedited, result.evaluations
     sources, benchmarks = list(map(str, changes.index)), list(map(str, changes.columns))
     found = [[evaluations[source][name] for name in benchmarks] for source in sources]
     alike = all(0 <= one.score <= 1 for row in [*found, evaluations[UNEDITED].values()] for one in row)
@@ -233,7 +233,7 @@ def plot_transfer(result: Transfer, *, axes: Axes | None = None) -> Figure:
         [f"({text})" if within else text for text, within in zip(map(_signed, row, most), inside, strict=True)]
         for row, most, inside in zip(values, tops, chance, strict=True)
     ]
-    headlines = result.comparison.headlines
+    headlines = result.headlines
     names = [f"{name}\n{in_words(headlines[name])}\n{unedited[name]:.3g}" for name in benchmarks]
     width = max(len(line) for name in names for line in name.split("\n"))
     axes = one_panel(axes, 3.2 + max(1.1, 0.09 * width) * len(names), 2.2 + 0.5 * len(changes))
