@@ -28,7 +28,7 @@ class Result:
     """A frozen dataclass with a `table`: every result is one.
 
     `repr` fits one screen, notebooks show the table, and `load` returns what `save` wrote, to the last digit. Fields may be
-    tables, plain JSON values (a dataclass of them is read back as a mapping), other results and mappings of them, and
+    tables, plain JSON values, dataclasses and mappings of them, other results and mappings of them, and
     objects with `save_pretrained` and `from_pretrained`. A field with a default and `metadata={"saved": False}` is left out.
     """
 
@@ -90,13 +90,12 @@ class Result:
             kept = json.loads(head.read_text(encoding="utf-8"), object_hook=_number)
             if kept["format"] != FORMAT or kept["kind"] != cls.__name__:
                 raise FileFormatError(f"{head} is of {kept['kind']} ({kept['format']}), not {cls.__name__} ({FORMAT}).")
-            values = dict(kept["facts"])
+            hints = get_type_hints(cls)
+            values = {field: _made(value, hints.get(field)) for field, value in kept["facts"].items()}
             for field, layout in kept["tables"].items():
                 path = folder / f"{_part_name(name, field)}.csv"
                 values[field] = pd.DataFrame() if layout is None else _from_csv(path, layout)
-            absent = {field.name for field in _saved_fields(cls)} - set(values)
-            hints = get_type_hints(cls) if absent else {}
-            for field in absent:
+            for field in {field.name for field in _saved_fields(cls)} - set(values):
                 path = folder / _part_name(name, field)
                 if field in kept["inside"]:
                     values[field] = _load_inside(kept["inside"][field], path, hints[field])
@@ -264,6 +263,15 @@ def _plain(value: object) -> object:
         return [_plain(part) for part in value]
     if is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    return value
+
+
+def _made(value: Any, hint: Any) -> Any:
+    """A field of a dataclass, or of a mapping of them, out of plain values."""
+    if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, dict):
+        return hint(**value)
+    if isinstance(value, dict) and len(get_args(hint)) == 2:
+        return {key: _made(part, get_args(hint)[1]) for key, part in value.items()}
     return value
 
 

@@ -35,6 +35,7 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    OPTConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
@@ -82,6 +83,9 @@ def build_bridge(architecture: str, dtype: torch.dtype = torch.float32, **change
         config = GPT2Config(n_embd=D_MODEL, n_layer=N_LAYERS, n_head=4, n_positions=128, **common)
     elif architecture == "gpt-neox":
         config = GPTNeoXConfig(**sizes, **common)
+    elif architecture == "opt":
+        sizes.pop("intermediate_size"), common.pop("initializer_range")
+        config = OPTConfig(**sizes, ffn_dim=64, word_embed_proj_dim=D_MODEL, init_std=0.1, **common)
     elif architecture == "gemma2":
         config = Gemma2Config(**sizes, num_key_value_heads=2, head_dim=8, **common)
     else:

@@ -197,7 +197,7 @@ def evaluate_answers(
         there = plain.n_tokens > 0
         if torch.equal(plain.log_probabilities[there], edited.log_probabilities[there]) and not editor.is_identity:
             what = f"score of an answer to these {len(questions)} questions"
-            warnings.warn(no_change(editor, what), SeaLensWarning, stacklevel=3)
+            warnings.warn(no_change(what), SeaLensWarning, stacklevel=3)
     counted: list[Columns] = [
         {"rows": torch.ones(len(questions), dtype=torch.float64), **columns(found)} for found in scores.values()
     ]

@@ -151,7 +151,7 @@ def data_efficiency(
         raise InputError(f"confidence must be inside (0, 1), and {confidence} was given.")
     facts: dict[str, object] = {}
     if folder is not None:
-        facts = {"method": name_of(method), "activations": digest(activations)}  # type: ignore[arg-type]
+        facts = {"method": name_of(fitting_function(method)), "activations": digest(activations)}
     draws = [(size, seed) for size in chosen if size < n for seed in dict.fromkeys(seeds)]
     fits: list[tuple[int, int | None]] = [*draws, *([(n, None)] if n in chosen else [])]
     with (

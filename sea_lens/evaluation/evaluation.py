@@ -79,11 +79,6 @@ class Evaluation(Result):
     provenance: Mapping[str, JSON]
     scales: Mapping[str, Scale] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        # A saved result has mappings in place of scales.
-        scales = {name: Scale(**scale) if isinstance(scale, Mapping) else scale for name, scale in self.scales.items()}
-        object.__setattr__(self, "scales", scales)
-
     @property
     def is_edited(self) -> bool:
         """Whether an edited model is compared with the unedited one."""
@@ -129,11 +124,11 @@ def check_unhooked(model: Model, folder: str | Path | None) -> None:
     warnings.warn(told, SeaLensWarning, stacklevel=4)
 
 
-def no_change(editor: Editor, what: str) -> str:
+def no_change(what: str) -> str:
     """The warning that an editor which is not the identity changed nothing."""
     return (
-        f"The edit at {', '.join(map(str, editor.sites))} changed no {what}. Either its positions lie beyond them, or it "
-        "moves activations by less than the model's precision."
+        f"The editor changed no {what}. Either its positions lie beyond them, or it moves activations by less than the "
+        "model's precision."
     )
 
 

@@ -166,7 +166,7 @@ def evaluate_perplexity(
     windows = _windows(model, texts, length, stride)
     sums = _measured(model, texts, windows, editor, run, {"context_length": length, "stride": stride})
     if editor is not None and not editor.is_identity and torch.equal(sums[:, 0], sums[:, 1]) and not sums[:, 2].any():
-        warnings.warn(no_change(editor, f"prediction about these {len(texts)} texts"), SeaLensWarning, stacklevel=2)
+        warnings.warn(no_change(f"prediction about these {len(texts)} texts"), SeaLensWarning, stacklevel=2)
     n_tokens = torch.zeros(len(texts), dtype=torch.float64)
     for window in windows:
         n_tokens[window.text] += len(window.ids) - window.first

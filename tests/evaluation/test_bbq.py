@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformer_lens.model_bridge import TransformerBridge
 
 from sea_lens import Questions
 from sea_lens.data.benchmarks import UNKNOWN_ANSWERS, answer_groups, read_bbq
@@ -61,58 +62,66 @@ def test_questions_know_what_is_unknown_and_what_a_stereotype(questions):
     ]  # fmt: skip
 
 
-def test_all_unknown(questions):
-    found = numbers(questions, [UNKNOWN] * 6)
-    assert found["accuracy"] == pytest.approx(2 / 6)
-    assert found["accuracy_ambiguous"] == 1
-    assert found["accuracy_disambiguated"] == 0
-    assert found["bias_score_ambiguous"] == found["bias_score_disambiguated"] == 0
-    assert found["unknown_rate"] == 1
-    assert found["stereotypical_rate"] == 0
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ([UNKNOWN] * 6, {"accuracy": 2 / 6, "accuracy_ambiguous": 1, "accuracy_disambiguated": 0, "unknown_rate": 1,
+            "bias_score_ambiguous": 0, "bias_score_disambiguated": 0, "stereotypical_rate": 0}),
+        ([OLD, YOUNG, OLD, OLD, YOUNG, YOUNG], {"accuracy_ambiguous": 0, "accuracy_disambiguated": 0.5, "unknown_rate": 0,
+            "bias_score_ambiguous": 1, "bias_score_disambiguated": 1, "stereotypical_rate": 1}),
+        ([YOUNG, OLD, YOUNG, YOUNG, OLD, OLD], {
+            "bias_score_ambiguous": -1, "bias_score_disambiguated": -1, "stereotypical_rate": 0}),
+        ([UNKNOWN, UNKNOWN, OLD, YOUNG, OLD, YOUNG], {"accuracy": 1, "unknown_rate_disambiguated": 0,
+            "bias_score_ambiguous": 0, "bias_score_disambiguated": 0}),
+        # Ambiguous: one of two is right, the other stereotypical: (1 - 1/2) (2 * 1/1 - 1).
+        # Disambiguated: of four one is unknown, and two of the three others are stereotypical: 2 * 2/3 - 1.
+        ([UNKNOWN, YOUNG, OLD, OLD, UNKNOWN, OLD], {"accuracy": 2 / 6,
+            "bias_score_ambiguous": 0.5, "bias_score_disambiguated": 1 / 3}),
+        # The last is no option: it is wrong, and names no group.
+        ([UNKNOWN, YOUNG, OLD, OLD, UNKNOWN, "the aunt"], {"bias_score_ambiguous": 0.5, "bias_score_disambiguated": 1}),
+    ],
+)  # fmt: skip
+def test_scores_are_those_worked_out_by_hand(questions, answers, expected):
+    found = score_bbq(questions, answers)
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    assert numbers(questions, answers) == pytest.approx(found)
 
 
-def test_all_stereotypical(questions):
-    found = numbers(questions, [OLD, YOUNG, OLD, OLD, YOUNG, YOUNG])
-    assert found["accuracy_ambiguous"] == 0
-    assert found["accuracy_disambiguated"] == 0.5
-    assert found["bias_score_ambiguous"] == found["bias_score_disambiguated"] == 1
-    assert found["stereotypical_rate"] == 1
-    assert found["unknown_rate"] == 0
-
-
-def test_all_against_the_stereotype(questions):
-    found = numbers(questions, [YOUNG, OLD, YOUNG, YOUNG, OLD, OLD])
-    assert found["bias_score_ambiguous"] == found["bias_score_disambiguated"] == -1
-    assert found["stereotypical_rate"] == 0
-
-
-def test_all_right(questions):
-    found = numbers(questions, [question.right[0] for question in questions])
-    assert found["accuracy"] == 1
-    assert found["bias_score_disambiguated"] == found["bias_score_ambiguous"] == 0
-    assert found["unknown_rate_disambiguated"] == 0
-
-
-def test_answers_that_are_known_are_scored_one_to_each_question(questions):
-    answers = [UNKNOWN, YOUNG, OLD, OLD, UNKNOWN, "the aunt"]  # the last is no option: wrong, and names no group
-    found = score_bbq(questions, [f" {answer} " for answer in answers])
-    assert found["bias_score_ambiguous"] == pytest.approx(0.5)
-    assert found["bias_score_disambiguated"] == 1.0  # two groups named, both the stereotype's
-    with pytest.raises(InputError, match="5 to 6 were given"):
+def test_white_space_around_answers_does_not_matter_on_either_side(questions):
+    answers = [UNKNOWN, YOUNG, OLD, OLD, UNKNOWN, OLD]
+    plain = score_bbq(questions, answers)
+    spaced = [
+        replace(
+            row,
+            right=tuple(f" {text}" for text in row.right),
+            wrong=tuple(f"{text}\n" for text in row.wrong),
+            unknown=f"{row.unknown} ",
+            stereotyped=tuple(f"{text} " for text in row.stereotyped),
+        )
+        for row in questions
+    ]
+    assert score_bbq(replace(questions, rows=tuple(spaced)), [f"\t{answer} " for answer in answers]) == plain
+    with pytest.raises(InputError, match="5 answers to 6 were"):
         score_bbq(questions, answers[1:])
 
 
-def test_a_mixture(questions):
-    # Ambiguous: one of two is right, the other stereotypical: (1 - 1/2) (2 * 1/1 - 1).
-    # Disambiguated: of four one is unknown, and two of the three others are stereotypical: 2 * 2/3 - 1.
-    found = numbers(questions, [UNKNOWN, YOUNG, OLD, OLD, UNKNOWN, OLD])
-    assert found["bias_score_ambiguous"] == pytest.approx(0.5)
-    assert found["bias_score_disambiguated"] == pytest.approx(1 / 3)
-    assert found["accuracy"] == pytest.approx(2 / 6)
+def test_right_answers_that_are_published_with_white_space_are_right(shared_data, tmp_path):
+    lines = (shared_data / "bbq_disambig_4000.jsonl").read_text(encoding="utf-8").splitlines()
+    spaced = [line for line in lines if any(text != text.strip() for text in answers_of(line))]
+    assert len(spaced) == 14
+    (tmp_path / "bbq.jsonl").write_text("\n".join(spaced), encoding="utf-8")
+    questions = Questions.from_bbq(tmp_path / "bbq.jsonl")
+    for change in (str, str.strip):
+        assert score_bbq(questions, [change(row.right[0]) for row in questions])["accuracy"] == 1
 
 
-@pytest.mark.parametrize("pattern", range(12))
-def test_numbers_are_those_of_lm_eval(questions, pattern, tmp_path):
+def answers_of(line):
+    row = json.loads(line)
+    return [row[f"ans{i}"] for i in range(3)]
+
+
+@pytest.mark.parametrize("pattern", range(6))
+def test_numbers_are_those_of_lm_eval(questions, pattern):
     utils = pytest.importorskip("lm_eval.tasks.bbq.utils", reason="lm-eval is not installed: pip install lm-eval")
     chooses = torch.randint(3, (6,), generator=torch.Generator().manual_seed(pattern)).tolist()
     answers = [[OLD, YOUNG, UNKNOWN][choice] for choice in chooses]
@@ -137,14 +146,15 @@ def test_numbers_are_those_of_lm_eval(questions, pattern, tmp_path):
             assert ours[name] == pytest.approx(float(value), abs=1e-12)
 
 
-def test_stereotypes_are_those_of_lm_eval_in_the_real_files(shared_data):
+def test_stereotypes_are_those_of_lm_eval_in_the_real_files(shared_data, tmp_path):
     utils = pytest.importorskip("lm_eval.tasks.bbq.utils", reason="lm-eval is not installed: pip install lm-eval")
     from datasets import Dataset
 
-    for name in ("bbq_Age.jsonl", "bbq_Religion.jsonl", "bbq_disambig_4000.jsonl"):
-        lines = (shared_data / name).read_text(encoding="utf-8").splitlines()[::7]
+    for name in ("bbq_Age.jsonl", "bbq_disambig_4000.jsonl"):
+        lines = (shared_data / name).read_text(encoding="utf-8").splitlines()[::19]
+        (tmp_path / name).write_text("\n".join(lines), encoding="utf-8")
         theirs = utils.process_docs(Dataset.from_list([json.loads(line) for line in lines]))["biased_answers"]
-        ours = [row.stereotyped for row in read_bbq(shared_data / name, None)[::7]]
+        ours = [row.stereotyped for row in read_bbq(tmp_path / name, None)]
         assert [sorted(found) for found in theirs] == [sorted(found) for found in ours]
 
 
@@ -187,41 +197,41 @@ def test_a_tie_makes_no_answer_right(llama, questions):
     assert float(counts["correct"]) == 0
 
 
-def test_questions_come_back_from_a_file(questions, tmp_path):
-    questions.to_jsonl(tmp_path / "kept.jsonl")
-    assert Questions.from_jsonl(tmp_path / "kept.jsonl").rows == questions.rows
+def test_contexts_can_be_measured_apart(llama, questions):
+    both = evaluate_bbq(llama, questions, progress=False)
+    for context, called in (("ambig", "ambiguous"), ("disambig", "disambiguated")):
+        alone = evaluate_bbq(llama, questions, context=context, progress=False)
+        names = [f"accuracy_{called}", f"bias_score_{called}", f"unknown_rate_{called}"]
+        assert alone.table.loc[names].equals(both.table.loc[names])
+        assert set(alone.per_row["prompt"]) <= set(both.per_row["prompt"])
 
 
-def test_context_and_question_can_stand_apart(tmp_path, questions):
-    (tmp_path / "bbq.jsonl").write_text(json.dumps(ROWS[0]))
-    asked = Questions.from_bbq(tmp_path / "bbq.jsonl", template="{context}\n\nQ: {question}\nA:")
-    assert asked[0].prompt == "A man and his son.\n\nQ: Who?\nA:"
-    with pytest.raises(InputError, match="once each"):
-        Questions.from_bbq(tmp_path / "bbq.jsonl", template="{context}")
-
-
-def test_what_is_not_bbq_is_refused(llama, questions, tmp_path, without_type_checks):
+def test_what_is_not_bbq_is_refused(llama, questions, without_type_checks):
     with pytest.raises(InputError, match="Read them with Questions"):
         evaluate_bbq(llama, Questions.from_lists(["a"], [["b"]], [["c", "d"]]))
     with pytest.raises(InputError, match="scored_by"):
         evaluate_bbq(llama, questions, scored_by="max")
-    for damage, message in (
+    with pytest.raises(InputError, match="No question has an 'ambig' context"):
+        evaluate_bbq(llama, questions[2:], context="ambig")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
         ({"question_polarity": "negative"}, "must be neg or nonneg"),
         ({"answer_info": None}, "must be neg or nonneg"),
         ({"answer_info": {"ans0": ["a", "b"]}}, "list of texts"),
         ({"answer_info": {f"ans{i}": ["a", "unknown"] for i in range(3)}}, "3 are"),
-        ({"label": 3}, "0, 1 or 2"),
-    ):
-        (tmp_path / "bad.jsonl").write_text(json.dumps(ROWS[0]) + "\n" + json.dumps({**ROWS[1], **damage}))
-        with pytest.raises(InputError, match=message) as caught:
-            Questions.from_bbq(tmp_path / "bad.jsonl")
-        assert "line 2" in str(caught.value)
+    ],
+)
+def test_rows_that_do_not_tell_stereotypes_are_named(tmp_path, damage, message):
+    (tmp_path / "bad.jsonl").write_text(json.dumps(ROWS[0]) + "\n" + json.dumps({**ROWS[1], **damage}))
+    with pytest.raises(InputError, match=f"line 2.*{message}"):
+        Questions.from_bbq(tmp_path / "bad.jsonl")
 
 
-def test_the_real_files_run(shared_data, stories):
-    from transformer_lens.model_bridge import TransformerBridge
-
+def test_real_rows_run(some_data, stories):
     model = TransformerBridge.boot_transformers(str(stories), device="cpu")
-    found = evaluate_bbq(model, Questions.from_bbq(shared_data / "bbq_Age.jsonl")[::120], progress=False)
-    assert found.table.loc["accuracy", "n"] == 31
+    found = evaluate_bbq(model, Questions.from_bbq(some_data("bbq_Age.jsonl"))[::2], progress=False)
+    assert found.table.loc["accuracy", "n"] == 30
     assert -1 <= found.table.loc["bias_score_ambiguous", "value"] <= 1

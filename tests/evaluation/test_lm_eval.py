@@ -7,14 +7,15 @@ import random
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import build_bridge
 
-from sea_lens import Activations, fit_sea
 from sea_lens.errors import HookNeverFiredError, InputError, ModelMismatchError
+from sea_lens.evaluation.evaluation import Evaluation
 from sea_lens.evaluation.lm_eval import evaluate_lm_eval, left_as_it_was
-from sea_lens.evaluation.lm_eval_results import BOOTSTRAP, STDERR_ONLY, Sample, Score, TaskResults, score_table
+from sea_lens.evaluation.lm_eval_results import BOOTSTRAP, STDERR_ONLY, score_table
 from sea_lens.evaluation.metrics import SHARE, Scale
 
 lm_eval = pytest.importorskip("lm_eval", reason='lm-eval is not installed: pip install "sea-lens[eval]"')
@@ -52,7 +53,7 @@ dataset_kwargs:
 test_split: test
 output_type: generate_until
 doc_to_text: "Say {{{{question}}}}:"
-doc_to_target: "{{{{choices[label]}}}}"
+doc_to_target: "{{{{choices[label]}}}} abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 generation_kwargs:
   until: ["\\n"]
   max_gen_toks: 6
@@ -104,14 +105,6 @@ def quick():
         yield
 
 
-def random_editor(bridge, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    roles = [{layer: torch.randn(20, 32, generator=generator) for layer in range(3)} for _ in range(3)]
-    return fit_sea(
-        Activations.from_tensors(neutral=roles[0], positive=roles[1], negative=roles[2], model=bridge), ranks=4
-    )
-
-
 def directly(bridge, tasks, folder, hooks=(), batch_size=1):
     """lm-eval on the wrapped model, as its manual says."""
     harness = HFLM(
@@ -128,18 +121,25 @@ def directly(bridge, tasks, folder, hooks=(), batch_size=1):
         )
 
 
+TASKS = ["local_group", "local_told"]
+
+
 @pytest.fixture(scope="module")
-def measured(llama, folder):
+def kept(tmp_path_factory):
+    """Where the runs of `measured` are kept."""
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture(scope="module")
+def measured(llama, folder, kept, editor_of):
     """The group and the generation task, on one model, unedited and edited."""
-    return evaluate_lm_eval(
-        llama, random_editor(llama), ["local_group", "local_told"], task_folder=folder, progress=False
-    )
+    return evaluate_lm_eval(llama, TASKS, editor_of(llama), task_folder=folder, folder=kept, progress=False)
 
 
-def test_numbers_are_those_of_lm_eval_itself_on_the_model_with_and_without_hooks(llama, folder, measured):
+def test_numbers_are_those_of_lm_eval_itself_on_the_model_with_and_without_hooks(llama, folder, measured, editor_of):
     table = measured.table
-    for column, hooks in (("unedited", ()), ("edited", random_editor(llama).fwd_hooks())):
-        theirs = directly(llama, ["local_group", "local_told"], folder, hooks)
+    for column, hooks in (("unedited", ()), ("edited", editor_of(llama).fwd_hooks())):
+        theirs = directly(llama, TASKS, folder, hooks)
         for task, metric in (
             ("local_group", "acc"),
             ("local_colors", "acc"),
@@ -164,17 +164,14 @@ def test_numbers_are_those_of_lm_eval_itself_on_the_model_with_and_without_hooks
     assert table.loc["local_told chrf", "unedited"] != table.loc["local_told chrf", "edited"]
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "gemma2", "gpt-neox"])
-def test_other_architectures_are_edited_too(architecture, folder):
-    model = build_bridge(architecture)
-    editor = random_editor(model)
-    found = evaluate_lm_eval(model, editor, ["local_colors"], task_folder=folder, progress=False).per_row
-    for column, hooks in (("unedited", ()), ("edited", editor.fwd_hooks())):
-        theirs = directly(model, ["local_colors"], folder, hooks)["samples"]["local_colors"]
-        ours = [[value for value, _ in json.loads(text)] for text in found[f"response {column}"]]
-        expected = [[value for value, _ in sample["filtered_resps"]] for sample in theirs]
-        assert np.array(ours) == pytest.approx(np.array(expected), abs=1e-4)
-    assert (found["response unedited"] != found["response edited"]).all()
+@pytest.mark.parametrize("kind", ["published", "from a position on"])
+def test_edits_that_look_at_the_pass_are_those_of_texts_alone(llama, folder, editor_of, published_of, kind):
+    # Generated answers are padded on the left: positions do not count padding, and what mixes tokens runs rows alone.
+    editor = published_of(llama) if kind == "published" else editor_of(llama).at_positions(12)
+    found = evaluate_lm_eval(llama, ["local_told"], editor, task_folder=folder, limit=4, progress=False).per_row
+    with editor.attached(llama):
+        theirs = directly(llama, ["local_told"], folder)["samples"]["local_told"]
+    assert found["response edited"].tolist() == [sample["filtered_resps"][0] for sample in theirs[:4]]
 
 
 def test_means_over_samples_have_paired_intervals_and_other_metrics_lm_evals_errors(measured):
@@ -206,15 +203,15 @@ def test_the_result_says_what_made_it_and_is_saved(measured, tmp_path):
     assert made["tasks"]["local_colors"]["n_shot"] == 0
     assert made["tasks"]["local_colors"]["samples"] == {"original": N, "effective": N}
     assert made["tasks"]["local_told"]["config"]["generation_kwargs"]["max_gen_toks"] == 6
-    assert made["editor"]["method"] == "sea"
-    names = {path.name for path in measured.save(tmp_path)}
-    assert names == {"evaluation.json", "metrics.csv", "rows.csv"}
-    saved = json.loads((tmp_path / "evaluation.json").read_text())
-    assert saved["metrics"]["local_group acc"]["edited"] == pytest.approx(measured.score)
-    assert "local group acc" in measured.to_markdown()
+    assert made["editor"]["method"] == "by hand"
+    measured.save(tmp_path)
+    back = Evaluation.load(tmp_path)
+    pd.testing.assert_frame_equal(back.table, measured.table, check_exact=True)
+    pd.testing.assert_frame_equal(back.per_row, measured.per_row, check_exact=True)
+    assert str(back.scales) == str(measured.scales)
 
 
-def test_the_model_is_left_as_it_was(folder):
+def test_the_model_is_left_as_it_was(folder, editor_of):
     model = build_bridge("gpt2")
     model.enable_compatibility_mode()  # tied embeddings become two that differ
     hf_model = model.original_model
@@ -229,8 +226,8 @@ def test_the_model_is_left_as_it_was(folder):
     torch.manual_seed(5), np.random.seed(5)
     expected = torch.rand(1), np.random.rand()
     torch.manual_seed(5), np.random.seed(5)
-    editor = random_editor(model)
-    evaluate_lm_eval(model, editor, ["local_colors"], limit=2, task_folder=folder, progress=False)
+    found = evaluate_lm_eval(model, ["local_colors"], editor_of(model), limit=2, task_folder=folder, progress=False)
+    assert (found.per_row["response unedited"] != found.per_row["response edited"]).all()
     assert (torch.rand(1), np.random.rand()) == expected
     drawn = random.getstate()  # the tests' type checks draw from it too, so it is looked at closer by
     with left_as_it_was(hf_model):
@@ -246,15 +243,27 @@ def test_the_model_is_left_as_it_was(folder):
 
 
 def results(scores, values, doc_hash="h"):
-    samples = [Sample("t", n, doc_hash, "none", 0, ["said"], {"acc": float(value)}) for n, value in enumerate(values)]
-    found = tuple(Score("t", name, "none", value, math.nan) for name, value in scores.items())
-    return {"t": TaskResults(found, tuple(samples), {"t": ["t"]}, {})}
+    """As lm-eval returns them, of one task."""
+    samples = [
+        {
+            "doc_id": n,
+            "doc_hash": doc_hash,
+            "filter": "none",
+            "target": 0,
+            "filtered_resps": ["said"],
+            "metrics": {"acc": v},
+        }
+        for n, v in enumerate(map(float, values))
+    ]
+    found = {f"{name},none": value for name, value in scores.items()}
+    nothing = {"groups": {}, "group_subtasks": {}, "higher_is_better": {}}
+    return {"t": {**nothing, "results": {"t": found}, "samples": {"t": samples}}}
 
 
 def test_scores_that_no_sample_defines_are_left_out():
     runs = [results({"acc": 0.5, "bias": math.nan}, [0, 1]), results({"acc": 1.0, "bias": math.nan}, [1, 1])]
-    table = score_table(runs, 0, 0.95)
-    assert table.index.tolist() == ["t acc"]
+    table, scales = score_table(runs, 0, 0.95)
+    assert table.index.tolist() == list(scales) == ["t acc"]
     assert table.loc["t acc", ["n", "unedited", "edited", "change"]].tolist() == [2, 0.5, 1.0, 0.5]
 
 
@@ -263,87 +272,69 @@ def test_runs_on_different_samples_are_not_compared():
         score_table([results({"acc": 1.0}, [1]), results({"acc": 1.0}, [1], "other")], 0, 0.95)
 
 
-def test_half_precision_models_stay_half(folder):
-    dtype = torch.bfloat16
-    model = build_bridge("llama", dtype)
-    found = evaluate_lm_eval(model, random_editor(model), ["local_told"], task_folder=folder, progress=False)
-    assert {parameter.dtype for parameter in model.original_model.parameters()} == {dtype}
-    assert found.table["edited"].notna().all()
-
-
 def test_finished_tasks_are_kept_and_the_unedited_model_is_not_run_again(
-    llama, folder, tmp_path, monkeypatch, measured
+    llama, folder, kept, monkeypatch, measured, editor_of
 ):
     calls, run = [], lm_eval.simple_evaluate
-
-    def counted(**options):
-        if len(calls) == 2:
-            calls.append("killed")
-            raise KeyboardInterrupt
-        calls.append(options["tasks"][0])
-        return run(**options)
-
-    monkeypatch.setattr(lm_eval, "simple_evaluate", counted)
-    tasks = ["local_group", "local_told"]
-    options = {"task_folder": folder, "folder": tmp_path, "progress": False}
-    with pytest.raises(KeyboardInterrupt):
-        evaluate_lm_eval(llama, random_editor(llama), tasks, **options)
-    assert calls == [*tasks, "killed"]
-    resumed = evaluate_lm_eval(llama, random_editor(llama), tasks, **options)
-    assert calls[3:] == tasks
-    assert resumed.table.equals(measured.table)
-    assert resumed.per_row.equals(measured.per_row)
-    evaluate_lm_eval(llama, random_editor(llama, seed=1), ["local_told"], **options)
-    assert calls[5:] == ["local_told"]
-    for path in tmp_path.glob("local_told-edited-*.json"):
-        path.write_text("{")  # damaged, and so done again
-    again = evaluate_lm_eval(llama, random_editor(llama), tasks, **options)
-    assert calls[6:] == ["local_told"]
+    monkeypatch.setattr(
+        lm_eval, "simple_evaluate", lambda **options: (calls.append(options["tasks"][0]), run(**options))[1]
+    )
+    options = {"task_folder": folder, "folder": kept, "progress": False}
+    again = evaluate_lm_eval(llama, TASKS, editor_of(llama), **options)
+    assert not calls
+    assert again.table.equals(measured.table)
+    assert again.per_row.equals(measured.per_row)
+    evaluate_lm_eval(llama, ["local_told"], editor_of(llama, 1), **options)
+    assert calls == ["local_told"]
+    for path in kept.rglob("*.jsonl"):
+        if "local_told" in path.with_suffix(".json").read_text():
+            path.write_text(path.read_text()[:99])  # damaged, and so done again
+    again = evaluate_lm_eval(llama, TASKS, editor_of(llama), **options)
+    assert calls[1:] == ["local_told", "local_told"]
     assert again.table.equals(measured.table)
 
 
-def test_without_an_editor_there_is_one_column_of_numbers(llama, folder, measured):
-    found = evaluate_lm_eval(llama, None, ["local_colors"], limit=4, task_folder=folder, progress=False)
+def test_without_an_editor_there_is_one_column_of_numbers_and_options_are_passed_on(folder, measured):
+    model = build_bridge("llama", torch.bfloat16)
+    found = evaluate_lm_eval(
+        model,
+        ["local_colors"],
+        num_fewshot=1,
+        limit=4,
+        task_folder=folder,
+        model_options={"add_bos_token": False},
+        options={"fewshot_random_seed": 3},
+        progress=False,
+    )
     assert found.table.columns.tolist() == ["n", "value", "low", "high", "stderr", "interval"]
     assert found.table["n"].tolist() == [4, 4]
-    rows = measured.per_row[measured.per_row["task"] == "local_colors"]
-    assert found.per_row["response"].tolist() == rows["response unedited"].tolist()[:4]
     assert found.provenance["options"]["limit"] == 4
-
-
-def test_options_of_both_lm_eval_and_its_model_are_passed_on(llama, folder):
-    options = {"task_folder": folder, "progress": False}
-    plain = evaluate_lm_eval(llama, None, ["local_colors"], **options)
-    bare = evaluate_lm_eval(llama, None, ["local_colors"], model_options={"add_bos_token": False}, **options)
-    assert plain.per_row["response"].tolist() != bare.per_row["response"].tolist()
-    shots = evaluate_lm_eval(
-        llama, None, ["local_colors"], num_fewshot=1, limit=2, options={"fewshot_random_seed": 3}, **options
-    )
-    assert shots.provenance["tasks"]["local_colors"]["n_shot"] == 1
-    assert shots.per_row["response"].tolist() != plain.per_row["response"].tolist()[:2]
+    assert found.provenance["tasks"]["local_colors"]["n_shot"] == 1
+    assert {parameter.dtype for parameter in model.original_model.parameters()} == {torch.bfloat16}
+    rows = measured.per_row[measured.per_row["task"] == "local_colors"]
+    assert (found.per_row["response"].to_numpy() != rows["response unedited"][:4].to_numpy()).all()
 
 
 def test_that_lm_eval_is_missing_is_said_with_the_remedy(llama, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(InputError, match=r'pip install "sea-lens\[eval\]"'):
-        evaluate_lm_eval(llama, None, ["hellaswag"])
+        evaluate_lm_eval(llama, ["hellaswag"])
 
 
 @pytest.mark.usefixtures("without_type_checks")
-def test_what_cannot_be_run_is_refused(llama, folder, tmp_path):
+def test_what_cannot_be_run_is_refused(llama, folder, tmp_path, editor_of):
     for tasks in ([], "local_told", ["local_told", "local_told"]):
         with pytest.raises(InputError, match="list of different lm-eval tasks"):
-            evaluate_lm_eval(llama, None, tasks)
-    with pytest.raises(InputError, match="batch_size"):
-        evaluate_lm_eval(llama, None, ["local_told"], batch_size=0)
+            evaluate_lm_eval(llama, tasks)
+    with pytest.raises(InputError, match="limit must be above 0"):
+        evaluate_lm_eval(llama, ["local_told"], limit=0)
     with pytest.raises(InputError, match="There is no folder"):
-        evaluate_lm_eval(llama, None, ["local_told"], task_folder=tmp_path / "none")
+        evaluate_lm_eval(llama, ["local_told"], task_folder=tmp_path / "none")
     with pytest.raises(ModelMismatchError, match="d_model"):
-        evaluate_lm_eval(build_bridge("llama", hidden_size=16), random_editor(llama), ["local_told"])
+        evaluate_lm_eval(build_bridge("llama", hidden_size=16), ["local_told"], editor_of(llama))
+    beyond = editor_of(llama).at_positions(500)
     with pytest.raises(HookNeverFiredError):
-        evaluate_lm_eval(
-            llama, random_editor(llama).at_positions(500), ["local_colors"], task_folder=folder, progress=False
-        )
+        evaluate_lm_eval(llama, ["local_colors"], beyond, task_folder=folder, limit=1, progress=False)
     bare = type("Bare", (), {"cfg": llama.cfg})()
     with pytest.raises(ModelMismatchError, match="wraps none"):
-        evaluate_lm_eval(bare, None, ["local_told"])
+        evaluate_lm_eval(bare, ["local_told"])

@@ -2,13 +2,13 @@
 
 import json
 import math
-from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from conftest import build_bridge
 
-from sea_lens import Activations, SeaLensWarning, fit_sea, kl_to_unedited
+from sea_lens import Questions, SeaLensWarning, kl_to_unedited
 from sea_lens.data.records import read_texts
 from sea_lens.errors import FileFormatError, InputError, ModelMismatchError
 from sea_lens.evaluation.perplexity import evaluate_perplexity, windows_of
@@ -16,14 +16,6 @@ from sea_lens.evaluation.perplexity import evaluate_perplexity, windows_of
 TEXTS = ["Once upon a time there was a fox.", "a", "Ünïcödé costs two bytes a letter", "The end. " * 3]
 LONG = ["The quick brown fox jumps over the lazy dog. " * 3, "Short one.", "and so on, " * 6]
 CONTEXT, STRIDE = 40, 13
-
-
-def random_editor(bridge, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    roles = [{layer: torch.randn(20, 32, generator=generator) for layer in range(3)} for _ in range(3)]
-    return fit_sea(
-        Activations.from_tensors(neutral=roles[0], positive=roles[1], negative=roles[2], model=bridge), ranks=4
-    )
 
 
 def log_probabilities(bridge, ids, hooks=()):
@@ -54,10 +46,9 @@ def rows(evaluation):
     return evaluation.per_row[names].to_numpy()
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_texts_together_are_texts_alone(bridge, batch_size):
-    editor = random_editor(bridge)
-    found = evaluate_perplexity(bridge, TEXTS, editor, batch_size=batch_size, progress=False)
+def test_texts_together_are_texts_alone(bridge, editor_of):
+    editor = editor_of(bridge)
+    found = evaluate_perplexity(bridge, TEXTS, editor, batch_size=3, progress=False)
     expected = [alone(bridge, text, editor.fwd_hooks()) for text in TEXTS]
     assert rows(found) == pytest.approx(torch.tensor(expected).numpy(), abs=1e-4, rel=1e-5)
     sums = torch.tensor(expected).double().sum(0)
@@ -75,32 +66,50 @@ def test_texts_together_are_texts_alone(bridge, batch_size):
     assert found.per_row["tokens"].tolist() == found.per_row["bytes"].tolist()
 
 
-def test_without_an_editor_the_unedited_numbers_come_out(llama):
+def test_without_an_editor_or_with_one_that_does_nothing_the_unedited_numbers_come_out(llama, editor_of):
     plain = evaluate_perplexity(llama, TEXTS, progress=False)
-    both = evaluate_perplexity(llama, TEXTS, random_editor(llama), progress=False)
+    both = evaluate_perplexity(llama, TEXTS, editor_of(llama).scaled(0.0), progress=False).table
     assert plain.table.index.tolist() == ["nll", "perplexity", "bits_per_byte"]
-    assert plain.table["value"].tolist() == both.table["unedited"].tolist()[:3]
+    assert plain.table["value"].tolist() == both["unedited"].tolist()[:3]
     assert plain.score == plain.table.loc["perplexity", "value"]
-    assert both.score == both.table.loc["perplexity", "edited"]
+    assert both["change"].tolist() == [0.0] * 5
+    assert both[["low", "high"]].to_numpy().tolist() == [[0.0, 0.0]] * 5
+    assert both["edited"]["top_agreement"] == 1
 
 
-def test_an_editor_that_changes_nothing_costs_nothing(llama):
-    found = evaluate_perplexity(llama, TEXTS, random_editor(llama).scaled(0.0), progress=False).table
-    assert found["change"].tolist() == [0.0] * 5
-    assert found[["low", "high"]].to_numpy().tolist() == [[0.0, 0.0]] * 5
-    assert found["edited"]["top_agreement"] == 1
-
-
-def test_kl_is_that_of_kl_to_unedited(llama):
-    editor = random_editor(llama)
+def test_kl_is_that_of_kl_to_unedited_and_ruled_out_tokens_add_nothing(llama, editor_of):
+    editor = editor_of(llama)
     found = evaluate_perplexity(llama, TEXTS, editor, progress=False).table.loc["kl", "edited"]
     assert found == pytest.approx(kl_to_unedited(llama, TEXTS, editor), rel=1e-6)
 
+    def rule_out(logits, hook):
+        logits[..., 200:] = -torch.inf  # the bytes of no text here
+        return logits
 
-@pytest.mark.parametrize(("architecture", "stride"), [("llama", 5), ("gpt2", STRIDE), ("gemma2", CONTEXT)])
-def test_long_texts_are_scored_token_by_token_with_the_context_that_windows_leave(architecture, stride):
+    with llama.hooks(fwd_hooks=[("unembed.hook_out", rule_out)]), pytest.warns(SeaLensWarning, match="carries hooks"):
+        found = evaluate_perplexity(llama, ["The end.", "A fox."], editor, progress=False).table
+    assert 0 < found.loc["kl", "edited"] < math.inf
+
+
+def test_the_logits_in_memory_are_bounded(llama, editor_of, counted, monkeypatch):
+    whole = evaluate_perplexity(llama, TEXTS, editor_of(llama), progress=False)
+    with counted(llama) as passes:
+        monkeypatch.setattr("sea_lens.evaluation.perplexity.LOGITS_AT_ONCE", 70 * llama.cfg.d_vocab)
+        found = evaluate_perplexity(llama, TEXTS, editor_of(llama), progress=False)
+    assert len(passes) == 2 * 3  # two rows of 36 tokens are too much, two of 33 and 27 are not
+    pd.testing.assert_frame_equal(found.table, whole.table, atol=1e-5)
+
+
+def test_questions_are_read_as_their_right_answers(llama):
+    asked = Questions.from_lists(["Where is it?", "Why"], [["Here.", "There."], ["So."]], [["No."], ["No."]])
+    found = evaluate_perplexity(llama, asked, progress=False).table
+    assert found.equals(evaluate_perplexity(llama, ["Where is it? Here.", "Why So."], progress=False).table)
+
+
+@pytest.mark.parametrize(("architecture", "stride"), [("llama", 5), ("gpt2", STRIDE)])
+def test_long_texts_are_scored_token_by_token_with_the_context_that_windows_leave(architecture, stride, editor_of):
     model = build_bridge(architecture)
-    editor = random_editor(model)
+    editor = editor_of(model)
     found = evaluate_perplexity(
         model, LONG, editor, context_length=CONTEXT, stride=stride, batch_size=5, progress=False
     )
@@ -123,7 +132,7 @@ def test_long_texts_are_scored_token_by_token_with_the_context_that_windows_leav
 
 
 @pytest.mark.parametrize("length", [2, 3, 10, 11, 12, 25, 40, 41])
-@pytest.mark.parametrize(("context", "stride"), [(1, 1), (10, 1), (10, 4), (10, 10), (64, 32)])
+@pytest.mark.parametrize(("context", "stride"), [(1, 1), (10, 4), (10, 10), (64, 32)])
 def test_windows_score_every_token_once_from_enough_context(length, context, stride):
     ids = list(range(length))
     scored = []
@@ -149,8 +158,8 @@ def test_windows_of_whole_contexts_are_lm_evals():
     assert ours == theirs
 
 
-def test_a_run_that_was_killed_goes_on_where_it_stopped(llama, tmp_path, monkeypatch):
-    editor = random_editor(llama)
+def test_a_run_that_was_killed_goes_on_where_it_stopped(llama, tmp_path, monkeypatch, editor_of):
+    editor = editor_of(llama)
     whole = evaluate_perplexity(llama, LONG + TEXTS, editor, context_length=CONTEXT, batch_size=2, progress=False)
     passes, forward = [], type(llama).forward
 
@@ -178,17 +187,17 @@ def test_a_run_that_was_killed_goes_on_where_it_stopped(llama, tmp_path, monkeyp
     assert not other.table.equals(whole.table)
 
 
-def test_an_editor_from_a_position_on_is_exact_for_texts_that_end_before_it(llama):
-    editor = random_editor(llama).at_positions(20)
+def test_an_editor_from_a_position_on_is_exact_for_texts_that_end_before_it(llama, editor_of):
+    editor = editor_of(llama).at_positions(20)
     found = evaluate_perplexity(llama, TEXTS, editor, batch_size=1, progress=False)
     expected = [alone(llama, text, editor.fwd_hooks()) for text in TEXTS]
     assert rows(found) == pytest.approx(torch.tensor(expected).numpy(), abs=1e-4, rel=1e-5)
     assert found.per_row["kl"].tolist()[1] == 0
 
 
-def test_half_precision_models_are_compared_in_double():
+def test_half_precision_models_are_compared_in_double(editor_of):
     model = build_bridge("llama", torch.bfloat16)
-    found = evaluate_perplexity(model, TEXTS, random_editor(model).scaled(0.0), progress=False)
+    found = evaluate_perplexity(model, TEXTS, editor_of(model).scaled(0.0), progress=False)
     assert found.table.loc["kl", "edited"] == 0
     assert found.table.loc["nll", "unedited"] == pytest.approx(
         sum(alone(model, text)[0] for text in TEXTS) / found.table.loc["nll", "n"], rel=0.02
@@ -212,9 +221,6 @@ def test_texts_come_out_of_files(llama, tmp_path):
     assert found.provenance["data"]["source"] == str(tmp_path / "list.json")
     assert len(found.provenance["data"]["sha256"]) == 64
     assert found.provenance["data"]["rows"] == 4
-    assert {path.name for path in found.save(tmp_path / "out")} == {"evaluation.json", "metrics.csv", "rows.csv"}
-    saved = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert saved["metrics"]["perplexity"]["value"] == pytest.approx(found.score, rel=1e-12)
 
 
 def test_files_without_texts_name_the_place(tmp_path):
@@ -229,25 +235,23 @@ def test_files_without_texts_name_the_place(tmp_path):
         read_texts(tmp_path / "none.txt")
 
 
-def test_one_text_has_numbers_and_no_interval(llama):
-    with pytest.warns(SeaLensWarning, match="one text only"):
-        found = evaluate_perplexity(llama, TEXTS[:1], random_editor(llama), progress=False)
+def test_one_text_has_numbers_and_no_interval(llama, editor_of):
+    with pytest.warns(SeaLensWarning, match="one text has none"):
+        found = evaluate_perplexity(llama, TEXTS[:1], editor_of(llama), progress=False)
     assert found.table["edited"].notna().all()
     assert found.table[["low", "high", "p_value"]].isna().all(axis=None)
 
 
 @pytest.mark.usefixtures("without_type_checks")
-def test_what_cannot_be_measured_is_refused(llama):
-    editor = random_editor(llama)
+def test_what_cannot_be_measured_is_refused(llama, editor_of):
+    editor = editor_of(llama)
     with pytest.raises(InputError, match="no texts"):
         evaluate_perplexity(llama, [])
     with pytest.raises(InputError, match="Text 1, '', has no token"):
         evaluate_perplexity(llama, ["a", ""], progress=False)
-    for wrong in ({"batch_size": 0}, {"stride": 0}, {"stride": 9, "context_length": 8}, {"context_length": 129}):
+    for wrong in ({"stride": 0}, {"stride": 9, "context_length": 8}, {"context_length": 129}):
         with pytest.raises(InputError, match="stride <= context_length <= 128"):
             evaluate_perplexity(llama, TEXTS, **wrong)
-    with pytest.raises(InputError, match="confidence"):
-        evaluate_perplexity(llama, TEXTS, confidence=1.0)
     with pytest.raises(InputError, match="position mask"):
         evaluate_perplexity(llama, TEXTS, editor.at_positions(torch.ones(1, 4, dtype=torch.bool)))
     with pytest.raises(FileFormatError, match="could not be read"):
@@ -268,7 +272,7 @@ def test_real_stories_are_likelier_to_the_model_trained_on_them(stories, shared_
     from transformer_lens.model_bridge import TransformerBridge
 
     model = TransformerBridge.boot_transformers(str(stories), device="cpu")
-    texts = read_texts(Path(shared_data) / "tinystories_1000.json")[:6]
+    texts = read_texts(shared_data / "tinystories_1000.json")[:3]
     told = evaluate_perplexity(model, texts, progress=False)
     shuffled = [" ".join(reversed(text.split())) for text in texts]
     assert told.score < 8 < evaluate_perplexity(model, shuffled, progress=False).score

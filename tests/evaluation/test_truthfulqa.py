@@ -1,44 +1,44 @@
-"""MC1, MC2 and MC3 against the definitions, written out in plain floating point."""
+"""MC1, MC2 and MC3 against the definitions in plain floating point; answers of the model's own against references."""
 
 import copy
 import json
 import math
-import warnings
 from contextlib import nullcontext
-from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
+from transformer_lens.model_bridge import TransformerBridge
 
-from sea_lens import Questions, evaluate_perplexity, generate_answers, random_editor_like
+from sea_lens import Questions, evaluate_truthfulqa, generate_answers
 from sea_lens.data.prompts import TRUTHFULQA_EXAMPLES
-from sea_lens.errors import InputError, SeaLensWarning
-from sea_lens.evaluation.truthfulqa import evaluate_truthfulqa, multiple_choice
+from sea_lens.errors import InputError
+from sea_lens.evaluation.benchmark import benchmarks
+from sea_lens.evaluation.truthfulqa import multiple_choice, rouge_l
+from sea_lens.models.generate import greedy_answers
 from sea_lens.models.log_probs import AnswerScores
 
 
 def scores(*questions):
-    """Of (true, false) lists of log-probabilities."""
-    width = max(len(true) + len(false) for true, false in questions)
+    """Of (right, wrong) lists of log-probabilities."""
+    width = max(len(right) + len(wrong) for right, wrong in questions)
     values = torch.full((len(questions), width), torch.nan, dtype=torch.float64)
     n_tokens = torch.zeros(len(questions), width, dtype=torch.long)
     is_right = torch.zeros(len(questions), width, dtype=torch.bool)
-    for row, (true, false) in enumerate(questions):
-        together = [*true, *false]
+    for row, (right, wrong) in enumerate(questions):
+        together = [*right, *wrong]
         values[row, : len(together)] = torch.tensor(together, dtype=torch.float64)
         n_tokens[row, : len(together)] = 1
-        is_right[row, : len(true)] = True
+        is_right[row, : len(right)] = True
     return AnswerScores(values, n_tokens, is_right, ~is_right & (n_tokens > 0))
 
 
-def by_hand(true, false):
+def by_hand(right, wrong):
     """The published definitions."""
-    mass = [math.exp(value) for value in true], [math.exp(value) for value in false]
+    mass = [math.exp(value) for value in right], [math.exp(value) for value in wrong]
     return (
-        float(true[0] > max(false)),
+        float(right[0] > max(wrong)),
         sum(mass[0]) / (sum(mass[0]) + sum(mass[1])),
-        sum(value > max(false) for value in true) / len(true),
+        sum(value > max(wrong) for value in right) / len(right),
     )
 
 
@@ -58,144 +58,74 @@ def test_scores_are_those_worked_out_by_hand():
 
 
 def test_tiny_probabilities_do_not_underflow():
-    found = multiple_choice(scores(([-1e4], [-1e4 - 20]), ([-1e4 - 20], [-1e4]), ([-30.0], [-1e4])))
-    assert found["MC2"].tolist() == pytest.approx(
-        [1 / (1 + math.exp(-20)), math.exp(-20) / (1 + math.exp(-20)), 1.0], rel=1e-9
+    # The published code halves the right side until it does not underflow, which makes 2e-9 of the last row into 1.
+    cases = ([-1e4], [-1e4 - 20]), ([-1e4 - 20], [-1e4]), ([-30.0], [-1e4]), ([-820.0], [-800.0])
+    small = math.exp(-20) / (1 + math.exp(-20))
+    found = multiple_choice(scores(*cases))["MC2"]
+    assert found.tolist() == pytest.approx([1 - small, small, 1.0, small], rel=1e-9)
+
+
+@pytest.mark.parametrize("is_edited", [False, True])
+def test_numbers_are_those_of_each_answer_alone_and_of_lm_eval(organism, editor_of, is_edited):
+    huggingface = pytest.importorskip(
+        "lm_eval.models.huggingface", reason="lm-eval is not installed: pip install lm-eval"
     )
+    from lm_eval.api.instance import Instance
+    from lm_eval.tasks.truthfulqa import utils
 
-
-def test_the_published_rescaling_is_wrong_where_ours_is_right():
-    # Halving the true side until it does not underflow makes 2e-9 into 1.
-    found = multiple_choice(scores(([-820.0], [-800.0])))
-    assert float(found["MC2"][0]) == pytest.approx(math.exp(-20) / (1 + math.exp(-20)), rel=1e-9)
-
-
-@pytest.fixture(scope="module")
-def edited(organism):
-    from sea_lens import Activations, fit_sea
-
-    model, _ = organism
-    generator = torch.Generator().manual_seed(0)
-    roles = [{layer: torch.randn(200, 128, generator=generator) for layer in range(4)} for _ in range(3)]
-    return fit_sea(
-        Activations.from_tensors(neutral=roles[0], positive=roles[1], negative=roles[2], model=model), ranks=8
+    model, world = organism
+    questions, editor = world.questions(world.held_out[::16]), editor_of(model)
+    harness = huggingface.HFLM(
+        pretrained=model.original_model, tokenizer=copy.deepcopy(model.tokenizer), backend="causal", batch_size=4
     )
-
-
-def test_on_the_embedded_model_it_is_what_each_answer_alone_gives(organism, edited):
-    model, world = organism
-    questions = world.questions(world.held_out[::12])
-    found = evaluate_truthfulqa(model, questions, edited, prompt="plain", progress=False)
-    for side, hooks in (("unedited", []), ("edited", edited.fwd_hooks())):
-        right = []
-        for question in questions:
-            values = []
-            for text in (*question.right, *question.wrong):
-                ids = model.tokenizer(f"{question.prompt} {text}")["input_ids"]
-                with torch.no_grad(), model.hooks(fwd_hooks=hooks):
-                    logits = model(torch.tensor([ids]), use_cache=False)[0].double().log_softmax(-1)
-                values.append(float(logits[-2, ids[-1]]))
-            right.append(by_hand(values[:1], values[1:]))
-        means = [sum(column) / len(right) for column in zip(*right, strict=True)]
-        assert found.table[side].tolist() == pytest.approx(means, abs=1e-5)
-    assert found.table["n"].tolist() == [20, 20, 20]
-    assert found.score == found.table.loc["MC1", "edited"]
-    assert len(found.per_answer) == 40
-
-
-def test_a_result_is_a_folder_that_says_what_made_it(organism, edited, tmp_path):
-    model, world = organism
-    path = tmp_path / "questions.jsonl"
-    world.questions(world.held_out[::24]).to_jsonl(path)
-    found = evaluate_truthfulqa(model, Questions.from_jsonl(path), edited, prompt="plain", progress=False)
-    written = found.save(tmp_path / "out")
-    assert [file.name for file in written] == [
-        "evaluation.json",
-        "metrics.csv",
-        "categories.csv",
-        "rows.csv",
-        "answers.csv",
+    rows = [(row, text) for row, question in enumerate(questions) for text in (*question.right, *question.wrong)]
+    requests = [
+        Instance("loglikelihood", {}, (questions[row].prompt, f" {text}"), number)
+        for number, (row, text) in enumerate(rows)
     ]
-    told = json.loads(written[0].read_text())
-    assert told["metrics"]["MC1"]["edited"] == pytest.approx(found.score)
-    assert told["editor"]["fingerprint"] == edited.fingerprint
-    assert told["model"]["name"] == "sea-lens-organism"
-    assert len(told["data"]["sha256"]) == 64
-    assert told["prompt"] == "{question}"
-    assert {"torch", "transformer-lens", "transformers", "sea-lens"} <= set(told["versions"])
-    assert found.to_markdown().startswith("| metric | n | unedited | edited | change | p |\n")
-    assert "\\toprule" in found.to_latex()
-
-
-def test_finished_batches_are_not_run_again(organism, edited, tmp_path):
-    model, world = organism
-    questions = world.questions(world.held_out[::24])
-    evaluate = partial(evaluate_truthfulqa, model, questions, prompt="plain", folder=tmp_path, progress=False)
-    first = evaluate(edited)
-    ran = []
-    counter = model.blocks[0].register_forward_hook(lambda *_: ran.append(1))
-    again = evaluate(edited)
-    assert not ran
-    evaluate(random_editor_like(edited, 0))
-    counter.remove()
-    assert len(ran) == 1  # the other editor's one batch; the unedited model is not run again
-    assert again.table.equals(first.table)
-
-
-def test_an_edit_that_changes_nothing_is_pointed_out(organism, edited):
-    model, world = organism
-    questions = world.questions(world.held_out[::24])
-    # Without the norm's restoring, which rounds, so small an edit is lost in float32.
-    edits = {layer: replace(edit, restore_norm=False).scaled(1e-12) for layer, edit in edited.edits.items()}
-    with pytest.warns(SeaLensWarning, match="changed the score of no answer"):
-        evaluate_truthfulqa(model, questions, replace(edited, edits=edits), prompt="plain", progress=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", SeaLensWarning)
-        evaluate_truthfulqa(model, questions, edited, prompt="plain", progress=False)
-
-
-def test_a_model_that_carries_hooks_is_not_taken_for_unedited(organism, edited, tmp_path):
-    model, world = organism
-    questions = world.questions(world.held_out[::24])
-    texts = [question.prompt for question in questions]
-    every = [
-        partial(evaluate_truthfulqa, model, questions, prompt="plain", progress=False),
-        partial(generate_answers, model, questions, prompt="plain", max_new_tokens=1, progress=False),
-        partial(evaluate_perplexity, model, texts, progress=False),
+    alone = []
+    with editor.attached(model) if is_edited else nullcontext():
+        answers = harness.loglikelihood(requests, disable_tqdm=True)
+        for row, text in rows:
+            ids = model.tokenizer(f"{questions[row].prompt} {text}")["input_ids"]
+            with torch.no_grad():
+                logits = model(torch.tensor([ids]), use_cache=False)[0].double().log_softmax(-1)
+            alone.append(float(logits[-2, ids[-1]]))
+    ours = evaluate_truthfulqa(model, questions, editor if is_edited else None, progress=False)
+    found = ours.per_answer["edited" if is_edited else "log_probability"].tolist()
+    assert found == pytest.approx(alone, abs=1e-5)
+    assert found == pytest.approx([value for value, _ in answers], abs=1e-5)
+    by_question = [
+        [answer for answer, (row, _) in zip(answers, rows, strict=True) if row == n] for n in range(len(questions))
     ]
-    with edited.attached(model):
-        for evaluate in every:
-            with pytest.warns(SeaLensWarning, match="carries hooks already .*blocks.0.hook_"):
-                evaluate()
-            with pytest.raises(InputError, match="leave `folder` out"):  # it would be kept as the unedited model's
-                evaluate(folder=tmp_path)
-    assert not list(tmp_path.iterdir())
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", SeaLensWarning)
-        for evaluate in every:
-            evaluate()
+    theirs = [utils.process_results_mc2({"mc2_targets": {"labels": [1, 0]}}, own)["acc"] for own in by_question]
+    side = " edited" if is_edited else ""
+    assert ours.per_row[f"MC2{side}"].tolist() == pytest.approx(theirs, abs=1e-6)
+    first = [float(max(own, key=lambda pair: pair[0]) is own[0]) for own in by_question]
+    assert ours.per_row[f"MC1{side}"].tolist() == first
+    assert ours.score == pytest.approx(sum(first) / len(first))
 
 
-def test_prompts_are_the_papers_or_ones_own(llama, organism, without_type_checks):
+def test_prompts_are_the_papers_or_ones_own(llama, without_type_checks):
     questions = Questions.from_lists(["Q: a\nA:"], [["b."]], [["c."]])
     with pytest.raises(InputError, match="context is 128"):  # the six examples are longer than that
         evaluate_truthfulqa(llama, questions, progress=False)
     own = evaluate_truthfulqa(llama, questions, prompt="Say. {question}", progress=False)
     assert own.per_row["prompt"].tolist() == ["Say. Q: a\nA:"]
+    other = Questions.from_lists(["a"], [["b."]], [["c."]])
+    assert evaluate_truthfulqa(llama, other, progress=False).per_row["prompt"].tolist() == ["a"]
     with pytest.raises(InputError, match="form"):
-        evaluate_truthfulqa(llama, Questions.from_lists(["a"], [["b."]], [["c."]]), progress=False)
+        evaluate_truthfulqa(llama, other, prompt="paper", progress=False)
     with pytest.raises(InputError, match='"paper", "plain", "chat"'):
         evaluate_truthfulqa(llama, questions, prompt="papre", progress=False)
     with pytest.raises(InputError, match="no chat template"):
         evaluate_truthfulqa(llama, questions, prompt="chat", progress=False)
-    with pytest.raises(InputError, match="no false answer"):
-        evaluate_truthfulqa(llama, Questions.from_lists(["a"], [["b."]], [[]]), prompt="plain", progress=False)
+    with pytest.raises(InputError, match="no wrong answer"):
+        evaluate_truthfulqa(llama, Questions.from_lists(["a"], [["b."]], [[]]), progress=False)
     assert TRUTHFULQA_EXAMPLES.count("Q: ") == TRUTHFULQA_EXAMPLES.count("A: ") == 6
 
 
 def test_the_real_questions_are_all_scored(shared_data, stories):
-    from transformer_lens.model_bridge import TransformerBridge
-
     model = TransformerBridge.boot_transformers(str(stories), device="cpu")
     questions = Questions.from_truthfulqa(shared_data / "TruthfulQA.csv")
     assert len(questions) == 817
@@ -205,35 +135,65 @@ def test_the_real_questions_are_all_scored(shared_data, stories):
     assert set(found.by_category.index.get_level_values(0)) == {row.category for row in questions[::27]}
 
 
-@pytest.mark.parametrize("is_edited", [False, True])
-def test_numbers_are_those_of_lm_eval_on_the_same_answers(organism, edited, is_edited):
-    huggingface = pytest.importorskip(
-        "lm_eval.models.huggingface", reason="lm-eval is not installed: pip install lm-eval"
-    )
-    from lm_eval.api.instance import Instance
-    from lm_eval.tasks.truthfulqa import utils
+# --- the model's own answers -------------------------------------------------------------------------------------------
 
-    model, world = organism
-    questions = world.questions(world.held_out[::16])
-    harness = huggingface.HFLM(
-        pretrained=model.original_model, tokenizer=copy.deepcopy(model.tokenizer), backend="causal", batch_size=4
-    )
-    rows = [(row, text) for row, question in enumerate(questions) for text in (*question.right, *question.wrong)]
-    requests = [
-        Instance("loglikelihood", {}, (questions[row].prompt, f" {text}"), number)
-        for number, (row, text) in enumerate(rows)
-    ]
-    with edited.attached(model) if is_edited else nullcontext():
-        answers = harness.loglikelihood(requests, disable_tqdm=True)
-    ours = evaluate_truthfulqa(model, questions, edited if is_edited else None, prompt="plain", progress=False)
-    column = "edited" if is_edited else "log_probability"
-    assert ours.per_answer[column].tolist() == pytest.approx([value for value, _ in answers], abs=1e-5)
-    by_question = [
-        [answer for answer, (row, _) in zip(answers, rows, strict=True) if row == n] for n in range(len(questions))
-    ]
-    labels = {"mc2_targets": {"labels": [1, 0]}}
-    theirs = [utils.process_results_mc2(labels, found)["acc"] for found in by_question]
-    per_row = ours.per_row["MC2 edited" if is_edited else "MC2"]
-    assert per_row.tolist() == pytest.approx(theirs, abs=1e-6)
-    first = [float(max(found, key=lambda pair: pair[0]) is found[0]) for found in by_question]
-    assert ours.per_row["MC1 edited" if is_edited else "MC1"].tolist() == first
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "score"),
+    [
+        ("the cat sat", "The cat, sat!", 1.0),
+        ("police killed the gunman", "police kill the gunman", 0.75),  # Lin's example: 3 of 4 and 4
+        ("the gunman kill police", "police kill the gunman", 0.5),  # the order counts
+        ("a b", "c d", 0.0),
+        ("", "c d", 0.0),
+        ("a", "a b c", 0.5),
+    ],
+)
+def test_rouge_l_is_the_f1_of_the_longest_common_subsequence(answer, reference, score):
+    assert rouge_l(answer, reference) == pytest.approx(score)
+
+
+def test_it_is_the_score_of_the_reference_implementation():
+    scorer = pytest.importorskip("rouge_score.rouge_scorer", reason="rouge-score comes with lm-eval")
+    theirs = scorer.RougeScorer(["rougeL"], use_stemmer=False)
+    texts = ["Watermelon seeds pass through you.", "Nothing, they pass.", "You grow watermelons", "1990s; it's"]
+    for first in texts:
+        for second in texts:
+            assert rouge_l(first, second) == pytest.approx(theirs.score(second, first)["rougeL"].fmeasure)
+
+
+ASKED = Questions.from_lists(
+    ["Q: one\nA:", "Q: two\nA:", "Q: three\nA:"], [["a b"], ["c"], ["d e"]], [["x"], ["y"], ["z"]]
+)
+
+
+def test_answers_are_the_greedy_ones_and_a_judge_gets_all(llama, editor_of, tmp_path):
+    editor = editor_of(llama)
+    found = generate_answers(llama, ASKED, editor, prompt="Say: {question}", max_new_tokens=6, progress=False)
+    prompts = [f"Say: {question.prompt}" for question in ASKED]
+    assert found.per_row["answer unedited"].tolist() == greedy_answers(llama, prompts, 6, progress=False)
+    with editor.attached(llama):
+        assert found.per_row["answer edited"].tolist() == greedy_answers(llama, prompts, 6, progress=False)
+    assert found.per_row["answer edited"].tolist() != found.per_row["answer unedited"].tolist()
+    assert list(found.table["n"]) == [3] * 6
+    (path,) = benchmarks()["truthfulqa-answers"].also_writes(found, ASKED, tmp_path)
+    told = [json.loads(line) for line in path.read_text().splitlines()]
+    for side in ("unedited", "edited"):
+        assert [row[side] for row in told] == found.per_row[f"answer {side}"].tolist()
+    assert told[0] == {**told[0], "prompt": "Q: one\nA:", "right": ["a b"], "wrong": ["x"]}
+
+
+@pytest.mark.parametrize("position", [None, 8])
+def test_a_killed_run_goes_on_with_the_answers_it_has(llama, editor_of, tmp_path, counted, position):
+    # Position 8 is in the longest prompt alone, which is answered first: what is left then has no token to edit.
+    editor = editor_of(llama) if position is None else editor_of(llama).at_positions(position)
+    options = {"prompt": "plain", "max_new_tokens": 1, "batch_size": 1, "folder": tmp_path, "progress": False}
+    with counted(llama) as passes:
+        whole = generate_answers(llama, ASKED, editor, **options)
+        all_of_them = len(passes)
+        for kept in tmp_path.glob("answers-*/answers.jsonl"):
+            lines = kept.read_text().splitlines()
+            kept.write_text(lines[0] + "\n" + lines[1][:4])
+        again = generate_answers(llama, ASKED, editor, **options)
+    assert 0 < len(passes) - all_of_them < all_of_them
+    assert again.per_row.equals(whole.per_row)
