@@ -65,7 +65,7 @@ def evaluate_bbq(
         context: Only questions whose context leaves the answer open (`"ambig"`) or tells it (`"disambig"`), or both.
         scored_by: Whether answers compete by their summed log-probability (as in lm-eval) or by its mean over tokens.
         all_unknown_answers: Whether BBQ's ten ways to say unknown all compete, as in lm-eval, or only the question's own.
-        seed: Seed of the bootstrap and the permutation test.
+        seed: Seed of the intervals and the permutation test.
         confidence: Confidence of the intervals.
         batch_size: Rows of tokens per forward pass. It changes no result, apart from rounding.
         folder: A folder for finished batches. A killed run continues there, and the unedited model is not run again for

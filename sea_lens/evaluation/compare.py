@@ -37,9 +37,9 @@ class Comparison(Result):
 
     Attributes:
         table: One row per editor, after the `"unedited"` model's. Per benchmark: its headline score in a column of both
-            names, such as `"bias accuracy"`; `"bias change"` from the unedited model; `"bias low"` to `"bias high"`, the
-            change's paired percentile bootstrap interval; and `"bias p_value"`. (The unedited row has no change; its interval
-            is the score's.) Then costs where they are known: `fit_seconds`, without the collection of activations;
+            names, such as `"bias accuracy"`; `"bias change"` from the unedited model with its paired interval `"bias low"` to
+            `"bias high"` (of the kind that `metric_table` says); and `"bias p_value"`. The unedited row has no change; its
+            interval is the score's. Then costs where they are known: `fit_seconds`, without the collection of activations;
             `slowdown`, how many times as long a forward pass takes (noise in the unedited row); `bytes` of the saved editor;
             total `rank`; `layers`.
         long: One row per editor, benchmark and metric: `n`, `score`, and `change`, `low`, `high`, `p_value` as above.

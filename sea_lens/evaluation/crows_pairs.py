@@ -50,7 +50,7 @@ def evaluate_crows_pairs(
         model: A TransformerBridge with a tokenizer, unedited.
         questions: `Questions.from_crows_pairs("crows_pairs_anonymized.csv")`.
         editor: The editor, such as one fitted on BBQ; the unedited model is then measured too, and compared.
-        seed: Seed of the bootstrap and the permutation test.
+        seed: Seed of the intervals and the permutation test.
         confidence: Confidence of the intervals.
         batch_size: Rows of tokens per forward pass. It changes no result, apart from rounding.
         folder: A folder for finished batches. A killed run continues there, and the unedited model is not run again for

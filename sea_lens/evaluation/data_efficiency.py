@@ -49,7 +49,7 @@ class DataEfficiency(Result):
 
     Attributes:
         table: One row per fit: `size`; the `seed` of its draw (missing for the one fit on all demonstrations); `score`; its
-            `change` from the unedited model with the paired percentile bootstrap interval `low` to `high` over questions;
+            `change` from the unedited model with its paired interval `low` to `high` over questions (see `metric_table`);
             `p_value`; total `rank`; and `fit_seconds`.
         unedited: The evaluation of the unedited model.
         confidence: Confidence of the intervals of `curve`.
@@ -81,7 +81,7 @@ class DataEfficiency(Result):
 
     @property
     def unedited_interval(self) -> tuple[float, float]:
-        """Percentile bootstrap interval of the unedited model's score, over questions."""
+        """Interval of the unedited model's score, over questions (see `metric_table`)."""
         table, headline = self.unedited.table, self.unedited.headline
         return float(table["low"][headline]), float(table["high"][headline])
 

@@ -16,7 +16,8 @@ from sea_lens.editing.card import library_versions
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.evaluation.metrics import Scale
-from sea_lens.models.bridge import Model, ModelDescription, weights_digest
+from sea_lens.models.bridge import Model, ModelInfo, weights_digest
+from sea_lens.models.hooks import attached_editors, foreign_hooks
 from sea_lens.results import Result
 
 
@@ -61,9 +62,9 @@ class Evaluation(Result):
         headline: The metric that stands for the benchmark where one number must.
         table: One row per metric. Without an editor: `n`, `value` and its interval `low` to `high`. With one: `n`,
             `unedited`, `edited`, `change` with its paired interval `low` to `high`, and `p_value` of a paired permutation
-            test. Intervals are percentile bootstraps over rows.
-        by_category: The same per category; empty where rows have no category. Percentile bootstraps of fewer than about 20
-            rows are too narrow.
+            test. Intervals are percentile bootstraps over rows; those of means of fewer than 30 rows are Wilson's, Bonett and
+            Price's or Student's (see `metric_table`).
+        by_category: The same per category; empty where rows have no category.
         per_row: One row per question, pair or text, with what the metrics are computed from.
         per_answer: One row per answer with its log-probability; empty for benchmarks without answers.
         provenance: Model, editor, data with its hash, prompt, options, versions and seconds.
@@ -95,33 +96,27 @@ class Evaluation(Result):
         return self.scales.get(self.headline if metric is None else metric, Scale())
 
 
-def check_unhooked(model: Model, folder: str | Path | None) -> None:
-    """Warns if a model that is to be measured unedited carries hooks of the user's.
+def warn_of_hooks(model: Model) -> None:
+    """Warns if a model that is to be measured unedited carries an editor's or other hooks of the user's.
 
-    Hooks that TransformerLens itself puts on a model (OPT and BERT have some) do not count.
+    Hooks that TransformerLens itself puts on a model (OPT and BERT have some) do not count. In a folder, numbers are kept by
+    the editors that are attached; hooks of other kinds are refused there, as nobody knows what they do.
 
     Args:
         model: The model.
-        folder: A folder for numbers, which are kept by model and editor. There, a later run without the hooks would take
-            the numbers of this run for its own.
-
-    Raises:
-        InputError: If the model carries hooks and there is a folder.
 
     Warns:
         SeaLensWarning: If the model carries hooks: all numbers are then of the model with them.
     """
-    hooked = sorted(name for name, point in model.hook_dict.items() if any(map(_is_users, _hooks(point))))
-    if not hooked:
-        return
-    told = (
-        f"The model already carries hooks ({', '.join(hooked[:4])}{', ...' if len(hooked) > 4 else ''}), so all numbers here "
-        "are of the model with them. Evaluations attach the editor themselves: leave `with editor.attached(model)`, or call "
-        "model.reset_hooks()."
-    )
-    if folder is not None:
-        raise InputError(f"{told} To measure the model with these hooks, leave `folder` out.")
-    warnings.warn(told, SeaLensWarning, stacklevel=4)
+    found = [f"the editor {editor.fingerprint}" for editor in attached_editors(model)] + foreign_hooks(model)
+    if found:
+        warnings.warn(
+            f"The model already carries hooks ({', '.join(found[:4])}{', ...' if len(found) > 4 else ''}), so all numbers "
+            "here are of the model with them. Evaluations attach the editor themselves: leave `with "
+            "editor.attached(model)`, or call model.reset_hooks().",
+            SeaLensWarning,
+            stacklevel=3,
+        )
 
 
 def no_change(what: str) -> str:
@@ -130,16 +125,6 @@ def no_change(what: str) -> str:
         f"The editor changed no {what}. Either its positions lie beyond them, or it moves activations by less than the "
         "model's precision."
     )
-
-
-def _hooks(point: object) -> Sequence[object]:
-    return getattr(point, "fwd_hooks", None) or ()
-
-
-def _is_users(handle: object) -> bool:
-    """Whether a hook was set by anybody but TransformerLens, whose own are permanent and of its modules."""
-    owner = getattr(getattr(handle, "user_hook", None), "__module__", "transformer_lens")
-    return not getattr(handle, "is_permanent", False) or not str(owner).startswith("transformer_lens")
 
 
 def provenance(
@@ -167,7 +152,7 @@ def provenance(
         seconds: Wall time.
         packages: Further packages whose versions matter.
     """
-    described = ModelDescription.of(model)
+    described = ModelInfo.of(model)
     versions: dict[str, JSON] = dict(library_versions())
     for name in ("transformers", *packages):
         try:

@@ -25,9 +25,11 @@ from sea_lens.cache import JSON, Store, digest
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError, ModelMismatchError
 from sea_lens.evaluation.benchmark import register_benchmark
-from sea_lens.evaluation.evaluation import Evaluation, Run, check_unhooked, provenance
+from sea_lens.evaluation.evaluation import Evaluation, Run, provenance, warn_of_hooks
 from sea_lens.evaluation.lm_eval_results import TaskResults, facts_of, sample_table, score_table
-from sea_lens.models.bridge import Model, tokenizer_of, weights_digest
+from sea_lens.models.bridge import Model, tokenizer_of
+from sea_lens.models.hooks import model_facts
+from sea_lens.models.prefixes import how_to_run
 
 KEPT = (
     "results",
@@ -66,8 +68,8 @@ def evaluate_lm_eval(
 ) -> Evaluation:
     """Runs tasks of lm-evaluation-harness, such as HellaSwag, MMLU and GSM8K, on the edited model.
 
-    A metric that is a mean over samples (accuracy, exact match) gets a paired percentile bootstrap interval over lm-eval's
-    own samples, and a p-value; other metrics (corpus BLEU, perplexity) have lm-eval's standard errors only. The column
+    A metric that is a mean over samples (accuracy, exact match) gets a paired interval over lm-eval's own samples (see
+    `metric_table`), and a p-value; other metrics (corpus BLEU, perplexity) have lm-eval's standard errors only. The column
     `interval` says which. Groups such as `mmlu` come with their tasks; their samples are pooled where lm-eval weights tasks
     by size.
 
@@ -113,11 +115,10 @@ def evaluate_lm_eval(
         raise ModelMismatchError(
             "lm-eval runs a Hugging Face model, and this model wraps none. Boot it with TransformerBridge.boot_transformers."
         )
-    check_unhooked(model, folder)
+    warn_of_hooks(model)
     if editor is not None:
         editor.check(model)
-        if not editor.token_local:
-            batch_size = 1  # what the edit does to a token depends on the rest of the pass, padding included
+    batch_size, _ = how_to_run(model, editor, batch_size)
     asked: dict[str, Any] = {
         "num_fewshot": num_fewshot,
         "limit": limit,
@@ -135,9 +136,8 @@ def evaluate_lm_eval(
             if folder is not None:
                 made_by = {
                     "lm_eval": lm_eval.__version__,
-                    "weights": weights_digest(model),
-                    "editor": None if edit is None else edit.fingerprint,
                     "task": task,
+                    **model_facts(model, edit),
                     **asked,
                 }
                 store = Store.within(folder, "lm-eval", made_by)

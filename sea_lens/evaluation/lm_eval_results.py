@@ -13,8 +13,10 @@ import torch
 
 from sea_lens.errors import InputError
 from sea_lens.evaluation.metrics import Scale, mean, metric_table
+from sea_lens.statistics import ENOUGH
 
 BOOTSTRAP = "bootstrap over samples"
+OF_FEW = "Wilson, Bonett-Price or Student, over few samples"
 STDERR_ONLY = "none: lm-eval's standard errors only"
 TaskResults = Mapping[str, Any]
 """What `lm_eval.simple_evaluate` returned for one task or group, as plain JSON."""
@@ -154,7 +156,8 @@ def _row(scores: Sequence[Score], seed: int, confidence: float) -> dict[str, obj
     else:
         row |= dict.fromkeys(ends, math.nan)
     row |= {f"{suffix}stderr": score.stderr for suffix, score in zip(suffixes, scores, strict=True)}
-    return {"n": len(scores[0].values), **row, "interval": BOOTSTRAP if is_mean else STDERR_ONLY}
+    n = len(scores[0].values)
+    return {"n": n, **row, "interval": (BOOTSTRAP if n >= ENOUGH else OF_FEW) if is_mean else STDERR_ONLY}
 
 
 def sample_table(runs: Runs) -> pd.DataFrame:

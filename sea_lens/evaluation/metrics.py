@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sea_lens.errors import InputError
-from sea_lens.statistics import coin_flips, flip_p_values, resampled_counts
+from sea_lens.statistics import ENOUGH, coin_flips, flip_p_values, mean_intervals, resampled_counts
 
 Columns = Mapping[str, Float[Tensor, " rows"]]
 """What is counted or added up: one number per row (question, text)."""
@@ -72,12 +72,14 @@ class Metric:
         value: Computes the metric from the sums, for many resamples at once; NaN where it is undefined.
         counted: The column whose sum is the number of rows that the metric is about.
         scale: The values that the metric can have, and the best of them.
+        column: The column that the metric is the mean of, over the rows counted; None for other metrics.
     """
 
     name: str
     value: Callable[[Sums], Float[Tensor, " resamples"]]
     counted: str
     scale: Scale = Scale()
+    column: str | None = None
 
     def of(self, columns: Columns) -> float:
         """The metric over all rows."""
@@ -86,7 +88,7 @@ class Metric:
 
 def mean(column: str, counted: str = "rows", name: str | None = None, scale: Scale = Scale()) -> Metric:
     """The mean of a column over the rows that another column counts."""
-    return Metric(name or column, lambda sums: sums[column] / sums[counted], counted, scale)
+    return Metric(name or column, lambda sums: sums[column] / sums[counted], counted, scale, column)
 
 
 def metric_table(
@@ -97,11 +99,12 @@ def metric_table(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> pd.DataFrame:
-    """Metrics with percentile bootstrap intervals over rows; for two models, with the interval of the change.
+    """Metrics with their intervals over rows; for two models, with the interval of the change.
 
-    Percentile intervals are too narrow for few rows (95 % intervals of a mean hold it in about 84, 90 and 92 % of cases at 5,
-    10 and 20 rows). They are used all the same because they are paired and hold for ratios of sums. Where all rows are equal,
-    as at an accuracy of 1, the interval is a point; `Proportion.interval` (Wilson) of a share is not.
+    Intervals are percentile bootstraps. Those are too narrow for means of fewer than 30 rows, which get the intervals of
+    `statistics.mean_intervals`: Wilson's for a share, Bonett and Price's for the change of a share, Student's t otherwise.
+    Ratios of sums (perplexity, bias scores) have bootstrap intervals whatever the number of rows. Where all rows are equal,
+    as at an accuracy of 1, such an interval is a point; `Proportion.interval` (Wilson) of a share is not.
 
     Args:
         metrics: The metrics.
@@ -112,8 +115,8 @@ def metric_table(
 
     Returns:
         One row per metric that is defined on these rows. `n` is the number of rows it is about. With one model: `value` and
-        its bootstrap interval `low` to `high`. With two: `unedited`, `edited`, their difference `change` with its bootstrap
-        interval `low` to `high` over resamples that both models share, and `p_value` of a two-sided permutation test that
+        its interval `low` to `high`. With two: `unedited`, `edited`, their difference `change` with its paired interval `low`
+        to `high` (bootstrap: over resamples that both models share), and `p_value` of a two-sided permutation test that
         swaps the models row by row.
 
     Raises:
@@ -146,6 +149,12 @@ def metric_table(
             extreme += ((change.abs() >= observed.abs() * (1 - 1e-9) - 1e-12) | change.isnan()).sum(0)
     tail = (1 - confidence) / 2
     spread = torch.cat(resampled).nanquantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=0)
+    for place, metric in enumerate(metrics):
+        few = _few_values(metric, unedited, edited)
+        if few is not None:
+            values_of, is_share = few
+            ends = mean_intervals(values_of[:, None], seed, confidence, shares=is_share, changes=edited is not None)
+            spread[:, place] = torch.cat(ends)
     sums = dict(zip(names, plain.sum(0).tolist(), strict=True))
     rows: dict[str, object] = {"n": [round(sums[metric.counted]) for metric in metrics]}
     if edited is None:
@@ -157,6 +166,19 @@ def metric_table(
         rows |= {"p_value": flip_p_values(extreme, len(plain)).tolist()}
     table = pd.DataFrame(rows, index=pd.Index([metric.name for metric in metrics], name="metric"))
     return table[table["n"] > 0]
+
+
+def _few_values(
+    metric: Metric, unedited: Columns, edited: Columns | None
+) -> tuple[Float[Tensor, " counted"], bool] | None:
+    """What a mean over fewer rows than a bootstrap needs is the mean of, and whether they are a share's; else None."""
+    counted = unedited[metric.counted].double()
+    inside = counted == 1
+    if metric.column is None or not 0 < inside.sum() < ENOUGH or not bool((inside | (counted == 0)).all()):
+        return None
+    sides = [columns[metric.column].double()[inside] for columns in (unedited, edited) if columns is not None]
+    is_share = all(bool(((side == 0) | (side == 1)).all()) for side in sides)
+    return (sides[0] if edited is None else sides[1] - sides[0]), is_share
 
 
 def metrics_by_category(

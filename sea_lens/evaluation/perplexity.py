@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -23,13 +23,15 @@ from sea_lens.cache import Store, digest
 from sea_lens.data.questions import Questions
 from sea_lens.data.records import read_texts
 from sea_lens.editing.editor import Editor
-from sea_lens.editing.edits import precise_dtype
 from sea_lens.editing.where import OfBatch
 from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.evaluation.benchmark import register_benchmark
-from sea_lens.evaluation.evaluation import Evaluation, Run, check_unhooked, no_change, provenance
+from sea_lens.evaluation.evaluation import Evaluation, Run, no_change, provenance, warn_of_hooks
 from sea_lens.evaluation.metrics import COST, SHARE, Metric, Scale, mean, metric_table
-from sea_lens.models.bridge import FwdHook, Model, tokenizer_of, weights_digest
+from sea_lens.models.bridge import FwdHook, Model, tokenizer_of
+from sea_lens.models.hooks import logits_at, model_facts
+from sea_lens.models.log_probs import POSITIONS_AT_ONCE, kl, log_softmax
+from sea_lens.models.prefixes import how_to_run
 from sea_lens.models.tokens import PaddedTokens, join, token_ids
 
 NLL = mean("nll", "tokens", scale=COST)
@@ -40,8 +42,6 @@ AGREEMENT = mean("top_agreement", "tokens", scale=SHARE)
 METRICS = [NLL, PERPLEXITY, BITS_PER_BYTE, KL, AGREEMENT]
 MEASURED = ("nll", "edited nll", "kl", "top_agreement")
 """What a batch keeps per window, summed over the tokens that it scores."""
-POSITIONS_AT_ONCE = 256
-"""Positions whose float64 distributions are in memory together: 0.25 GB for a vocabulary of 128,000."""
 LOGITS_AT_ONCE = 2**28
 """Logits of one model in memory together: 1 GB in float32."""
 
@@ -158,7 +158,7 @@ def evaluate_perplexity(
             f"1 <= stride <= context_length <= {model.cfg.n_ctx}, the model's context, must hold; {stride} and {length} were "
             "given."
         )
-    check_unhooked(model, folder)
+    warn_of_hooks(model)
     if editor is not None:
         editor.check(model)
         if isinstance(editor.where, OfBatch):
@@ -235,8 +235,7 @@ def _measured(
     model: Model, texts: Sequence[str], windows: Sequence[Window], editor: Editor | None, run: Run, cuts: dict[str, int]
 ) -> Float[Tensor, "texts measured"]:
     """Runs all windows, a batch at a time, and adds up what they measure."""
-    # What an edit that is not token-local does to a token depends on the rest of the pass, padding included.
-    rows = run.batch_size if editor is None or editor.token_local else 1
+    rows, _ = how_to_run(model, editor, run.batch_size)
     batches: list[list[Window]] = [[]]
     for window in windows:  # the first window of a batch is its longest
         batch = batches[-1]
@@ -247,11 +246,10 @@ def _measured(
     store = None
     if run.folder is not None:
         made_by = {
-            "weights": weights_digest(model),
             "texts": digest(list(texts)),
-            "editor": None if editor is None else editor.fingerprint,
             "batches": [len(batch) for batch in batches],
             **cuts,
+            **model_facts(model, editor),
         }
         store = Store.within(run.folder, "perplexity", made_by)
     sums = torch.zeros(len(texts), len(MEASURED), dtype=torch.float64)
@@ -275,34 +273,35 @@ def _measured(
 def _measure(model: Model, batch: Sequence[Window], hooks: list[FwdHook]) -> Float[Tensor, "windows measured"]:
     """Runs the unedited model on a batch, and the edited one if there are hooks."""
     tokens = PaddedTokens.of(model, [window.ids[:-1] for window in batch])
-    options = tokens.forward_options()
-    plain = model(tokens.ids, **options)
-    edited = plain
-    if hooks:
-        with model.hooks(fwd_hooks=hooks):
-            edited = model(tokens.ids, **options)
+    scored = [(row, at) for row, window in enumerate(batch) for at in range(window.first, len(window.ids))]
+    owners = torch.tensor([row for row, _ in scored])
+    said = torch.tensor([batch[row].ids[at] for row, at in scored])
+    places = torch.tensor([(row, at - 1) for row, at in scored])
     found = torch.zeros(len(batch), len(MEASURED), dtype=torch.float64)
-    for row, window in enumerate(batch):
-        for start in range(window.first, len(window.ids), POSITIONS_AT_ONCE):
-            stop = min(start + POSITIONS_AT_ONCE, len(window.ids))
-            there = slice(start - 1, stop - 1)
-            found[row] += _compared(plain[row, there], edited[row, there], window.ids[start:stop])
+    # One window may have more logits than memory should hold; then it is run once per part.
+    for part in torch.split(torch.arange(len(scored)), max(1, LOGITS_AT_ONCE // model.cfg.d_vocab)):
+        where = torch.zeros(tokens.ids.shape, dtype=torch.bool)
+        where[tuple(places[part].T)] = True
+        plain = edited = logits_at(model, tokens, where)
+        if hooks:
+            with model.hooks(fwd_hooks=hooks):
+                edited = logits_at(model, tokens, where)
+        for some in torch.split(torch.arange(len(part)), POSITIONS_AT_ONCE):
+            own = part[some]
+            rows = slice(int(some[0]), int(some[-1]) + 1)
+            found.index_add_(0, owners[own], _compared(plain[rows], edited[rows], said[own]))
     return found
 
 
 def _compared(
-    unedited: Float[Tensor, "pos d_vocab"], edited: Float[Tensor, "pos d_vocab"], ids: Sequence[int]
-) -> Float[Tensor, " measured"]:
-    said = torch.tensor(ids, device=unedited.device)[:, None]
-    precise = precise_dtype(unedited.device)  # small divergences are differences of equal numbers
-    plain = unedited.to(precise).log_softmax(-1)
-    other = plain if edited is unedited else edited.to(precise).log_softmax(-1)
-    terms = plain.exp() * (plain - other)
-    # A token that the unedited model rules out adds nothing, and comes out as 0 times infinity, or inf - inf.
-    divergence = terms.masked_fill(plain.isneginf(), 0.0).sum(-1)
-    agree = (plain.argmax(-1) == other.argmax(-1)).to(precise)
-    columns = (-plain.gather(-1, said)[:, 0], -other.gather(-1, said)[:, 0], divergence, agree)
-    return torch.stack([column.sum() for column in columns]).double().cpu()
+    unedited: Float[Tensor, "pos d_vocab"], edited: Float[Tensor, "pos d_vocab"], said: Int[Tensor, " pos"]
+) -> Float[Tensor, "pos measured"]:
+    ids = said.to(unedited.device)[:, None]
+    plain = log_softmax(unedited)
+    other = plain if edited is unedited else log_softmax(edited)
+    agree = (plain.argmax(-1) == other.argmax(-1)).to(plain)
+    columns = (-plain.gather(-1, ids)[:, 0], -other.gather(-1, ids)[:, 0], kl(plain, other), agree)
+    return torch.stack(columns, dim=1).double().cpu()
 
 
 def _table(

@@ -27,7 +27,7 @@ class Transfer(Result):
 
     Attributes:
         table: As that of a `Comparison`, without costs: one row per source, after the unedited model's. Intervals are paired
-            percentile bootstraps over questions.
+            and over questions (see `metric_table`).
         evaluations: The whole results: `evaluations[source][benchmark]`.
     """
 

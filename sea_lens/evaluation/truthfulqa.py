@@ -7,26 +7,24 @@ import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from sea_lens.cache import Store, write_text
+from sea_lens.cache import write_text
 from sea_lens.data.prompts import TRUTHFULQA_EXAMPLES, with_prompt
 from sea_lens.data.questions import Question, Questions
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
 from sea_lens.evaluation.benchmark import evaluate_answers, per_question, register_benchmark
-from sea_lens.evaluation.evaluation import Evaluation, Run, check_unhooked, provenance
+from sea_lens.evaluation.evaluation import Evaluation, Run, provenance, warn_of_hooks
 from sea_lens.evaluation.metrics import FAULT, PART, SHARE, Columns, Scale, mean, metric_table, metrics_by_category
-from sea_lens.models.bridge import Model, weights_digest
-from sea_lens.models.generate import greedy_batches
+from sea_lens.models.bridge import Model
+from sea_lens.models.generate import greedy_answers
 from sea_lens.models.log_probs import AnswerScores
 
 CHOICE_METRICS = [mean(name, scale=SHARE) for name in ("MC1", "MC2", "MC3")]
@@ -76,7 +74,7 @@ def evaluate_truthfulqa(
         prompt: `"paper"`: after the instruction and TruthfulQA's six examples. `"chat"`: the same in the tokenizer's chat
             template. `"plain"`: questions as they are. Or a template with `{question}`. None is `"paper"` for questions of
             the examples' form (`Q: ...`, `A:`), and `"plain"` for others.
-        seed: Seed of the bootstrap and the permutation test.
+        seed: Seed of the intervals and the permutation test.
         confidence: Confidence of the intervals.
         batch_size: Rows of tokens per forward pass. It changes no result, apart from rounding.
         folder: A folder for finished batches. A killed run continues there, and the unedited model is not run again for
@@ -186,7 +184,7 @@ def generate_answers(
         prompt: As in `evaluate_truthfulqa`.
         max_new_tokens: Length of the longest answer in tokens.
         stop: Strings that end an answer; they and what follows are cut off. None is a line break, and nothing in a chat.
-        seed: Seed of the bootstrap and the permutation test.
+        seed: Seed of the intervals and the permutation test.
         confidence: Confidence of the intervals.
         batch_size: Prompts per forward pass. It does not change the answers.
         folder: A folder for finished answers. A killed run continues there.
@@ -200,13 +198,24 @@ def generate_answers(
     """
     started = time.perf_counter()
     run = Run(seed, confidence, batch_size, folder, progress)
-    check_unhooked(model, folder)
+    warn_of_hooks(model)
     prompt = prompt_of(questions, prompt)
     asked, described = with_prompt(questions, model, prompt, TRUTHFULQA_EXAMPLES)
     ends = tuple(stop) if stop is not None else () if prompt == "chat" else ("\n",)
-    said = {"answer" if editor is None else "answer unedited": _answers(model, asked, None, max_new_tokens, ends, run)}
+    answer = partial(
+        greedy_answers,
+        model,
+        [question.prompt for question in asked],
+        max_new_tokens,
+        stop=ends,
+        batch_size=batch_size,
+        share_prefix=True,
+        folder=folder,
+        progress=progress,
+    )
+    said = {"answer" if editor is None else "answer unedited": answer()}
     if editor is not None:
-        said["answer edited"] = _answers(model, asked, editor, max_new_tokens, ends, run)
+        said["answer edited"] = answer(editor=editor)
     counted = [_columns(questions, answers) for answers in said.values()]
     sides = counted[0], counted[1] if editor is not None else None
     categories = [question.category for question in questions]
@@ -273,42 +282,3 @@ def _columns(questions: Questions, answers: Sequence[str]) -> Columns:
 def _similarities(question: Question, answer: str) -> tuple[float, float]:
     right = max(rouge_l(answer, reference) for reference in question.right)
     return right, max((rouge_l(answer, reference) for reference in question.wrong), default=0.0)
-
-
-def _answers(
-    model: Model, questions: Questions, editor: Editor | None, max_new_tokens: int, stop: Sequence[str], run: Run
-) -> list[str]:
-    """Greedy answers, each kept in the folder as it comes."""
-    store, found = None, dict[int, str]()
-    if run.folder is not None:
-        made_by = {
-            "weights": weights_digest(model),
-            "questions": questions.fingerprint,
-            "editor": None if editor is None else editor.fingerprint,
-            "max_new_tokens": max_new_tokens,
-            "stop": list(stop),
-        }
-        store = Store.within(run.folder, "answers", made_by)
-        rows: list[Any] = store.rows()
-        found = dict(rows)
-    left = sorted(set(range(len(questions))) - set(found))
-    hooked: AbstractContextManager[object] = nullcontext()
-    if editor is not None and left:  # what is left of a killed run may have no token that is edited
-        hooked = model.hooks(fwd_hooks=editor.fwd_hooks(model)) if found else editor.attached(model)
-    bar = tqdm(total=len(questions), initial=len(found), desc="answers", unit="prompt", disable=not run.progress)
-    with bar, hooked:
-        batches = greedy_batches(
-            model,
-            [questions[index].prompt for index in left],
-            max_new_tokens,
-            stop=stop,
-            batch_size=run.batch_size,
-            share_prefix=editor is None or editor.token_local,
-        )
-        for batch in batches if left else ():
-            for place, answer in batch.items():
-                found[left[place]] = answer
-                if store is not None:
-                    store.append([left[place], answer])
-            bar.update(len(batch))
-    return [found[index] for index in range(len(questions))]

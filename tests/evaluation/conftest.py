@@ -8,7 +8,7 @@ from conftest import low_rank
 
 from sea_lens import Editor, EditorCard
 from sea_lens.methods.sea.published import PublishedEdit
-from sea_lens.models.bridge import ModelDescription
+from sea_lens.models.bridge import ModelInfo
 
 
 def basis_of(model, rank, seed):
@@ -23,7 +23,7 @@ def editor_of():
     def make(model, seed=0):
         gains = torch.tensor([-1.0, -0.9, 1.5, 2.0])
         edits = {layer: low_rank(basis_of(model, 4, 100 * seed + layer), gains) for layer in range(model.cfg.n_layers)}
-        return Editor(edits, EditorCard("by hand", {"seed": seed}, model=ModelDescription.of(model)))
+        return Editor(edits, EditorCard("by hand", {"seed": seed}, model=ModelInfo.of(model)))
 
     return make
 
@@ -34,7 +34,7 @@ def published_of():
 
     def make(model):
         sides = basis_of(model, model.cfg.d_model - 4, 1), basis_of(model, 4, 2)
-        return Editor({1: PublishedEdit(*sides)}, EditorCard("sea", model=ModelDescription.of(model)))
+        return Editor({1: PublishedEdit(*sides)}, EditorCard("sea", model=ModelInfo.of(model)))
 
     return make
 

@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
+from scipy.stats import t as student_t
 
 from sea_lens.errors import InputError
 from sea_lens.evaluation.metrics import Metric, Scale, mean, metric_table, metrics_by_category
@@ -57,6 +59,26 @@ def test_p_values_are_calibrated():
     ]
     assert 0.3 < np.mean(found) < 0.7
     assert np.mean(np.array(found) < 0.1) < 0.25
+
+
+def test_means_of_few_rows_have_intervals_that_cover_and_ratios_the_bootstraps():
+    values, other = [1.0, 0.0, 1.0, 1.0, 0.0], [0.0, 1.0, 1.0, 1.0, 1.0]
+    part = {"some": torch.tensor([1.0, 1.0, 1.0, 0.0, 1.0], dtype=torch.float64)}
+    row = metric_table([mean("x", "some")], columns(torch.tensor(values) * part["some"], **part)).iloc[0]
+    wilson = binomtest(2, 4).proportion_ci(method="wilson")
+    assert (row["n"], row["value"], row["low"], row["high"]) == pytest.approx((4, 0.5, wilson.low, wilson.high))
+    row = metric_table([mean("x")], columns(values), columns(other)).iloc[0]
+    seen = np.array([*np.subtract(other, values), 1, -1])  # Bonett and Price (2012)
+    reach = 1.959964 * seen.std() / np.sqrt(7)
+    assert (row["low"], row["high"]) == pytest.approx((seen.mean() - reach, seen.mean() + reach), abs=1e-6)
+    nats = np.array([0.5, 2.5, 4.0])
+    row = metric_table([mean("x")], columns(nats)).iloc[0]
+    assert (row["low"], row["high"]) == pytest.approx(
+        student_t.interval(0.95, 2, nats.mean(), nats.std(ddof=1) / 3**0.5)
+    )
+    weight = torch.tensor([1.0, 1.0, 2.0], dtype=torch.float64)
+    row = metric_table([RATIO], columns(nats, weight=weight)).iloc[0]
+    assert (row["low"], row["high"]) == (0.5, 2.5)  # the ends of what three rows can be drawn as
 
 
 def test_a_ratio_of_sums_is_resampled_as_a_whole():
