@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import pandas as pd
 import torch
@@ -20,27 +20,25 @@ from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.evaluation.benchmark import Benchmark
 from sea_lens.evaluation.compare import kept_in, with_interval
 from sea_lens.evaluation.evaluation import Evaluation
-from sea_lens.methods.sea.sea import fit_sea
+from sea_lens.methods.method import Method
+from sea_lens.methods.sea.sea import SEA
 from sea_lens.models.activations import Activations, BySite
 from sea_lens.models.bridge import Model
 from sea_lens.results import Result, to_latex, to_markdown
 
+PUBLISHED = SEA()
+"""The published method with its published settings."""
 SIZES = (25, 50, 100, 250, 500, 1000, 2000)
 """The paper goes from 25 to 2,000."""
 
 
-@runtime_checkable
-class Fits(Protocol):
-    """A method: it fits an editor to activations."""
-
-    def fit(self, activations: Activations) -> Editor:
-        """Fits an editor."""
-        ...
+Fits = Method | Callable[[Activations], Editor]
+"""What makes an editor of activations: a method, or any function."""
 
 
-def fitting_function(method: Fits | Callable[[Activations], Editor]) -> Callable[[Activations], Editor]:
-    """The function that fits, of a method or of a function."""
-    return method.fit if isinstance(method, Fits) else method
+def fitting_function(method: Fits) -> Callable[[Activations], Editor]:
+    """The function that fits."""
+    return method.fit if isinstance(method, Method) else method
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -114,7 +112,7 @@ def data_efficiency(
     activations: Activations,
     benchmark: Benchmark,
     *,
-    method: Fits | Callable[[Activations], Editor] = fit_sea,
+    method: Fits = PUBLISHED,
     sizes: Sequence[int] | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     confidence: float = 0.95,

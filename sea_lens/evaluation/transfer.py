@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,9 +13,8 @@ from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
 from sea_lens.evaluation.benchmark import Benchmark
 from sea_lens.evaluation.compare import UNEDITED, EditorSource, comparison_table, evaluate_all, score_cells
-from sea_lens.evaluation.data_efficiency import Fits, fitting_function
+from sea_lens.evaluation.data_efficiency import PUBLISHED, Fits, fitting_function
 from sea_lens.evaluation.evaluation import Evaluation
-from sea_lens.methods.sea.sea import fit_sea
 from sea_lens.models.activations import Activations
 from sea_lens.models.bridge import Model
 from sea_lens.results import Result, to_latex, to_markdown
@@ -87,7 +86,7 @@ def transfer(
     benchmarks: Mapping[str, Benchmark | object],
     sources: Mapping[str, Activations | Editor],
     *,
-    method: Fits | Callable[[Activations], Editor] = fit_sea,
+    method: Fits = PUBLISHED,
     folder: str | Path | None = None,
     progress: bool = True,
 ) -> Transfer:

@@ -1,6 +1,6 @@
 """Every fit is that of its draw, its interval over draws Student's, and a killed run goes on."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from sea_lens import Activations, Questions, data_efficiency, fit_sea
+from sea_lens import SEA, Activations, Questions, data_efficiency, fit_sea
 from sea_lens.errors import FileFormatError, InputError
 from sea_lens.evaluation.crows_pairs import evaluate_crows_pairs
 from sea_lens.evaluation.data_efficiency import DataEfficiency, draw
@@ -31,16 +31,6 @@ def counted_fit(activations):
         raise KeyboardInterrupt
     FITTED.append(activations.n)
     return FIT(activations)
-
-
-@dataclass(frozen=True)
-class OfVariance:
-    """A method, with a setting."""
-
-    explained_variance: float
-
-    def fit(self, activations):
-        return fit_sea(activations, self.explained_variance, progress=False)
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +87,7 @@ def test_every_fit_is_that_of_its_draw(llama, activations):
 
 
 def test_sizes_by_default_go_up_to_all_there_are_and_methods_fit(llama, activations):
-    found = data_efficiency(llama, activations, NATS, seeds=[0], method=OfVariance(0.8), progress=False)
+    found = data_efficiency(llama, activations, NATS, seeds=[0], method=SEA(0.8), progress=False)
     assert list(found.table["size"]) == [25, 50, 60]
     same = data_efficiency(llama, activations, NATS, seeds=[0], method=FIT, progress=False)
     assert found.table["score"].equals(same.table["score"])
@@ -159,7 +149,7 @@ def test_a_folder_of_another_experiment_is_refused(llama, activations, tmp_path)
         ({"given": activations.swapped()}, "activations"),
         ({"benchmark": NATS}, "benchmark"),
         ({"method": partial(fit_sea, explained_variance=0.9, progress=False)}, "method"),
-        ({"method": OfVariance(0.8)}, "method"),
+        ({"method": SEA(0.8)}, "method"),
         ({"method": counted_fit}, "method"),
     ]
     for options, what in others:
