@@ -1,0 +1,73 @@
+"""The house: imports run one way, importing the package is quick, and each public name can be had."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sea_lens as sl
+
+PACKAGE = Path(sl.__file__).parent
+ORDER = ["data", "models", "editing", "methods", "analysis", "evaluation", "worlds", "plotting", "cli"]
+
+
+def imports():
+    """Every import of one of our modules in another: (importer, imported, level of the importer's folder, of the other's)."""
+    for path in PACKAGE.rglob("*.py"):
+        importer = path.relative_to(PACKAGE).with_suffix("").parts
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "sea_lens":
+                yield importer, (*node.module.split(".")[1:], "")
+
+
+def level(parts):
+    return ORDER.index(parts[0]) if parts[0] in ORDER else -1
+
+
+def test_imports_run_one_way():
+    arrows = [(importer, imported) for importer, imported in imports() if importer != ("__init__",)]
+    assert [(one, other) for one, other in arrows if level(other) > level(one)] == []
+    assert {importer[0] for importer, _ in imports()} >= set(ORDER[1:])  # it does look at files
+
+
+def test_no_module_goes_in_a_circle():
+    arrows = {}
+    for importer, imported in imports():
+        arrows.setdefault(".".join(importer), set()).add(".".join(imported).rstrip("."))
+    finished, path = set(), []
+
+    def visit(module):
+        assert module not in path, f"{' -> '.join([*path, module])}"
+        if module in finished:
+            return
+        path.append(module)
+        for other in arrows.get(module, ()):
+            visit(other)
+        finished.add(path.pop())
+
+    for module in list(arrows):
+        visit(module)
+
+
+def test_each_package_says_in_one_sentence_what_it_is():
+    for package in ORDER:
+        doc = ast.get_docstring(ast.parse((PACKAGE / package / "__init__.py").read_text(encoding="utf-8")))
+        assert doc, package
+        assert doc.split("\n")[0].endswith("."), package
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    heavy = {"torch", "transformers", "pandas", "matplotlib", "sklearn"}
+    code = f"import sys, sea_lens; print(sorted({heavy} & set(sys.modules)))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
+
+
+def test_every_public_name_can_be_had_and_no_other():
+    for name in sl.__all__:
+        assert getattr(sl, name) is not None
+    assert set(dir(sl)) == set(sl.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'fit_see'"):
+        sl.fit_see  # noqa: B018
