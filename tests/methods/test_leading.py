@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from sea_lens.errors import InputError
-from sea_lens.methods.sea.leading import ANGLE, LeadingDirections, OfMatrix, OfRows, Rows
+from sea_lens.methods.sea.leading import ANGLE, LeadingDirections
+from sea_lens.methods.sea.operators import OfMatrix, OfRows, Rows
 from sea_lens.methods.sea.spectral import CrossCovariance, rank_explaining
 
 D = 240
@@ -67,7 +68,7 @@ def assert_right_or_left(search: LeadingDirections, basis: torch.Tensor | None, 
 
 
 @pytest.mark.parametrize("center", [False, True])
-@pytest.mark.parametrize("n", [180, 240, 500])
+@pytest.mark.parametrize("n", [180, 500])
 def test_activations_with_a_dominant_mean_give_the_subspaces_of_the_whole_decomposition(n, center):
     h, g = activations(n, D, seed=n)
     u, s = exact(h, g, center)
@@ -93,13 +94,6 @@ def test_any_decay_is_either_right_or_left_to_the_whole_decomposition(power):
         assert certified >= (
             0 if power > 2 and isinstance(search.operator, OfRows) else {0.75: 1, 1.0: 3}.get(power, 5)
         )
-
-
-def test_a_flat_spectrum_is_given_up_soon():
-    h, g = normal(200, D, seed=0), normal(200, D, seed=1)
-    for search in both_ways(h, g):
-        assert search.explaining(0.9) is None
-        assert search._filled <= 96
 
 
 @pytest.mark.parametrize("copies", [3, 40])
@@ -140,8 +134,7 @@ def test_nearly_equal_singular_values_are_told_apart_or_left():
                 assert_same_subspace(basis, u, 2, tolerance=1e-12 / gap + 1e-8)
 
 
-@pytest.mark.parametrize("rank", [1, 5, 16, 17, 30, 60])
-@pytest.mark.parametrize("n", [530, 600])
+@pytest.mark.parametrize(("n", "rank"), [(530, 5), (530, 30), (600, 16), (600, 17)])
 def test_a_cross_covariance_of_low_rank_is_cut_at_its_rank_and_no_further(n, rank):
     common, left, right = (orthonormal(size, rank, seed) for seed, size in enumerate((n, 560, 560)))
     h, g = (common * decay(0.3, rank)) @ left.T, common @ right.T
@@ -202,16 +195,6 @@ def test_results_are_the_same_to_the_bit_and_know_nothing_of_earlier_questions()
             assert torch.equal(one, other)
 
 
-def test_torchs_own_randomness_is_left_alone():
-    h, g = activations(180, D, seed=7)
-    torch.manual_seed(0)
-    expected = torch.rand(3)
-    torch.manual_seed(0)
-    for search in both_ways(h, g):
-        search.explaining(0.97)
-    assert torch.equal(torch.rand(3), expected)
-
-
 @pytest.mark.parametrize("center", [False, True])
 def test_gram_matrices_and_panels_are_those_of_the_rows(center):
     h = torch.cat([3 * normal(37, 2100, seed=0) + 50, torch.full((37, 1), 1e6 / 3, dtype=torch.float64)], dim=1)
@@ -226,8 +209,7 @@ def test_gram_matrices_and_panels_are_those_of_the_rows(center):
     assert torch.equal(torch.cat([panel for _, panel in rows.panels()], dim=1), rows.all())
 
 
-@pytest.mark.parametrize(("n", "d"), [(520, 640), (900, 560)])
-@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize(("n", "d", "center"), [(520, 560, True), (700, 520, False)])
 def test_a_large_cross_covariance_gives_the_subspace_of_its_whole_decomposition(n, d, center):
     h, g = activations(n, d, seed=n)
     covariance = CrossCovariance.of(h, g, center)
@@ -263,10 +245,6 @@ def test_a_matrix_summed_up_elsewhere_gives_the_same_subspaces(n):
         assert_same_subspace(matrix.explaining(share).basis, cut.basis.numpy(), cut.rank)
 
 
-def test_the_promised_angle_is_far_below_what_an_edit_is_stored_in():
-    assert torch.finfo(torch.float32).eps / 2 > ANGLE
-
-
 def test_rows_too_ill_conditioned_for_gram_matrices_are_left_to_the_whole_decomposition():
     common, left, right = (orthonormal(size, 200, seed) for seed, size in enumerate((200, D, D)))
     h, g = (common * decay(4.0, 200)) @ left.T, common @ right.T
@@ -274,3 +252,26 @@ def test_rows_too_ill_conditioned_for_gram_matrices_are_left_to_the_whole_decomp
     by_matrix, by_rows = both_ways(h, g)
     assert_same_subspace(by_matrix.leading(2), u, 2)
     assert_right_or_left(by_rows, by_rows.leading(2), u, 2)
+
+
+@pytest.mark.parametrize("ratio", [30.0, 1e3, 1e4])
+@pytest.mark.parametrize("power", [0.0, 1.0])
+def test_beside_a_dominant_direction_what_is_certified_is_right(ratio, power):
+    """Products of the iteration are then nearly parallel, and what rounding drops of any of them counts."""
+    values = torch.cat(
+        [torch.tensor([ratio], dtype=torch.float64), decay(power, 219) / (1 + 0.01 * torch.arange(219.0))]
+    )
+    h, g = rows_with(values, n=230)
+    u, s = exact(h, g)
+    certified = 0
+    for search in both_ways(h, g):
+        for share in (0.5, 0.99, 0.9999, 0.999999):
+            basis = search.explaining(share)
+            certified += basis is not None
+            if basis is not None:
+                assert_same_subspace(basis, u, rank_explaining(torch.tensor(s), share), tolerance=ANGLE)
+        for k in (1, 2, 3, 5, 10):
+            basis = search.leading(k)
+            if basis is not None:
+                assert_same_subspace(basis, u, k, tolerance=ANGLE)
+    assert certified >= 2

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import D_MODEL, N_LAYERS, build_bridge
+from conftest import D_MODEL, N_LAYERS
 
-from sea_lens import Activations, Editor, fit_sea
+from sea_lens import SEA, Activations, Editor, Site, read_published_editor
 from sea_lens.editing.affine import AffineEdit
 from sea_lens.errors import FileFormatError, InputError, ModelMismatchError, SeaLensWarning
-from sea_lens.methods.sea.published import PublishedEdit, published_inverse
-from sea_lens.models.bridge import ModelDescription
+from sea_lens.methods.sea.published import PublishedEdit, basis_of_projector, published_inverse
+from sea_lens.models.bridge import ModelInfo
 
 RANKS = [(5, 4), (2, 9), (7, 7)]
 FUNCTIONS = [None, "squared-exponential", "tanh", "elu"]
@@ -83,16 +83,11 @@ def files(tmp_path_factory):
     return paths
 
 
-@pytest.fixture(scope="module")
-def gpt2():
-    return build_bridge("gpt2")
-
-
 # --- the published rule ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-@pytest.mark.parametrize("scale", [0.05, 1.0, 30.0])
+@pytest.mark.parametrize("scale", [0.05, 30.0])
 def test_feature_normalization_is_the_authors_rule(function, scale):
     (positive, negative), x = projections(), scale * normal(7, D_MODEL, seed=50)
     editor = read(positive, negative, normalization="feature", feature_function=function)
@@ -131,13 +126,6 @@ def test_the_published_inverses_and_where_they_are_clamped(function, features, e
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_every_feature_keeps_its_norm_over_the_positions():
-    edit, x = read(*projections(), normalization="feature")[0], normal(2, 7, D_MODEL, seed=50)
-    edited = edit(x)
-    torch.testing.assert_close(torch.linalg.vector_norm(edited, dim=1), torch.linalg.vector_norm(x, dim=1))
-    assert (torch.linalg.vector_norm(edited, dim=2) - torch.linalg.vector_norm(x, dim=2)).abs().min() > 1e-3
-
-
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_rows_of_a_batch_are_edited_one_by_one(function):
     edit = read(*projections(), normalization="feature", feature_function=function)[1]
@@ -153,23 +141,6 @@ def test_it_is_not_causal():
     per_feature, per_row = (read(*projections(), normalization=rule)[0] for rule in ("feature", "token"))
     assert ((per_feature(x) - per_feature(changed))[:5].abs().amax(1) > 0.1).all()
     torch.testing.assert_close(per_row(x)[:5], per_row(changed)[:5], rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("function", FUNCTIONS)
-def test_of_a_single_cached_token_it_leaves_nothing_but_signs(function):
-    (positive, negative), x = projections(), normal(1, D_MODEL, seed=54)
-    edited = read(positive, negative, normalization="feature", feature_function=function)[1](x)
-    torch.testing.assert_close(edited.abs(), x.abs(), rtol=1e-12, atol=0)
-    signs = np.sign(published(x, positive[1], negative[1], function))
-    assert 0 < (signs != np.sign(x.numpy())).sum() < D_MODEL
-    np.testing.assert_array_equal(np.sign(edited.numpy()), signs)
-
-
-def test_a_feature_that_the_edit_cancels_stays_zero():
-    axes = torch.eye(3, dtype=torch.float64)
-    edited = PublishedEdit(axes[:, :1], axes[:, 1:2])(normal(4, 3))
-    assert torch.equal(edited[:, 1], torch.zeros(4, dtype=torch.float64))
-    np.testing.assert_allclose(edited[:, [0, 2]], normal(4, 3)[:, [0, 2]], rtol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -193,14 +164,14 @@ def test_a_strength_of_zero_changes_nothing_and_others_must_be_finite():
 
 
 def test_another_width_is_refused():
-    with pytest.raises(ModelMismatchError, match="made for d_model 32"):
+    with pytest.raises(ModelMismatchError, match="made for width 32"):
         read(*projections(), normalization="feature")[0](torch.zeros(2, 16))
 
 
 # --- each token with its own norm ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scale", [0.05, 1.0, 30.0])
+@pytest.mark.parametrize("scale", [0.05, 30.0])
 def test_token_normalization_is_the_dense_merge(scale):
     (positive, negative), x = projections(), scale * normal(7, D_MODEL, seed=50)
     editor = read(positive, negative)
@@ -208,7 +179,7 @@ def test_token_normalization_is_the_dense_merge(scale):
         expected = per_token(x, positive[layer], negative[layer])
         assert np.abs(expected - x.numpy()).max() > 0.1 * scale
         assert isinstance(editor[layer], AffineEdit)
-        assert editor[layer].directions.dtype == torch.float32
+        assert editor[layer].left.dtype == torch.float32
         np.testing.assert_allclose(editor[layer](x), expected, rtol=1e-5, atol=1e-5 * scale)
         np.testing.assert_allclose(editor[layer](x.float()), expected, rtol=1e-4, atol=1e-4 * scale)
 
@@ -232,12 +203,11 @@ def test_projections_trained_as_published_are_an_editor_of_fit_sea(n, share):
             found.append(k)
         ranks.append(tuple(found))
     editor = read(*(torch.stack(stack).float() for stack in stacks))
-    fitted = fit_sea(Activations.from_tensors(neutral=roles[0], positive=roles[1], negative=roles[2]), share)
+    fitted = SEA(share).fit(Activations.from_tensors(neutral=roles[0], positive=roles[1], negative=roles[2]))
     x = normal(50, D_MODEL, seed=57)
     for layer, (k_positive, k_negative) in enumerate(ranks):
         facts = {"rank_positive": k_positive, "rank_negative": k_negative}
-        assert facts.items() <= editor.card.layers[layer].items()
-        assert facts.items() <= fitted.card.layers[layer].items()
+        assert editor.card.reports[Site(layer, "mlp_out")].numbers == facts == fitted.card.reports[Site(layer)].numbers
         assert (fitted[layer](x) - x).abs().max() > 0.1
         torch.testing.assert_close(editor[layer](x), fitted[layer](x), rtol=0, atol=1e-4)
 
@@ -258,54 +228,40 @@ def test_files_and_their_tensors_give_one_editor(files, normalization):
         assert all(torch.equal(editor[layer](x), editors[0][layer](x)) for layer in range(N_LAYERS))
 
 
-def test_files_of_old_torch_are_read(tmp_path):
-    paths = tmp_path / "uu_positive.pt", tmp_path / "uu_negative.pt"
-    for tensor, path in zip(projections(), paths, strict=True):
-        torch.save(tensor, path, _use_new_zipfile_serialization=False)
-    x = normal(6, D_MODEL, seed=58)
-    assert torch.equal(read(*paths)[0](x), read(*projections())[0](x))
-
-
 @pytest.mark.parametrize(("normalization", "function"), [("token", None), ("feature", None), ("feature", "tanh")])
 def test_ranks_and_origin_stand_on_the_card_and_in_the_repr(llama, normalization, function):
     editor = read(
         *projections(), normalization=normalization, feature_function=function, site="resid_post", model=llama
     )
     for layer, (kept, removed) in enumerate(RANKS):
-        facts = {"rank_positive": kept, "rank_negative": removed, "rank": editor[layer].rank}
-        assert editor.card.layers[layer] == facts
+        report = editor.card.reports[Site(layer)]
+        assert (report["rank_positive"], report["rank_negative"], report.rank) == (kept, removed, editor[layer].rank)
         assert f"(positive {kept}, negative {removed})" in repr(editor).splitlines()[layer + 1]
         assert editor[layer].rank == kept + removed
-        assert editor[layer].d_model == D_MODEL
-    assert editor.card.hyper_parameters == {"normalization": normalization, "feature_function": function}
-    assert editor.card.model == ModelDescription.of(llama)
-    assert repr(editor).startswith("Editor(published projections, fitted on tiny-llama, resid_post, d_model 32, every")
+        assert editor[layer].width == D_MODEL
+    assert editor.card.settings == {"normalization": normalization, "feature_function": function}
+    assert editor.card.model == ModelInfo.of(llama)
+    assert repr(editor).startswith("Editor(published projections, fitted on tiny-llama, resid_post, width 32, every")
     assert ("norm per feature over positions" in repr(editor)) == (normalization == "feature")
     assert ("inverse of tanh" in repr(editor)) == (function == "tanh")
 
 
 def test_without_a_model_the_card_has_the_files_depth_and_width():
     editor = read(*projections())
-    assert editor.card.model == ModelDescription("unknown model", N_LAYERS, D_MODEL, "raw")
-    assert editor.card.site == "mlp_out"
+    assert editor.card.model == ModelInfo("unknown model", N_LAYERS, D_MODEL, "raw")
+    assert editor.sites[0].name == "mlp_out"
     assert editor.layers == [0, 1, 2]
 
 
 def test_chosen_layers_are_counted_from_the_files_end():
     whole, part = read(*projections()), read(*projections(), layers=iter([1, 0, 1]))
     x = normal(3, D_MODEL, seed=59)
-    assert part.layers == sorted(part.card.layers) == [0, 1]
+    assert part.layers == sorted(site.layer for site in part.card.reports) == [0, 1]
     assert (part.n_layers, whole.n_layers) == (3, 3)
     assert part.last_layers(2).layers == [1]
     assert torch.equal(part[1](x), whole[1](x))
     with pytest.raises(InputError, match="no layer is left"):
         part.last_layers(1)
-
-
-def test_other_layers_are_not_looked_at():
-    positive, negative = projections()
-    positive[2] = math.nan
-    assert read(positive, negative, layers=[0, 1]).layers == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -319,35 +275,17 @@ def test_subspaces_of_nothing_and_of_everything(ranks, rank):
     assert token[0].rank == rank
     assert (feature[0].kept.shape, feature[0].removed.shape) == ((8, ranks[0]), (8, ranks[1]))
     for editor in (token, feature):
-        assert editor.card.layers[0] == {
-            "rank_positive": ranks[0],
-            "rank_negative": ranks[1],
-            "rank": editor[0].rank,
-        }
+        assert tuple(editor.card.reports[editor.sites[0]].numbers.values()) == ranks
         assert editor[0](x).isfinite().all()
     np.testing.assert_allclose(token[0](x), per_token(x, positive[0], negative[0]), rtol=0, atol=1e-3)
     np.testing.assert_allclose(feature[0](x), published(x, positive[0], negative[0]), rtol=0, atol=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-5), (torch.float16, 0.01), (torch.bfloat16, 0.1)]
-)
-def test_projections_of_any_precision_are_read(tmp_path, dtype, tolerance):
-    x, exact = normal(6, D_MODEL, seed=61), projections(dtype=torch.float64)
-    torch.save(exact[0].to(dtype), tmp_path / "uu_positive.pt")
-    editor = read(tmp_path / "uu_positive.pt", exact[1].to(dtype))
-    for layer, (kept, removed) in enumerate(RANKS):
-        facts = editor.card.layers[layer]
-        assert (facts["rank_positive"], facts["rank_negative"]) == (kept, removed)
-        expected = per_token(x, exact[0][layer], exact[1][layer])
-        np.testing.assert_allclose(editor[layer](x), expected, atol=tolerance)
 
 
 def test_ranks_are_found_at_the_width_of_a_model_in_bfloat16():
     """There `1 - u_i^2` is mostly stored as 1."""
     kept, removed = torch.linalg.qr(normal(2048, 3))[0].split([2, 1], dim=1)
     editor = read((kept @ kept.T).bfloat16()[None], (torch.eye(2048) - removed @ removed.T).bfloat16()[None])
-    assert editor.card.layers[0] == {"rank_positive": 2, "rank_negative": 1, "rank": 3}
+    assert editor.card.reports[editor.sites[0]].numbers == {"rank_positive": 2, "rank_negative": 1}
 
 
 def test_the_tensors_given_are_not_changed_and_not_kept():
@@ -362,19 +300,13 @@ def test_the_tensors_given_are_not_changed_and_not_kept():
     assert torch.equal(editor[0](x), before)
 
 
-def test_parameters_leave_no_graph_behind():
-    edit = read(*map(torch.nn.Parameter, projections()))[0]
-    assert not edit.directions.requires_grad
-    assert not edit(normal(5, D_MODEL, seed=62)).requires_grad
-
-
 @pytest.mark.parametrize(("normalization", "function"), [("token", None), *(("feature", name) for name in FUNCTIONS)])
 def test_saving_and_loading_is_bit_identical(tmp_path, normalization, function):
     editor = read(*projections(), normalization=normalization, feature_function=function, layers=[0, 2])
     for saved in (editor, editor.scaled(1 / 3).at_positions(2)):
         saved.save_pretrained(tmp_path)
         loaded = Editor.from_pretrained(tmp_path)
-        assert (loaded.layers, loaded.card, loaded.positions) == (saved.layers, saved.card, saved.positions)
+        assert (loaded.sites, loaded.card, loaded.where) == (saved.sites, saved.card, saved.where)
         assert repr(loaded) == repr(saved)
         assert loaded.n_layers == N_LAYERS
         for layer in (0, 2):
@@ -399,11 +331,10 @@ def keep_in(found, sites):
     return [keeper(layer, site) for layer in range(N_LAYERS) for site in sites]
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 @pytest.mark.parametrize("site", ["mlp_out", "resid_post"])
-@pytest.mark.parametrize("function", ["token", *FUNCTIONS])
-def test_attached_it_edits_that_site_and_no_other(files, request, architecture, site, function):
-    model, sites = request.getfixturevalue(architecture), ["resid_pre", "resid_mid", "mlp_out", "resid_post"]
+@pytest.mark.parametrize("function", ["token", None, "tanh"])
+def test_attached_it_edits_that_site_and_no_other(files, llama, site, function):
+    model, sites = llama, ["resid_pre", "resid_mid", "mlp_out", "resid_post"]
     tokens, (positive, negative) = torch.arange(40, 49)[None], projections()
     rule = {} if function == "token" else {"normalization": "feature", "feature_function": function}
     editor = read(*files, layers=[0, 2], model=model, **rule, **({} if site == "mlp_out" else {"site": site}))
@@ -541,13 +472,6 @@ def test_files_of_text(tmp_path, content):
         read(tmp_path / "uu.pt", projections()[1])
 
 
-@pytest.mark.parametrize("thing", [[1, 2], {"a": 1}, np.eye(3)], ids=["list", "dict", "array"])
-def test_plain_pickles(tmp_path, thing):
-    (tmp_path / "uu.pt").write_bytes(pickle.dumps(thing))
-    with pytest.raises(FileFormatError, match=r"uu\.pt"):
-        read(tmp_path / "uu.pt", projections()[1])
-
-
 @pytest.mark.parametrize("name", ["nowhere.pt", "."])
 def test_a_file_that_is_not_there(tmp_path, name):
     with pytest.raises(FileFormatError, match="could not be read as a PyTorch file"):
@@ -648,8 +572,78 @@ def test_a_feature_function_that_is_unknown_or_has_no_use(without_type_checks, n
 
 
 def test_layers_that_are_not_in_the_files():
-    for layers in ([3], [-1], [0, 7]):
+    for layers in ([3], [-4], [0, 7]):
         with pytest.raises(ModelMismatchError, match="do not exist: this model has layers 0 to 2"):
             read(*projections(), layers=layers)
     with pytest.raises(InputError, match="No layers were given"):
         read(*projections(), layers=[])
+
+
+# --- the basis of a stored projector ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("d", [1, 4, 9, 31])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 0.03)]
+)
+def test_the_basis_of_a_projector_of_any_rank_and_precision(d, dtype, tolerance):
+    for rank in sorted({0, 1, d // 2, d - 1, d}):
+        exact = orthonormal(d, rank, seed=d)
+        stored = (exact @ exact.T).to(dtype)
+        basis = basis_of_projector(stored, tolerance)
+        assert (basis.shape, basis.dtype) == ((d, rank), torch.float64)
+        np.testing.assert_allclose(basis.T @ basis, np.eye(rank), atol=1e-12)
+        np.testing.assert_allclose(basis @ basis.T, exact @ exact.T, atol=tolerance)
+        assert torch.equal(basis, basis_of_projector(stored.double(), tolerance))
+
+
+def test_the_basis_of_rounded_entries_is_better_than_they_are():
+    """It spans the leading eigenspace of what is stored, not the range of a few of its columns."""
+    for rank in range(1, 49):
+        exact = orthonormal(64, rank, seed=rank)
+        stored = (exact @ exact.T).bfloat16().double().numpy()
+        basis = basis_of_projector(torch.tensor(stored), 0.03).numpy()
+        leading = np.linalg.eigh(stored)[1][:, -rank:]
+        from_leading, from_stored = (
+            np.linalg.norm(other - basis @ basis.T, 2) for other in (leading @ leading.T, stored)
+        )
+        assert from_leading < 0.2 * from_stored
+
+
+@pytest.mark.parametrize("entry", [(5, 5), (0, 0), (0, 5)])
+@pytest.mark.parametrize("tolerance", [1e-4, 1e-3])
+def test_entries_may_be_off_by_the_tolerance_and_no_more(entry, tolerance):
+    off = torch.zeros(6, 6, dtype=torch.float64)
+    off[entry] = off[entry[::-1]] = 1.0
+    projector = torch.diag(torch.tensor([1.0, 1.0, 0, 0, 0, 0], dtype=torch.float64))
+    assert basis_of_projector(projector, tolerance).shape == (6, 2)
+    if entry != (0, 5):  # an off-diagonal one turns the subspace, so that the nearest projector goes along
+        assert basis_of_projector(projector + 0.9 * tolerance * off, tolerance).shape == (6, 2)
+        with pytest.raises(
+            InputError, match=f"of rank 2, differs from it by .* in an entry, and {tolerance:g} is allowed"
+        ):
+            basis_of_projector(projector + 1.1 * tolerance * off, tolerance)
+    lopsided = off.triu(1)
+    if lopsided.any():
+        assert basis_of_projector(projector + 0.9 * tolerance * lopsided, tolerance).shape == (6, 2)
+        with pytest.raises(InputError, match="differs from its transpose by"):
+            basis_of_projector(projector + 1.1 * tolerance * lopsided, tolerance)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "why"),
+    [
+        (torch.diag(torch.tensor([1.0, float("nan")])), "holds NaN or infinity"),
+        (torch.diag(torch.tensor([1.0, float("inf")])), "holds NaN or infinity"),
+        (torch.tensor([[1.0, 1.0], [0.0, 0.0]]), "differs from its transpose by 1"),  # idempotent
+        (torch.diag(torch.tensor([0.5, 0.5])), r"of rank \d, differs from it by 0\."),  # symmetric
+        (torch.diag(torch.tensor([2.0, -1.0])), r"of rank \d, differs from it by "),
+        (torch.diag(torch.tensor([1.001, 1.0])), r"of rank 2, differs from it by 0\.001 "),
+        (torch.diag(torch.tensor([0.4, 0.0])), r"of rank 0, differs from it by 0\.4 "),
+        (torch.diag(torch.tensor([-1.0, 0.0])), "its trace is -1 at width 2"),
+        (torch.diag(torch.tensor([2.0, 2.0])), "its trace is 4 at width 2"),
+    ],
+)
+def test_what_is_no_orthogonal_projector_is_refused_with_the_reason(matrix, why):
+    with pytest.raises(InputError, match=f"not an orthogonal projector: .*{why}"):
+        basis_of_projector(matrix)

@@ -6,7 +6,7 @@ from scipy.linalg import subspace_angles
 from sea_lens.errors import InputError
 from sea_lens.methods.sea.spectral import (
     CrossCovariance,
-    basis_of_projector,
+    RunningCrossCovariance,
     difference_of_projectors,
     effective_rank,
     principal_angles,
@@ -33,7 +33,7 @@ def dense_covariance(h: torch.Tensor, g: torch.Tensor, center: bool) -> np.ndarr
 
 
 @pytest.mark.parametrize("center", [False, True])
-@pytest.mark.parametrize("n", [1, 7, 15, 16, 17, 60])
+@pytest.mark.parametrize("n", [1, 7, 16, 60])
 def test_a_cross_covariance_is_decomposed_as_a_dense_one_is(n, center):
     d = 16
     h, g = normal(n, d, seed=n) + 1.0, normal(n, d, seed=n + 100) - 2.0
@@ -51,13 +51,6 @@ def test_the_sides_are_not_interchangeable():
     h, g = normal(40, 6), normal(40, 6, seed=1)
     ours, swapped = (CrossCovariance.of(*sides).leading(2).basis for sides in ((h, g), (g, h)))
     assert not torch.allclose(ours @ ours.T, swapped @ swapped.T, atol=0.1)
-
-
-def test_float32_activations_are_decomposed_in_float64():
-    h, g = normal(5, 9).float(), normal(5, 9, seed=1).float()
-    found = CrossCovariance.of(h, g)
-    assert found.left.dtype == found.singular_values.dtype == torch.float64
-    assert torch.equal(found.left, CrossCovariance.of(h.double(), g.double()).left)
 
 
 def test_ranks_beyond_what_the_rows_span_are_refused():
@@ -97,6 +90,8 @@ def test_explaining_cuts_at_the_share():
         ([5.0, 0.0, 0.0], 1.0, 1, 1),
         ([5.0, 1e-3, 1e-17], 1.0, 2, 2),  # the last is rounding
         ([0.1] * 10, 1.0, 10, 10),
+        ([9e6, *[1e-3] * 49], 1.0, 50, 50),  # beside a massive one, their squares are lost in a sum of squares
+        ([9e6, *[1e-3] * 49], 0.9999, 1, 1),
         ([7.0], 1e-9, 1, 1),
     ],
 )
@@ -105,6 +100,13 @@ def test_the_rank_that_explains_a_share(values, share, squared, plain):
     assert rank_explaining(singular_values, share) == squared
     assert rank_explaining(singular_values, share, "squared") == squared
     assert rank_explaining(singular_values, share, "singular_values") == plain
+
+
+def test_all_of_a_cross_covariance_with_a_massive_coordinate_is_all_of_its_directions():
+    h, g = normal(300, 50, seed=3), normal(300, 50, seed=4)
+    h[:, 7] += 3000.0
+    g[:, 7] += 3000.0
+    assert CrossCovariance.of(h, h + 0.1 * g).explaining(1.0).rank == 50
 
 
 def test_the_rank_grows_with_the_share_and_not_with_the_scale():
@@ -140,9 +142,8 @@ def test_a_spectrum_of_zeros_is_refused(share):
 
 
 @pytest.mark.parametrize(("k_positive", "k_negative"), [(1, 1), (3, 3), (4, 2), (2, 5), (7, 7), (12, 3), (12, 12)])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_the_compact_form_is_the_difference_and_its_eigenvalues_are_sines_of_angles(k_positive, k_negative, seed):
-    d = 12
+def test_the_compact_form_is_the_difference_and_its_eigenvalues_are_sines_of_angles(k_positive, k_negative):
+    d, seed = 12, 1
     positive, negative = orthonormal(d, k_positive, seed), orthonormal(d, k_negative, seed + 50)
     w, lam = difference_of_projectors(positive, negative)
     dense = (positive @ positive.T - negative @ negative.T).numpy()
@@ -180,28 +181,7 @@ def test_a_small_angle_is_kept():
     np.testing.assert_allclose(lam, [np.sin(angle), -np.sin(angle)], rtol=1e-8)
 
 
-def test_exchanging_the_subspaces_negates_the_eigenvalues():
-    positive, negative = orthonormal(10, 3, 0), orthonormal(10, 2, 1)
-    _, lam = difference_of_projectors(positive, negative)
-    _, exchanged = difference_of_projectors(negative, positive)
-    np.testing.assert_allclose(exchanged, -lam.flip(0), atol=1e-12)
-
-
 # --- principal angles and effective rank -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("k_one", "k_other"), [(1, 1), (3, 3), (4, 2), (2, 5), (7, 7), (12, 3), (12, 12)])
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_principal_angles_are_scipys_in_ascending_order(k_one, k_other, seed):
-    one, other = orthonormal(12, k_one, seed), orthonormal(12, k_other, seed + 50)
-    found = principal_angles(one, other)
-    assert found.shape == (min(k_one, k_other),)
-    assert found.dtype == torch.float64
-    assert (found.diff() >= -1e-12).all()
-    np.testing.assert_allclose(
-        found, subspace_angles(one.numpy(), other.numpy())[::-1], atol=1e-7
-    )  # its zeros are 1e-8
-    np.testing.assert_allclose(found, principal_angles(other, one), atol=1e-12)
 
 
 def planted(angles: list[float], extra: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -244,13 +224,6 @@ def test_a_subspace_is_at_no_angle_to_itself_and_to_what_holds_it():
     np.testing.assert_allclose(principal_angles(whole[:, :2], whole[:, 2:]), np.pi / 2, atol=1e-14)
 
 
-def test_sines_of_the_angles_are_the_eigenvalues_of_the_difference():
-    one, other = orthonormal(20, 6, 0), orthonormal(20, 4, 1)
-    _, lam = difference_of_projectors(one, other)
-    sines = principal_angles(one, other).sin()
-    np.testing.assert_allclose(lam, sorted([*sines, *-sines, 1.0, 1.0], reverse=True), atol=1e-12)
-
-
 @pytest.mark.parametrize(
     ("values", "rank"),
     [
@@ -276,80 +249,87 @@ def test_the_effective_rank_knows_no_scale_and_lies_below_the_number_of_values()
     assert 1 < effective_rank(values) < 30
 
 
-# --- the basis of a stored projector ---------------------------------------------------------------------------------
+# --- running sums ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("d", [1, 2, 3, 4, 7, 8, 9, 10, 16, 31, 64])
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 0.03)]
-)
-def test_the_basis_of_a_projector_of_any_rank_and_precision(d, dtype, tolerance):
-    for rank in sorted({0, 1, d // 2, d - 1, d}):
-        exact = orthonormal(d, rank, seed=d)
-        stored = (exact @ exact.T).to(dtype)
-        basis = basis_of_projector(stored, tolerance)
-        assert (basis.shape, basis.dtype) == ((d, rank), torch.float64)
-        np.testing.assert_allclose(basis.T @ basis, np.eye(rank), atol=1e-12)
-        np.testing.assert_allclose(basis @ basis.T, exact @ exact.T, atol=tolerance)
-        assert torch.equal(basis, basis_of_projector(stored.double(), tolerance))
+def sides(n, d=12, offset=0.0, dtype=torch.float64, seed=0):
+    """Two sides that share some of their directions, about a common offset."""
+    generator = torch.Generator().manual_seed(seed)
+    h = torch.randn(n, d, generator=generator, dtype=torch.float64)
+    g = h[:, torch.arange(d).roll(1)] + 0.5 * torch.randn(n, d, generator=generator, dtype=torch.float64)
+    return (h + offset).to(dtype), (g + offset).to(dtype)
 
 
-def test_the_basis_of_rounded_entries_is_better_than_they_are():
-    """It spans the leading eigenspace of what is stored, not the range of a few of its columns."""
-    for rank in range(1, 49):
-        exact = orthonormal(64, rank, seed=rank)
-        stored = (exact @ exact.T).bfloat16().double().numpy()
-        basis = basis_of_projector(torch.tensor(stored), 0.03).numpy()
-        leading = np.linalg.eigh(stored)[1][:, -rank:]
-        from_leading, from_stored = (
-            np.linalg.norm(other - basis @ basis.T, 2) for other in (leading @ leading.T, stored)
-        )
-        assert from_leading < 0.2 * from_stored
+def accumulated(h, g, sizes):
+    running = RunningCrossCovariance.empty(h.shape[1])
+    for neutral, other in zip(h.split(sizes), g.split(sizes), strict=True):
+        running.update(neutral, other)
+    return running
 
 
-def test_bases_leave_torchs_own_randomness_alone():
-    projector = torch.diag(torch.tensor([1.0, 0.0, 1.0]))
-    torch.manual_seed(0)
-    expected = torch.rand(3)
-    torch.manual_seed(0)
-    basis_of_projector(projector)
-    assert torch.equal(torch.rand(3), expected)
+def oracle(h, g):
+    """Sum of centered products in extended precision, which float64 holds exactly enough to judge float64 by."""
+    h, g = h.numpy().astype(np.longdouble), g.numpy().astype(np.longdouble)
+    return (h - h.mean(0)).T @ (g - g.mean(0))
 
 
-@pytest.mark.parametrize("entry", [(5, 5), (0, 0), (0, 5)])
-@pytest.mark.parametrize("tolerance", [1e-4, 1e-3])
-def test_entries_may_be_off_by_the_tolerance_and_no_more(entry, tolerance):
-    off = torch.zeros(6, 6, dtype=torch.float64)
-    off[entry] = off[entry[::-1]] = 1.0
-    projector = torch.diag(torch.tensor([1.0, 1.0, 0, 0, 0, 0], dtype=torch.float64))
-    assert basis_of_projector(projector, tolerance).shape == (6, 2)
-    if entry != (0, 5):  # an off-diagonal one turns the subspace, so that the nearest projector goes along
-        assert basis_of_projector(projector + 0.9 * tolerance * off, tolerance).shape == (6, 2)
-        with pytest.raises(
-            InputError, match=f"of rank 2, differs from it by .* in an entry, and {tolerance:g} is allowed"
-        ):
-            basis_of_projector(projector + 1.1 * tolerance * off, tolerance)
-    lopsided = off.triu(1)
-    if lopsided.any():
-        assert basis_of_projector(projector + 0.9 * tolerance * lopsided, tolerance).shape == (6, 2)
-        with pytest.raises(InputError, match="differs from its transpose by"):
-            basis_of_projector(projector + 1.1 * tolerance * lopsided, tolerance)
+@pytest.mark.parametrize("sizes", [[40], [1] * 40, [7, 1, 25, 7]])
+@pytest.mark.parametrize("offset", [0.0, 1e4, -1e8])
+def test_sums_over_ragged_batches_keep_their_digits_whatever_the_offset(sizes, offset):
+    h, g = sides(40, offset=offset)
+    running = accumulated(h, g, sizes)
+    assert running.n == 40
+    expected = oracle(h, g).astype(np.float64)
+    # A mean near 1e8 is itself rounded by 1e-8, and the sum is of 40 products.
+    np.testing.assert_allclose(running.comoment.numpy(), expected, rtol=0, atol=1e-12 + 1e-14 * abs(offset))
+    np.testing.assert_allclose(running.neutral_mean.numpy(), h.numpy().mean(0), rtol=1e-14, atol=1e-14)
 
 
-@pytest.mark.parametrize(
-    ("matrix", "why"),
-    [
-        (torch.diag(torch.tensor([1.0, float("nan")])), "holds NaN or infinity"),
-        (torch.diag(torch.tensor([1.0, float("inf")])), "holds NaN or infinity"),
-        (torch.tensor([[1.0, 1.0], [0.0, 0.0]]), "differs from its transpose by 1"),  # idempotent
-        (torch.diag(torch.tensor([0.5, 0.5])), r"of rank \d, differs from it by 0\."),  # symmetric
-        (torch.diag(torch.tensor([2.0, -1.0])), r"of rank \d, differs from it by "),
-        (torch.diag(torch.tensor([1.001, 1.0])), r"of rank 2, differs from it by 0\.001 "),
-        (torch.diag(torch.tensor([0.4, 0.0])), r"of rank 0, differs from it by 0\.4 "),
-        (torch.diag(torch.tensor([-1.0, 0.0])), "its trace is -1 at width 2"),
-        (torch.diag(torch.tensor([2.0, 2.0])), "its trace is 4 at width 2"),
-    ],
-)
-def test_what_is_no_orthogonal_projector_is_refused_with_the_reason(matrix, why):
-    with pytest.raises(InputError, match=f"not an orthogonal projector: .*{why}"):
-        basis_of_projector(matrix)
+def test_naive_float32_sums_would_have_lost_them():
+    """So that the test above could fail: an offset of 1e4 times the spread, with float32 activations."""
+    h, g = sides(500, offset=1e4, dtype=torch.float32)
+    expected = torch.from_numpy(oracle(h, g).astype(np.float64))
+    naive = h.T @ g - torch.outer(h.sum(0), g.sum(0)) / 500
+    running = accumulated(h, g, [64] * 7 + [52])
+    assert (naive - expected).norm() > 0.1 * expected.norm()
+    assert (running.comoment - expected).norm() < 1e-12 * expected.norm()
+
+
+@pytest.mark.parametrize("n", [1, 5, 30])
+@pytest.mark.parametrize("center", [False, True])
+def test_the_decomposition_is_that_of_all_rows_at_once(n, center):
+    h, g = sides(n, offset=3.0)
+    found, expected = accumulated(h, g, [1] * n).decomposed(center), CrossCovariance.of(h, g, center)
+    kept = len(found.singular_values)  # n - 1 rows count once centered, and the rest is rounding
+    torch.testing.assert_close(found.singular_values, expected.singular_values[:kept], atol=1e-12, rtol=1e-12)
+    assert expected.singular_values[kept:].lt(1e-12).all()
+    rank = int((expected.singular_values > 1e-10).sum())
+    one, other = found.left[:, :rank], expected.left[:, :rank]
+    torch.testing.assert_close(one @ one.T, other @ other.T, atol=1e-10, rtol=0)
+
+
+def test_columns_of_equal_values_are_exactly_zero():
+    h, g = sides(30, offset=0.1)
+    h[:, 3] = 0.1 + 0.2
+    running = accumulated(h, g, [7, 11, 12])
+    assert running.comoment[3].eq(0).all()
+    assert not running.comoment[4].eq(0).any()
+
+
+def test_merging_agrees_in_any_order_and_with_none_is_a_copy():
+    h, g = sides(45, offset=1e4)
+    parts = [accumulated(h[rows], g[rows], [5] * 3) for rows in torch.arange(45).split(15)]
+    expected = torch.from_numpy(oracle(h, g).astype(np.float64))
+    for order in ([0, 1, 2], [2, 0, 1]):
+        whole = RunningCrossCovariance.empty(12)
+        for number in order:
+            whole.merge(parts[number])
+            whole.merge(RunningCrossCovariance.empty(12))
+        assert whole.n == 45
+        torch.testing.assert_close(whole.comoment, expected, atol=1e-9, rtol=1e-12)
+    copy = RunningCrossCovariance.empty(12)
+    copy.merge(parts[0])
+    assert torch.equal(copy.comoment, parts[0].comoment)
+    assert torch.equal(copy.neutral_mean, parts[0].neutral_mean)
+    copy.merge(parts[1])
+    assert parts[0].n == 15

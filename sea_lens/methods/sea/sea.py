@@ -358,7 +358,8 @@ def fit_sea(
         **settings: The other settings of `SEA`.
 
     Raises:
-        InputError: As `SEA` and `SEA.fit`, or if a layer is not there.
+        InputError: As `SEA` and `SEA.fit`.
+        ModelMismatchError: If a layer is not there.
     """
     chosen = activations if layers is None else activations.at_sites(layers)
     return SEA(explained_variance, **settings).fit(chosen, dtype=dtype, progress=progress)

@@ -28,6 +28,7 @@ FORMAT = "sea_lens.sea_fitter/2"
 SAMPLE = 256
 """Neutral activations kept at each site, on which an edit's displacement is measured."""
 STATISTICS = "statistics.safetensors"
+NOTHING_SEEN = "This fitter has seen no activations. Give it some: fitter.update(activations)."
 
 
 class SEAFitter:
@@ -116,8 +117,12 @@ class SEAFitter:
             InputError: If there are none yet.
         """
         if self._kind is None:
-            raise InputError("This fitter has seen no activations. Give it some: fitter.update(activations).")
+            raise InputError(NOTHING_SEEN)
         return self._kind
+
+    def _check_seen(self) -> None:
+        if not self.n:
+            raise InputError(NOTHING_SEEN)
 
     def __repr__(self) -> str:
         if self._kind is None:
@@ -246,6 +251,7 @@ class SEAFitter:
         Warns:
             SeaLensWarning: As `SEA.fit` does.
         """
+        self._check_seen()
         ours = {"feature_map": self.feature_map, "feature_unit": self._features_of.feature_unit}
         method = SEA(**{**ours, **settings}) if method is None else method
         return method.fit_from(self, layers, dtype=dtype, progress=progress)
@@ -256,8 +262,7 @@ class SEAFitter:
         Raises:
             InputError: If nothing was seen yet, or the method has another feature map.
         """
-        if not self.n:
-            raise InputError("This fitter has seen no activations. Give it some: fitter.update(activations).")
+        self._check_seen()
         self._check_features(method)
         sides = self._sides[site]
         covariances = [side.decomposed(method.center) for side in sides]
