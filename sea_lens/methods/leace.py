@@ -6,7 +6,6 @@ authors' package concept-erasure 0.2.4, to which it is equal, defaults included.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -32,8 +31,8 @@ class LEACE:
 
         r(x) = x - W^-1 U U^T W (x - mu),    U an orthonormal basis of the span of W Sigma_xz.
 
-    The covariance of r(x) with the label is then zero on the activations of the fit. With `bounded`, the projection is mixed
-    with an orthogonal one where it would make activations vary more than before.
+    The covariance of r(x) with the label is then zero on the activations of the fit, and their total variance is no larger:
+    the package's option that bounds it, by mixing in an orthogonal projection, never acts here.
 
     Example:
         >>> positive, negative = torch.randn(500, 8) + 1, torch.randn(500, 8)
@@ -45,13 +44,11 @@ class LEACE:
     Attributes:
         shrinkage: Whether the covariance is estimated with shrinkage towards a multiple of the identity (Bodnar et al. 2014),
             which demonstrations fewer than a few times the width need.
-        bounded: Whether the total variance may not grow.
         tolerance: Least singular value of `W Sigma_xz` that is erased. It is half the correlation between label and the best
             linear guess at it, so what is left is a correlation of 0.02 at most.
     """
 
     shrinkage: bool = True
-    bounded: bool = True
     tolerance: float = 0.01
 
     name: ClassVar[str]
@@ -92,11 +89,7 @@ class LEACE:
         told = whiten @ (x.T @ z) / (n - 1)
         told_apart = torch.linalg.vector_norm(told)
         u = told[:, None] / told_apart if told_apart > self.tolerance else told.new_zeros(len(told), 0)
-        left, right = color @ u, whiten @ u
-        share = _oblique_share(left, right, u, sigma) if self.bounded else 1.0
-        if share < 1:
-            left, right = torch.cat([share * left, (1 - share) * u], 1), torch.cat([right, u], 1)
-        return left, right, mean
+        return color @ u, whiten @ u, mean
 
 
 def _shrunk(sample: Matrix, n: int) -> Matrix:
@@ -109,22 +102,3 @@ def _shrunk(sample: Matrix, n: int) -> Matrix:
     kept = 1 - (trace**2 * (trace**2 / width) / n + eps) / (spread + eps)
     added = (1 - kept) * (trace * target + eps) / (trace**2 / width + eps)
     return kept * sample + added * target * torch.eye(width).to(sample)
-
-
-def _oblique_share(
-    left: Float[Tensor, "width rank"], right: Float[Tensor, "width rank"], u: Float[Tensor, "width rank"], sigma: Matrix
-) -> float:
-    """The share of the oblique projection, the rest being orthogonal, at which the total variance is no more than before."""
-    identity = torch.eye(len(sigma)).to(sigma)
-    oblique, orthogonal = identity - left @ right.T, identity - u @ u.T
-    before = float(sigma.trace())
-    both, mixed, other = (
-        float((one @ sigma @ two.T).trace())
-        for one, two in ((oblique, oblique), (oblique, orthogonal), (orthogonal, orthogonal))
-    )
-    if both <= before:
-        return 1.0
-    # The total variance at share a is a^2 both + 2 a (1 - a) mixed + (1 - a)^2 other; it is `before` at the positive root.
-    square, linear, constant = both - 2 * mixed + other, 2 * (mixed - other), other - before
-    root = (-linear + math.sqrt(max(0.0, linear**2 - 4 * square * constant))) / (2 * square)
-    return min(1.0, max(0.0, root))

@@ -32,7 +32,7 @@ from sea_lens.models.bridge import ModelInfo
 from sea_lens.models.sites import Site
 
 T = TypeVar("T", bound=type)
-M = TypeVar("M", bound="Method")
+M = TypeVar("M")
 
 
 @runtime_checkable
@@ -236,7 +236,7 @@ def refit(editor: Editor, activations: Activations) -> Editor:
     return replace(fitted, edits=edits, where=editor.where)
 
 
-def grid(cls: type[M], **settings: Sequence[Any]) -> list[M]:
+def grid(cls: Callable[..., M], **settings: Sequence[Any]) -> list[M]:
     """A method at every combination of settings, the last of them varying fastest.
 
     Example:

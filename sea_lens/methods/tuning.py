@@ -98,7 +98,7 @@ class Tuning(Result):
 
     table: pd.DataFrame
     editors: TunedEditors
-    unedited_counts: tuple[int, int]
+    unedited_counts: Sequence[int]
 
     @property
     def unedited(self) -> Proportion:
