@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
+from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -18,14 +20,12 @@ with install_import_hook("sea_lens", "beartype.beartype"):
     import sea_lens
     import sea_lens.cli
     import sea_lens.plotting
-    from sea_lens.cli import inputs
-    from sea_lens.cli.app import app, console
+    from sea_lens.cli.output import console
     from sea_lens.editing.affine import AffineEdit
     from sea_lens.editing.card import FitReport
 
 import pytest
 import torch
-import typer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import (
@@ -183,31 +183,34 @@ def without_type_checks(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
-@cache
-def built_command():
-    """What typer makes of the command line, made once and not for every call."""
-    return typer.main.get_command(app)
-
-
-@pytest.fixture(name="sea_lens")
-def command(monkeypatch, capsys):
-    """Runs the command in this process: exit code, stdout and stderr."""
-    monkeypatch.setattr(sea_lens.cli, "app", built_command())
-    monkeypatch.setenv("COLUMNS", "160")
-    for name, load in EMBEDDED.items():
-        monkeypatch.setattr(inputs, name, load)
-    for side, size in (("_width", 160), ("_height", 50)):  # which a dumb terminal would not take from the environment
-        monkeypatch.setattr(console, side, size)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["sea-lens", *map(str, arguments)])
-        capsys.readouterr()
-        with warnings.catch_warnings(), pytest.raises(SystemExit) as stopped:
+def run_command(*arguments, width=160):
+    """Runs `sea-lens` in this process, as users run it: exit code, stdout and stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patched,
+        redirect_stdout(out),
+        redirect_stderr(err),
+        warnings.catch_warnings(),
+    ):
+        patched.setattr(jaxtyping.config, "jaxtyping_disable", True)
+        patched.setenv("COLUMNS", str(width))
+        for name, load in EMBEDDED.items():
+            patched.setattr(f"sea_lens.worlds.load.{name}", load)
+        for side, size in (
+            ("_width", width),
+            ("_height", 50),
+        ):  # a dumb terminal would not take them from the environment
+            patched.setattr(console, side, size)
+        patched.setattr(sys, "argv", ["sea-lens", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
             sea_lens.cli.main()
-        out, err = capsys.readouterr()
-        return stopped.value.code, out, err
+    return stopped.value.code, out.getvalue(), err.getvalue()
 
-    return run
+
+@pytest.fixture(name="sea_lens", scope="session")
+def command():
+    """See `run_command`."""
+    return run_command
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The `sea-lens` command. Every command is a few library calls; mistakes are one line on stderr and exit code 2."""
+"""The `sea-lens` command: each command is a few library calls. A mistake is one line on stderr and exit code 2."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ import warnings
 
 from typer.exceptions import Abort, Exit, TyperException
 
-from sea_lens.cli import analysis, editing, evaluation, experiments, fitting
+from sea_lens.cli import evaluating, fitting, looking, using
 from sea_lens.cli.app import app
+from sea_lens.cli.output import harmless
 from sea_lens.errors import SeaLensWarning
 
-__all__ = ["analysis", "app", "editing", "evaluation", "experiments", "fitting", "main"]
+__all__ = ["app", "evaluating", "fitting", "looking", "main", "using"]
 
 
 def main() -> None:
-    """Runs the command line: mistakes become one line and exit code 2."""
+    """Runs the command line."""
     warnings.showwarning = _show_warning
     warnings.simplefilter("always", SeaLensWarning)
     try:
-        code = app(standalone_mode=False)
+        code = app()(prog_name="sea-lens", standalone_mode=False)
     except TyperException as error:
-        code = _fail(error.format_message()) if error.format_message() else 2  # empty after printing help
+        code = _fail(error.format_message())
     except Exit as error:
         code = error.exit_code
     except (Abort, KeyboardInterrupt):
@@ -34,9 +35,9 @@ def main() -> None:
 
 
 def _fail(message: str) -> int:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    print("error: " + harmless(" ".join(message.split())), file=sys.stderr)
     return 2
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    print("warning: " + harmless(" ".join(str(message).split())), file=sys.stderr)

@@ -1,192 +1,210 @@
-"""Options that several commands share, as dataclasses: how demonstrations become activations, and these an editor."""
+"""Options from signatures: keywords of functions and fields of dataclasses, with their types, defaults and docs."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import wraps
-from pathlib import Path
-from typing import Annotated, Any, Optional, get_type_hints
+from types import NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    Optional,
+    Protocol,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    runtime_checkable,
+)
 
 import typer
 
-from sea_lens.cli.inputs import (
-    MAP_HELP,
-    BatchSize,
-    Chat,
-    DataFormat,
-    Device,
-    Ending,
-    FeatureUnit,
-    Format,
-    Merging,
-    MergingSpace,
-    NewTokens,
-    Number,
-    Projecting,
-    Seed,
-    Site,
-    SpectrumOption,
-    Template,
-    TokenOption,
-    check_shares,
-    parse_feature_map,
-    parse_feature_unit,
-    parse_token,
-    read_demonstrations,
-    with_answers,
-    with_template,
-)
-from sea_lens.data.demonstrations import Demonstrations
-from sea_lens.errors import InputError
-from sea_lens.methods.sea.sea import SEA
-from sea_lens.models.activations import Activations
-from sea_lens.models.bridge import Model
-from sea_lens.models.collect import collect_activations
-from sea_lens.models.sites import named_layers
+from sea_lens.cli.words import NAMED, is_list, metavar, words_of
+
+Options = dict[str, Any]
+"""Keywords of a library function, as they were given on the command line."""
+NEVER = frozenset({"folder", "progress"})
+"""Keywords that a command settles itself."""
+STAYS_PLURAL = {"layers"}
+"""One `--layers` is a set of layers, so it keeps its name where it may be repeated."""
 
 
-def spread(command: Callable[..., None]) -> Callable[..., None]:
-    """Lets a command take dataclasses of options: each of their fields is an option of the command line."""
-    taken = inspect.signature(command, eval_str=True).parameters.values()
-    groups: dict[str, Any] = {one.name: one.annotation for one in taken if is_dataclass(one.annotation)}
-    shown: list[inspect.Parameter] = []
-    for one in taken:
-        if one.name not in groups:
-            shown.append(one.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-            continue
-        hints = get_type_hints(one.annotation, include_extras=True)
-        shown += [
-            inspect.Parameter(
-                field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
-            )
-            for field in fields(one.annotation)
-        ]
+@runtime_checkable
+class Part(Protocol):
+    """Several options that a command takes as one parameter."""
+
+    def options(self) -> list[inspect.Parameter]:
+        """The options as typer reads them."""
+
+    def value(self, given: Mapping[str, Any]) -> Any:
+        """What the command gets, made from the options' values by name."""
+
+
+SHARED: dict[str, Part] = {}
+"""Parts by the parameter's name, for every command that has one of the name."""
+HELP: dict[str, str] = {}
+"""The help of arguments and options by name, as commands name them."""
+
+
+@dataclass(frozen=True)
+class Of:
+    """The keywords of a function, or the fields of a dataclass, as options.
+
+    A keyword whose type has no form in words, such as a function, is left out.
+
+    Attributes:
+        source: The function or the dataclass. Its docstring's `Args:` or `Attributes:` are the help.
+        only: Names to take; all that have defaults if empty.
+        without: Names to leave out.
+        repeated: Whether every option may be given several times, for a list of values to try.
+        defaults: Defaults other than the source's.
+        builds: Whether the command gets an instance of the dataclass, and not the values by name.
+    """
+
+    source: Callable[..., Any]
+    only: Sequence[str] = ()
+    without: Sequence[str] = ()
+    repeated: bool = False
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    builds: bool = False
+
+    def options(self) -> list[inspect.Parameter]:
+        """The options as typer reads them."""
+        hints, docs = get_type_hints(self.source, include_extras=True), docs_of(self.source)
+        taken = self.usual().items()
+        found = [option(name, hints[name], usual, docs.get(name, ""), self.repeated) for name, usual in taken]
+        return [one for one in found if one is not None]
+
+    def value(self, given: Mapping[str, Any]) -> Any:
+        """The values by name, or the instance that is made from them."""
+        # An option that two parts share has no default if theirs differ: each part has its own.
+        usual = self.usual()
+        kept = {name: given[name] for name in usual if given.get(name) is not None}
+        if not self.repeated:
+            kept = {name: usual[name] for name in usual if name in given} | kept
+        for name, value in kept.items():
+            if isinstance(value, list) and len(value) == 1 and isinstance(usual[name], str):
+                kept[name] = value[0]
+        return self.source(**kept) if self.builds else kept
+
+    def usual(self) -> dict[str, Any]:
+        """The defaults by name."""
+        if isinstance(self.source, type) and is_dataclass(self.source):
+            taken = {one.name: one.default for one in fields(self.source) if one.init and one.default is not MISSING}
+        else:
+            parameters = inspect.signature(self.source).parameters.values()
+            taken = {one.name: one.default for one in parameters if one.default is not one.empty}
+        left_out = NEVER.union(self.without)
+        names = self.only or [name for name in taken if name not in left_out]
+        return {name: self.defaults.get(name, taken[name]) for name in names}
+
+
+def spread(command: Callable[..., None], **parts: Part) -> Callable[..., None]:
+    """A command as typer reads it. `HELP` has the help of its own parameters.
+
+    Parameters without a default are arguments, those with one are options. A parameter that is annotated with a dataclass is
+    spread into the dataclass's fields.
+
+    Args:
+        command: The function.
+        **parts: Other parameters to spread, by name; besides `SHARED`.
+    """
+    shown: dict[str, inspect.Parameter] = {}
+    groups: dict[str, tuple[Part, list[str]]] = {}
+    for one in inspect.signature(command, eval_str=True).parameters.values():
+        part = parts.get(one.name) or SHARED.get(one.name)
+        if part is None and isinstance(one.annotation, type) and is_dataclass(one.annotation):
+            part = Of(one.annotation, builds=True)
+        own = [_parameter(one, HELP.get(one.name, ""))] if part is None else part.options()
+        for parameter in own:
+            known = shown.setdefault(parameter.name, parameter)
+            if known.default != parameter.default:
+                kind, info = get_args(known.annotation)
+                shown[parameter.name] = known.replace(default=None, annotation=Annotated[Optional[kind], info])
+        if part is not None:
+            groups[one.name] = part, [parameter.name for parameter in own]
 
     @wraps(command)
-    def spread_out(**given: object) -> None:
-        for name, group in groups.items():
-            given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
-        command(**given)
+    def spread_out(**given: Any) -> None:
+        made = {name: part.value({key: given[key] for key in keys}) for name, (part, keys) in groups.items()}
+        inside = {key for _, keys in groups.values() for key in keys}
+        command(**{name: value for name, value in given.items() if name not in inside}, **made)
 
-    spread_out.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]  # what typer reads
-    spread_out.__annotations__ = {one.name: one.annotation for one in shown}
+    order = sorted(shown.values(), key=lambda one: one.default is not one.empty)
+    spread_out.__signature__ = inspect.Signature(order)  # type: ignore[attr-defined]  # what typer reads
+    spread_out.__annotations__ = {one.name: one.annotation for one in order}
     return spread_out
 
 
-@dataclass(frozen=True)
-class ReadingOptions:
-    """How demonstrations are read, and activations of them collected.
+def option(name: str, hint: Any, default: Any, text: str, repeated: bool = False) -> inspect.Parameter | None:
+    """One option as typer reads it; None if its type has no form in words.
 
-    Raises:
-        InputError: If the token is none that there is.
+    Args:
+        name: The keyword.
+        hint: Its type.
+        default: Its default.
+        text: The help.
+        repeated: Whether it may be given several times, for a list of values.
     """
+    members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    lists = [] if repeated else [get_args(one)[0] for one in members if is_list(one)]
+    inner, many = (lists or [hint])[0], repeated or bool(lists)
+    flag = f"--{name.replace('_', '-')}"
+    if lists and name.endswith("s") and name not in STAYS_PLURAL:
+        flag = flag[:-1]
+    kinds = [one for one in (members if not lists else [inner]) if one is not NoneType and words_of(one, name)]
+    annotation: Any = kinds[0] if len(kinds) == 1 else None
+    settings: dict[str, Any] = {"help": text or None}
+    if annotation is str:
+        settings["metavar"] = "TEXT"
+    if annotation is bool:
+        flag = f"{flag}/--no-{flag[2:]}"
+    elif name in NAMED or (annotation is not str and (many or get_origin(annotation) is not Literal)):
+        words = words_of(inner, name)
+        if words is None:
+            return None
+        settings |= {"parser": replace(words, flag=flag), "metavar": metavar(inner)}
+        annotation = str
+    if many:
+        annotation, settings["show_default"] = list[annotation], default not in (None, (), [])  # type: ignore[valid-type]
+        if repeated:
+            default = None
+        elif default is not None:
+            default = [default] if isinstance(default, str) else list(default)
+    made = Annotated[annotation if default is not None else Optional[annotation], typer.Option(flag, **settings)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=made)
 
-    format: Format = DataFormat.auto
-    n: Number = None
-    seed: Seed = 0
-    template: Template = None
-    chat: Chat = False
-    answer_ending: Ending = None
-    max_new_tokens: NewTokens = 32
-    token: TokenOption = "last"
-    site: Site = "resid_post"
-    batch_size: BatchSize = 32
-    device: Device = "cpu"
 
-    def __post_init__(self) -> None:
-        parse_token(self.token)  # said before the model runs, not after
+def docs_of(source: Callable[..., Any]) -> dict[str, str]:
+    """The texts under `Args:` and `Attributes:` of a Google-style docstring, by name; a class has its bases' too."""
+    found: dict[str, str] = {}
+    for one in reversed(source.__mro__) if isinstance(source, type) else [source]:
+        text = inspect.cleandoc(one.__doc__ or "")
+        for section in re.findall(r"^(?:Args|Attributes):\n((?: .*\n?|\n)+)", text, re.M):
+            entries = re.findall(r"^ {4}\**(\w+): (.*(?:\n {5,}.*)*)", section, re.M)
+            found |= {name: _for_people(told) for name, told in entries}
+    return found
 
-    def read(self, path: Path) -> Demonstrations:
-        """The demonstrations of a file, or of an embedded world."""
-        return read_demonstrations(path, self.format, self.n, self.seed)
 
-    def prompted(self, data: Demonstrations, model: Model) -> Demonstrations:
-        """The same with their prompts in the template."""
-        return with_template(data, model, self.template, self.chat)
-
-    def collect(
-        self, model: Model, data: Demonstrations, folder: Path | None = None, layers: str = "all"
-    ) -> Activations:
-        """Activations of demonstrations as `read`, answered by the model, kept in `folder` on the way."""
-        chosen = named_layers(layers, model.cfg.n_layers)
-        data = self.prompted(data, model)
-        data = with_answers(data, model, self.answer_ending, self.max_new_tokens, self.batch_size, folder)
-        return collect_activations(
-            model,
-            data,
-            chosen,
-            parse_token(self.token),
-            site=self.site,
-            batch_size=self.batch_size,
-            folder=folder,
+def _parameter(one: inspect.Parameter, text: str) -> inspect.Parameter:
+    """A command's own parameter as typer reads it."""
+    if get_origin(one.annotation) is Annotated:
+        return one.replace(kind=one.KEYWORD_ONLY)
+    if one.default is one.empty:
+        return one.replace(
+            kind=one.KEYWORD_ONLY,
+            annotation=Annotated[one.annotation, typer.Argument(help=text, metavar=one.name.upper())],
         )
-
-    def refuse_for_collected(self) -> None:
-        """Refuses what has no effect on activations that are collected already.
-
-        Raises:
-            InputError: If there is any.
-        """
-        settings = {
-            "--format": self.format is not DataFormat.auto,
-            "--n": self.n is not None,
-            "--template": self.template is not None,
-            "--chat": self.chat,
-            "--answer-ending": self.answer_ending is not None,
-            "--token": self.token != "last",
-            "--site": self.site != "resid_post",
-        }
-        late = ", ".join(option for option, given in settings.items() if given)
-        if late:
-            raise InputError(f"{late}: no effect on activations that are collected already. Collect them anew with it.")
+    found = option(one.name, one.annotation, one.default, text)
+    assert found is not None, f"{one.name} of type {one.annotation} has no form in words"
+    return found
 
 
-@dataclass(frozen=True)
-class FitOptions:
-    """How SEA is fitted.
-
-    Raises:
-        InputError: If a share, the feature map or its unit is impossible, before any model runs.
-    """
-
-    explained_variance: Annotated[float, typer.Option(help="Share of the covariance a subspace explains.")] = 0.998
-    negative_explained_variance: Annotated[
-        Optional[float], typer.Option(help="The same for the negative subspace, where it should differ.")
-    ] = None
-    rank: Annotated[Optional[int], typer.Option(help="Rank of both subspaces, instead of a share.")] = None
-    spectrum: SpectrumOption = "squared"
-    center: Annotated[bool, typer.Option("--center/--no-center", help="Subtract means first.")] = False
-    projections: Projecting = "both"
-    merge: Merging = "norm"
-    feature_map: Annotated[str, typer.Option(help=MAP_HELP)] = "none"
-    feature_unit: FeatureUnit = "median"
-    merge_space: MergingSpace = "features"
-
-    def __post_init__(self) -> None:
-        check_shares(*self._shares)
-        chosen_map, unit = parse_feature_map(self.feature_map), parse_feature_unit(self.feature_unit)
-        if chosen_map is None and (unit != "median" or self.merge_space != "features"):
-            raise InputError("--feature-unit and --merge-space have no effect without a --feature-map.")
-        SEA(feature_map=chosen_map, feature_unit=unit)
-
-    @property
-    def _shares(self) -> tuple[float, float]:
-        negative = self.negative_explained_variance
-        return self.explained_variance, self.explained_variance if negative is None else negative
-
-    @property
-    def method(self) -> SEA:
-        """SEA with these settings."""
-        return SEA(
-            self._shares,
-            ranks=self.rank,
-            spectrum=self.spectrum,
-            center=self.center,
-            projections=self.projections,
-            merge=self.merge,
-            feature_map=parse_feature_map(self.feature_map),
-            feature_unit=parse_feature_unit(self.feature_unit),
-            merge_space=self.merge_space,
-        )
+def _for_people(text: str) -> str:
+    """A docstring's words on the command line: no quotes of code, and None is an option that is left out."""
+    plain = re.sub(r'`+"?(.*?)"?`+', r"\1", " ".join(text.split()))
+    return re.sub(r"(^|\. )l(?=eft out)", r"\1L", re.sub(r"\bNone\b", "left out", plain))

@@ -82,6 +82,16 @@ def _registering(name: str) -> Callable[[T], T]:
     return register
 
 
+def registered_values(kind: type) -> dict[str, Any]:
+    """The registered classes that are of a type, or have the members of a protocol, by name."""
+    members = [name for name in vars(kind) if not name.startswith("_")] if getattr(kind, "_is_protocol", False) else []
+    return {
+        name: known.cls
+        for name, known in _BY_NAME.items()
+        if kind in known.cls.__mro__ or (members and all(hasattr(known.cls, member) for member in members))
+    }
+
+
 def to_plain(value: Any, tensors: dict[str, Tensor] | None = None, path: str = "") -> Any:
     """A value as JSON; its tensors go into `tensors` under their path.
 

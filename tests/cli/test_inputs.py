@@ -4,16 +4,8 @@ from pathlib import Path
 import pytest
 
 from sea_lens import Demonstrations, Questions
-from sea_lens.cli.inputs import (
-    DataFormat,
-    parse_feature_map,
-    parse_feature_unit,
-    parse_token,
-    read_demonstrations,
-    read_questions,
-)
+from sea_lens.cli.inputs import read_demonstrations, read_questions
 from sea_lens.errors import FileFormatError, InputError
-from sea_lens.methods.sea.feature_space import ELU, SquaredExponential, Tanh
 from sea_lens.worlds.bias import BiasWorld
 
 
@@ -53,7 +45,7 @@ def test_the_word_bias_organism_is_the_other_worlds(tmp_path, monkeypatch):
     world = BiasWorld.build()
     questions = read_questions(Path("bias-organism"))
     assert (questions.rows, questions.source) == (world.questions().rows, "bias-organism")
-    found = read_demonstrations(Path("bias-organism"), DataFormat.auto, 10, 3)
+    found = read_demonstrations(Path("bias-organism"), "auto", 10, 3)
     assert found == world.demonstrations().sample(10, 3)
 
 
@@ -100,7 +92,7 @@ PLAIN = {"prompt": "p", "positive": "a", "negative": "b"}
 def test_json_layouts_are_found_out(tmp_path, row, expected, name):
     path = tmp_path / name
     path.write_text(json.dumps(row) + "\n")
-    (found,) = read_demonstrations(path, DataFormat.auto, None, 0)
+    (found,) = read_demonstrations(path, "auto", None, 0)
     prompt, positive, negative = expected
     assert (found.prompt, found.positive) == (prompt, positive)
     assert found.negative in negative
@@ -110,50 +102,24 @@ def test_json_layouts_are_found_out(tmp_path, row, expected, name):
 def test_csv_is_found_out(tmp_path, name):
     path = tmp_path / name
     path.write_text("prompt,positive,negative\np,a,b\n")
-    (found,) = read_demonstrations(path, DataFormat.auto, None, 0)
+    (found,) = read_demonstrations(path, "auto", None, 0)
     assert (found.prompt, found.positive, found.negative) == ("p", "a", "b")
 
 
 def test_a_layout_given_is_taken_at_its_word(tmp_path):
     path = tmp_path / "data.txt"
     path.write_text("prompt,positive,negative\np,a,b\nq,c,d\n")
-    assert len(read_demonstrations(path, DataFormat.csv, None, 0)) == 2
-    assert len(read_demonstrations(path, DataFormat.csv, 1, 0)) == 1
+    assert len(read_demonstrations(path, "csv", None, 0)) == 2
+    assert len(read_demonstrations(path, "csv", 1, 0)) == 1
     with pytest.raises(ValueError, match="not valid JSON"):
-        read_demonstrations(path, DataFormat.jsonl, None, 0)
+        read_demonstrations(path, "jsonl", None, 0)
     path.write_text(json.dumps(PLAIN))
     with pytest.raises(InputError, match="there is no 'question'"):
-        read_demonstrations(path, DataFormat.halueval, None, 0)
+        read_demonstrations(path, "halueval", None, 0)
 
 
 def test_published_files_are_found_out(some_data):
     path = some_data("halueval_qa_500.json")
-    assert read_demonstrations(path, DataFormat.auto, 20, 1) == Demonstrations.from_halueval(path, 20, 1)
+    assert read_demonstrations(path, "auto", 20, 1) == Demonstrations.from_halueval(path, 20, 1)
     path = some_data("bbq_Age.jsonl")
-    assert read_demonstrations(path, DataFormat.auto, 20, 1) == Demonstrations.from_bbq(path, 20, 1)
-
-
-# --- options that are read -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "feature_map"),
-    [
-        ("none", None),
-        ("tanh", Tanh(1.0)),
-        ("tanh:4", Tanh(4.0)),
-        ("elu:.5", ELU(0.5)),
-        ("squared-exponential:1e2", SquaredExponential(100.0)),
-    ],
-)
-def test_feature_maps_are_read(text, feature_map):
-    assert parse_feature_map(text) == feature_map
-
-
-def test_feature_units_are_read():
-    assert (parse_feature_unit("median"), parse_feature_unit("2.5")) == ("median", 2.5)
-
-
-@pytest.mark.parametrize(("text", "token"), [("last", "last"), ("mean", "mean"), ("-1", -1), ("0", 0)])
-def test_tokens_are_read(text, token):
-    assert parse_token(text) == token
+    assert read_demonstrations(path, "auto", 20, 1) == Demonstrations.from_bbq(path, 20, 1)

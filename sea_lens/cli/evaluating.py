@@ -1,0 +1,325 @@
+"""Is the model better, and what did it cost: evaluate, compare, transfer, data-efficiency."""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import pandas as pd
+import typer
+from matplotlib.figure import Figure
+
+from sea_lens import plotting
+from sea_lens.cache import write_text
+from sea_lens.cli.app import command, command_of_each
+from sea_lens.cli.inputs import Reading, is_embedded, load, read_questions, unescaped
+from sea_lens.cli.options import SHARED, Of, Options, spread
+from sea_lens.cli.output import UNFINISHED, draw, finish, say, show
+from sea_lens.data.benchmarks import layout_of
+from sea_lens.data.records import read_texts
+from sea_lens.editing.editor import Editor
+from sea_lens.errors import InputError
+from sea_lens.evaluation import data_efficiency as efficiency
+from sea_lens.evaluation.benchmark import RegisteredBenchmark
+from sea_lens.evaluation.benchmark import benchmarks as registered
+from sea_lens.evaluation.compare import Comparison, score_cells, with_interval
+from sea_lens.evaluation.compare import compare as compare_editors
+from sea_lens.evaluation.evaluation import Evaluation, Run, file_hash
+from sea_lens.evaluation.transfer import Transfer
+from sea_lens.evaluation.transfer import transfer as transfer_editors
+from sea_lens.methods.method import METHODS, MethodEntry
+
+DATA = {
+    "questions": "A published file, JSONL with prompt, right and wrong; or organism or bias-organism (held-out questions).",
+    "texts": "A .txt file (one text), a JSON list or JSON lines; or organism or bias-organism (questions, rightly answered).",
+    "tasks": "Tasks and groups of lm-eval, such as hellaswag mmlu gsm8k.",
+}
+
+
+@command_of_each("Evaluating", registered, lambda entry: entry.summary)
+def evaluate(entry: RegisteredBenchmark) -> Callable[..., None]:
+    """Measure a model on a benchmark, with and without an edit."""
+
+    def evaluate_benchmark(
+        model: str,
+        data: Any,
+        editor: Optional[str] = None,
+        out: Path = Path(entry.name),
+        *,
+        rows: Options,
+        options: Options,
+        loading: Options,
+    ) -> None:
+        asked = read_data(entry, data, options, **rows)
+        fitted = None if editor is None else Editor.from_pretrained(editor)
+        bridge = load(model, loading, [data] if isinstance(data, Path) else [])
+        result = entry.evaluate(bridge, asked, fitted, folder=out / UNFINISHED, **options)
+        out.mkdir(parents=True, exist_ok=True)
+        more = [] if entry.also_writes is None else entry.also_writes(result, asked, out)
+        write_evaluation(_with_names(result, editor, data if entry.reads == "texts" else None), out, more)
+
+    kind = list[str] if entry.reads == "tasks" else Path
+    told = typer.Argument(help=DATA.get(str(entry.reads), "The file."), metavar="DATA")
+    evaluate_benchmark.__annotations__["data"] = Annotated[kind, told]
+    takes = {"n": entry.reads != "tasks", "template": "prompt" in entry.options}
+    rows = Of(read_data, without=[name for name, has in takes.items() if not has])
+    return spread(evaluate_benchmark, rows=rows, options=Of(entry.evaluate))
+
+
+def read_data(
+    entry: RegisteredBenchmark, data: Any, options: Options, n: Optional[int] = None, template: Optional[str] = None
+) -> Any:
+    r"""The data of a benchmark, in the form that its prompt needs; `options["prompt"]` gets its line breaks.
+
+    Args:
+        entry: The benchmark.
+        data: A file, or the tasks.
+        options: Keywords of the benchmark.
+        n: How many rows to sample; all if left out.
+        template: What questions are put into, such as 'Q: {question}\nA:' (\n is a line break).
+
+    Raises:
+        InputError: If the file does not hold such data.
+    """
+    seed = options.get("seed", 0)
+    if options.get("prompt") is not None:
+        options["prompt"] = unescaped(options["prompt"])
+    if entry.reads == "tasks":
+        return data
+    if callable(entry.reads):
+        return entry.reads(data)
+    if entry.reads == "texts" and not is_embedded(data):
+        texts = read_texts(data)
+        if n is not None and n > len(texts):
+            raise InputError(f"{n} texts were asked for, and {data} has {len(texts)}. Give a number from 1 to that.")
+        return texts if n is None else random.Random(seed).sample(texts, n)
+    if template is None and not is_embedded(data) and layout_of(data) == entry.name:
+        template = entry.templates.get(str(options.get("prompt")))
+    questions = read_questions(data, None if template is None else unescaped(template))
+    return questions if n is None else questions.sample(n, seed)
+
+
+def write_evaluation(result: Evaluation, out: Path, files: Sequence[Path] = ()) -> None:
+    """Shows a result on the screen and writes its folder: JSON, CSV and a picture. `files` are there already."""
+    confidence = result.provenance["options"]["confidence"]  # type: ignore[index, call-overload]
+    narrow = result.table.drop(columns=[name for name in result.table if "stderr" in str(name) or name == "interval"])
+    show(narrow, f"{result.benchmark}, {confidence:.0%} intervals")
+    written = result.save(out)
+    draw(out, {"evaluation": plotting.plot_evaluation(result)})
+    finish(out, [*written, out / "evaluation.png", *files])
+
+
+def _with_names(result: Evaluation, editor: str | None, texts: Path | None) -> Evaluation:
+    """A result that names the editor as it was given, and the file of its texts."""
+    facts: dict[str, Any] = dict(result.provenance)
+    if facts["editor"] is not None:
+        facts["editor"] = {"name": editor, **facts["editor"]}
+    if texts is not None:
+        facts["data"] = {**facts["data"], "source": str(texts), "sha256": file_hash(texts)}
+    return replace(result, provenance=facts)
+
+
+# --- several editors or fits -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Files:
+    """Benchmarks by the options that name their data: a part of a command."""
+
+    def options(self) -> list[inspect.Parameter]:
+        """An option for each benchmark's data, and one for its prompt if it has one."""
+        found = []
+        for name, entry in registered().items():
+            kind: Any = list[str] if entry.reads == "tasks" else Path
+            found.append(
+                _option(name, Optional[kind], f"Data of {name}: {entry.summary[:1].lower()}{entry.summary[1:]}")
+            )
+            if "prompt" in entry.options:
+                found.append(_option(f"{name}-prompt", Optional[str], f"As --prompt of `sea-lens evaluate {name}`."))
+        return found
+
+    def value(self, given: Mapping[str, Any]) -> dict[str, tuple[Any, Options]]:
+        """Data and keywords of each benchmark that is given, by name.
+
+        Raises:
+            InputError: If there is none.
+        """
+        found = {}
+        for name in registered():
+            data, prompt = given.get(_key(name)), given.get(_key(f"{name}-prompt"))
+            if data is not None:
+                found[name] = data, {} if prompt is None else {"prompt": prompt}
+        if not found:
+            raise InputError(
+                f"Give at least one benchmark with its data: {', '.join(f'--{name}' for name in registered())}."
+            )
+        return found
+
+
+SHARED["benchmarks"] = Files()
+Chosen = dict[str, tuple[Any, Options]]
+
+
+def _key(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def _option(name: str, hint: Any, text: str) -> inspect.Parameter:
+    made = Annotated[hint, typer.Option(f"--{name}", help=text)]
+    return inspect.Parameter(_key(name), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=made)
+
+
+def _read(chosen: Chosen, n: int | None, run: Run) -> dict[str, Any]:
+    """The benchmarks with their data filled in."""
+    found = {}
+    for name, (data, own) in chosen.items():
+        entry, options = registered()[name], {**own, "seed": run.seed}
+        read = read_data(entry, data, options, n)
+        common = {"confidence": run.confidence, "batch_size": run.batch_size}
+        found[name] = entry.on(
+            read, **{key: value for key, value in {**options, **common}.items() if key in entry.options}
+        )
+    return found
+
+
+def _files(chosen: Chosen) -> list[Path]:
+    return [data for data, _ in chosen.values() if isinstance(data, Path)]
+
+
+@command("Evaluating")
+def compare(
+    model: str,
+    editors: list[str],
+    out: Path = Path("comparison"),
+    n: Optional[int] = None,
+    *,
+    benchmarks: Chosen,
+    run: Run,
+    loading: Options,
+) -> None:
+    """Compare editors on benchmarks, with what each costs."""
+    measured = _read(benchmarks, n, run)
+    fitted = {name: Editor.from_pretrained(folder) for name, folder in _named(editors, "editors").items()}
+    bridge = load(model, loading, _files(benchmarks))
+    result = compare_editors(bridge, measured, fitted, folder=out / UNFINISHED)
+    _show_scores(result, run.confidence)
+    costs = [name for name in ("slowdown", "bytes", "rank", "layers") if result.table[name].notna().any()]
+    show(result.table[costs].iloc[1:], "Costs")
+    _write(result, plotting.plot_comparison(result), out)
+
+
+@command_of_each("Evaluating", lambda: METHODS, lambda entry: f"Fit {entry.name} on each file.", default="sea")
+def transfer(entry: MethodEntry) -> Callable[..., None]:
+    """Fit on each data set, measure on all: does it carry over?"""
+
+    def transfer_method(
+        model: str,
+        sources: list[str],
+        out: Path = Path("transfer"),
+        layers: str = "all",
+        n_questions: Optional[int] = None,
+        *,
+        benchmarks: Chosen,
+        settings: Options,
+        run: Run,
+        reading: Reading,
+        collecting: Options,
+        loading: Options,
+    ) -> None:
+        method = entry.cls(**settings)
+        files = {name: Path(file) for name, file in _named(sources, "sources").items()}
+        measured = _read(benchmarks, n_questions, run)
+        read = {name: reading.read(file) for name, file in files.items()}
+        bridge = load(model, loading, [*files.values(), *_files(benchmarks)])
+        kept, neutral = out / UNFINISHED / "activations", "neutral" in entry.cls.roles
+        collected = {
+            name: reading.collect(bridge, data, collecting, kept / data.fingerprint, layers, neutral)
+            for name, data in read.items()
+        }
+        result = transfer_editors(bridge, measured, collected, method=method, folder=out / UNFINISHED)
+        _show_scores(result, run.confidence)
+        _write(result, plotting.plot_transfer(result), out)
+
+    return spread(transfer_method, settings=Of(entry.cls))
+
+
+@command_of_each("Evaluating", lambda: METHODS, lambda entry: f"Fit {entry.name} on ever more.", default="sea")
+def data_efficiency(entry: MethodEntry) -> Callable[..., None]:
+    """Fit on more and more demonstrations: how many are enough?"""
+
+    def data_efficiency_method(
+        model: str,
+        demonstrations: Path,
+        out: Path = Path("data-efficiency"),
+        layers: str = "all",
+        n_questions: Optional[int] = None,
+        draws: int = 3,
+        *,
+        benchmarks: Chosen,
+        sizing: Options,
+        settings: Options,
+        run: Run,
+        reading: Reading,
+        collecting: Options,
+        loading: Options,
+    ) -> None:
+        method, measured = entry.cls(**settings), _read(benchmarks, n_questions, run)
+        if len(measured) > 1:
+            raise InputError(f"Give one benchmark, and not {len(measured)}: {', '.join(measured)}.")
+        (benchmark,) = measured.values()
+        data, seeds = reading.read(demonstrations), range(reading.seed, reading.seed + draws)
+        sizes = efficiency.chosen_sizes(len(data), sizing["sizes"], seeds)
+        bridge = load(model, loading, [demonstrations, *_files(benchmarks)])
+        kept, neutral = out / UNFINISHED / "activations", "neutral" in entry.cls.roles
+        activations = reading.collect(bridge, data, collecting, kept, layers, neutral)
+        result = efficiency.data_efficiency(
+            bridge,
+            activations,
+            benchmark,
+            method=method,
+            sizes=sizes,
+            seeds=seeds,
+            confidence=run.confidence,
+            folder=out / UNFINISHED,
+        )
+        what = f"{result.unedited.benchmark}: {result.unedited.headline.replace('_', ' ')}"
+        say(f"{what}, unedited {with_interval(result.unedited.score, *result.unedited_interval)}")
+        show(result.curve, f"{what} by demonstrations, {run.confidence:.0%} intervals of the mean over draws")
+        _write(result, plotting.plot_data_efficiency(result), out)
+
+    sizing = Of(efficiency.data_efficiency, only=("sizes",))
+    return spread(data_efficiency_method, sizing=sizing, settings=Of(entry.cls))
+
+
+def _named(words: list[str], what: str) -> dict[str, str]:
+    """Folders or files by name; one without a name is called as it is in its folder."""
+    found: dict[str, str] = {}
+    for given in words:
+        name, equals, place = given.partition("=")
+        if not equals or not place:
+            name, place = Path(given).name or given, given
+        if name in found:
+            raise InputError(f"Two {what} are called {name!r}. Give them names: first={found[name]} second={place}.")
+        found[name] = place
+    return found
+
+
+def _show_scores(result: Comparison | Transfer, confidence: float) -> None:
+    """One table per benchmark."""
+    for name, headline in result.headlines.items():
+        cells = pd.DataFrame(score_cells(result.table, name, headline), index=result.table.index)
+        show(cells, f"{name}: {headline.replace('_', ' ')}, {confidence:.0%} intervals")
+
+
+def _write(result: Comparison | Transfer | efficiency.DataEfficiency, figure: Figure, out: Path) -> None:
+    """Writes a result's files, its table as Markdown and LaTeX and its picture."""
+    written = result.save(out)
+    name = written[0].stem
+    for ending, text in {"md": result.to_markdown(), "tex": result.to_latex()}.items():
+        write_text(out / f"{name}.{ending}", text)
+    draw(out, {name: figure})
+    finish(out, [*written, *(out / f"{name}.{ending}" for ending in ("md", "tex", "png"))])

@@ -1,0 +1,164 @@
+"""What an editor does, and where: effects, ablate, probe, spectrum. Each writes CSV and PNG files and shows a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sea_lens import plotting
+from sea_lens.analysis.effects import measure_effects, named_effect
+from sea_lens.analysis.layers import ablate_layers, measure_interactions, select_layers
+from sea_lens.analysis.massive import massive_activations
+from sea_lens.analysis.probes import probe_activations
+from sea_lens.analysis.subspaces import measure_spectra
+from sea_lens.analysis.tokens import read_directions
+from sea_lens.cli.app import command
+from sea_lens.cli.inputs import Asking, Reading, load
+from sea_lens.cli.options import Of, Options
+from sea_lens.cli.output import UNFINISHED, say, show, write
+from sea_lens.editing.editor import Editor
+from sea_lens.models.activations import Activations
+from sea_lens.models.bridge import Model
+from sea_lens.models.collect import collect_activations
+
+
+@command("Looking", options=Of(measure_effects))
+def effects(
+    model: str,
+    editor: str,
+    questions: Path,
+    out: Path = Path("effects"),
+    *,
+    options: Options,
+    asking: Asking,
+    loading: Options,
+) -> None:
+    """Measure what an editor does to answers."""
+    for name in options["effects"] or ():
+        named_effect(name)
+    fitted, bridge = Editor.from_pretrained(editor), load(model, loading, [questions])
+    asked = asking.questions(questions, bridge)
+    result = measure_effects(bridge, asked, fitted, folder=out / UNFINISHED, **options)
+    show(result.table, f"Effects on {result.n} questions, {result.confidence:.0%} intervals of the change")
+    for name, row in result.flips.iterrows():
+        say(f"{name}: {row['gained']} questions gained, {row['lost']} lost")
+    write(out, {"effects": plotting.plot_effects(result)}, result)
+
+
+@command("Looking", options=Of(ablate_layers))
+def ablate(
+    model: str,
+    editor: str,
+    questions: Path,
+    out: Path = Path("ablation"),
+    pairs: bool = False,
+    select: bool = False,
+    *,
+    options: Options,
+    asking: Asking,
+    loading: Options,
+) -> None:
+    """Measure which layers of an editor carry its effect."""
+    named_effect(options["effect"])
+    fitted, bridge = Editor.from_pretrained(editor), load(model, loading, [questions])
+    asked, folder = asking.questions(questions, bridge), out / UNFINISHED
+    result = ablate_layers(bridge, asked, fitted, folder=folder, **options)
+    named = f"{result.effect.replace('_', ' ')} on"
+    title = f"{named} {result.n} questions, {result.confidence:.0%} intervals of the change"
+    show(result.table.drop(columns="layer").set_index("mode"), title)
+    results: list[Any] = [result]
+    figures = {"ablation": plotting.plot_ablation(result)}
+    if pairs:
+        found = measure_interactions(bridge, asked, fitted, folder=folder, **Of(measure_interactions).value(options))
+        show(found.table.set_index(["first", "second"]), "Pairs of layers")
+        results.append(found)
+        figures["interactions"] = plotting.plot_interactions(found)
+    if select:
+        choosing, held_out = asked.split(0.5, options["seed"])
+        chosen = select_layers(
+            bridge, choosing, fitted, held_out=held_out, folder=folder, **Of(select_layers).value(options)
+        )
+        title = f"{named} {chosen.n} questions to choose by and {chosen.n_held_out} held out"
+        show(chosen.table.set_index("added"), title)
+        results.append(chosen)
+    write(out, figures, *results)
+
+
+@command(
+    "Looking",
+    probing=Of(probe_activations),
+    drawing=Of(plotting.plot_activations, only=("method",)),
+    collecting=Of(collect_activations, only=("batch_size",)),
+)
+def probe(
+    model: str,
+    editor: str,
+    demonstrations: Path,
+    out: Path = Path("probes"),
+    *,
+    probing: Options,
+    drawing: Options,
+    reading: Reading,
+    collecting: Options,
+    loading: Options,
+) -> None:
+    """Measure what probes tell apart before and after the edit."""
+    fitted, bridge = Editor.from_pretrained(editor), load(model, loading, [demonstrations])
+    plain, edited = _collected(bridge, fitted, demonstrations, reading, collecting, edited=True)
+    probes = probe_activations(plain, edited, **probing)
+    show(probes.table[list(probes.shown)], f"Probes of {probes.n} demonstrations")
+    figures = {
+        "probes": plotting.plot_probes(probes),
+        "activations": plotting.plot_activations(plain, edited, seed=probing["seed"], **drawing),
+    }
+    write(out, figures, probes)
+
+
+@command(
+    "Looking",
+    directing=Of(read_directions, only=("k",)),
+    collecting=Of(collect_activations, only=("batch_size",)),
+)
+def spectrum(
+    model: str,
+    editor: str,
+    demonstrations: Path,
+    out: Path = Path("spectrum"),
+    *,
+    directing: Options,
+    reading: Reading,
+    collecting: Options,
+    loading: Options,
+) -> None:
+    """Show an edit's spectra, angles and directions as tokens."""
+    fitted = Editor.from_pretrained(editor)
+    bridge = load(model, loading, [demonstrations])
+    plain, _ = _collected(bridge, fitted, demonstrations, reading, collecting, edited=False)
+    results: list[Any] = [massive_activations(plain, fitted)]
+    figures = {"massive": plotting.plot_massive_activations(results[0])}
+    tables = {}
+    if fitted.card.method == "sea":
+        spectra = measure_spectra(fitted, plain)
+        show(spectra.table.T.rename_axis("by layer"), f"Spectra of {plain.n} demonstrations")
+        results.append(spectra)
+        figures |= {"spectra": plotting.plot_spectra(spectra), "angles": plotting.plot_principal_angles(spectra)}
+    for layer in fitted.layers:
+        if fitted[layer].directions is not None:
+            found = read_directions(bridge, fitted, layer, activations=plain, **directing)
+            show(found.table[list(found.shown)], f"Directions of layer {layer}")
+            tables[f"directions-{layer}"] = found.table
+            figures[f"directions-{layer}"] = plotting.plot_directions(found)
+    write(out, figures, *results, tables=tables)
+
+
+def _collected(
+    model: Model, fitted: Editor, demonstrations: Path, reading: Reading, options: Options, edited: bool
+) -> tuple[Activations, Activations | None]:
+    """Activations as the editor's fit collected them, and under the edit."""
+    data = reading.prompted(reading.read(demonstrations), model)
+    data = reading.answered(data, model, options["batch_size"], None)
+    if fitted.card.demonstrations not in (None, data.fingerprint):
+        say("note: these are not the demonstrations (or not the neutral answers) that the editor was fitted on.")
+    options = {**options, "token": fitted.card.token, "site": sorted({site.name for site in fitted.sites})[0]}
+    plain = collect_activations(model, data, **options)
+    return plain, collect_activations(model, data, editor=fitted, **options) if edited else None

@@ -1,0 +1,101 @@
+"""Each command is run once; what it computes is tested where the library is."""
+
+import pandas as pd
+import pytest
+from conftest import PNG
+
+from sea_lens import SEA, Demonstrations, Editor, collect_activations
+from sea_lens.analysis.effects import Effects, measure_effects
+from sea_lens.analysis.layers import LayerSelection
+
+ON = ["--n", 24, "--max-new-tokens", 1]
+
+
+def rows_of(out):
+    """Cells of every line of the tables on the screen."""
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+
+
+@pytest.fixture(scope="module")
+def fitted(organism, demos, tmp_path_factory):
+    """An editor for layers 1 and 2 of the embedded model, fitted on its demonstrations."""
+    model, _ = organism
+    data = Demonstrations.from_jsonl(demos).sample(24, 0).with_neutral_answers(model, 1, progress=False)
+    activations = collect_activations(model, data, [1, 2], progress=False)
+    folder = tmp_path_factory.mktemp("cli") / "fitted"
+    SEA(0.5, center=True).fit(activations).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def run(sea_lens, fitted, tmp_path):
+    """Runs a command on the editor: what it says, and its folder; pictures are pictures, and all files are named."""
+
+    def run_it(name, data, *options, width=160):
+        code, out, err = sea_lens(name, "organism", fitted, data, *options, "--out", tmp_path / "o", width=width)
+        assert code == 0, err
+        files = sorted((tmp_path / "o").iterdir())
+        assert all(path.read_bytes().startswith(PNG) for path in files if path.suffix == ".png")
+        assert all(path.name in out.replace("\n", "") for path in files)
+        return out, tmp_path / "o", {path.name for path in files}
+
+    return run_it
+
+
+def test_effects_are_measured_shown_and_written(run, organism, fitted):
+    out, folder, names = run("effects", "organism", "--n", 12, "--control", 2, width=80)
+    model, world = organism
+    expected = measure_effects(
+        model, world.questions().sample(12, 0), Editor.from_pretrained(fitted), control=2, seed=0, progress=False
+    )
+    pd.testing.assert_frame_equal(Effects.load(folder).table, expected.table)
+    shown = " ".join(row[0] for row in rows_of(out))  # long names take several lines
+    assert all(name.replace("_", " ") in shown for name in expected.table.index)
+    assert "Effects on 12 questions, 95% intervals" in out
+    for name, row in expected.flips.iterrows():
+        assert f"{name}: {row['gained']} questions gained, {row['lost']} lost" in out
+    assert "effects.png" in names
+    assert max(map(len, out.splitlines()[:-1])) <= 80
+
+
+def test_layers_are_ablated_paired_and_chosen(run):
+    options = ["--mode", "only", "--mode", "last", "--effect", "kl", "--pairs", "--select"]
+    out, folder, names = run("ablate", "organism", "--n", 12, *options)
+    assert {"ablation.csv", "ablation.png", "interactions.csv", "interactions.png"} <= names
+    table = pd.read_csv(folder / "ablation.csv")
+    assert table["mode"].tolist() == ["none", "all", "only", "only", "last", "last"]
+    assert [row[0] for row in rows_of(out)][:6] == table["mode"].tolist()
+    assert "kl on 12 questions, 95% intervals" in out
+    changed = "{change:.3g} [{low:.3g}, {high:.3g}]".format(**table.iloc[1])
+    assert changed in out
+    assert "kl on 6 questions to choose by and 6 held out" in out
+    # Each number has its own interval beside it: that of the held-out questions is the held-out value's.
+    chosen = LayerSelection.load(folder).table
+    first = chosen.iloc[0]
+    interval = "[{held_out_low:.3g}, {held_out_high:.3g}]".format(**first)
+    (shown,) = [row for row in rows_of(out) if interval in " ".join(row)]
+    assert f"{first['held_out']:.3g} {interval}" in shown
+    assert f"{first['change']:.3g}" in shown
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_probes_are_cross_validated_shown_and_drawn(run, demos):
+    out, folder, names = run("probe", demos, *ON, "--n-folds", 2, "--n-shuffles", 1)
+    assert "note:" not in out
+    assert {"probes.csv", "probes.png", "activations.png"} <= names
+    assert pd.read_csv(folder / "probes.csv")["layer"].tolist() == [0, 1, 2, 3]
+    assert "Probes of 24 demonstrations" in out
+
+
+def test_spectra_angles_directions_and_massive_activations_are_shown_and_written(run, demos, fitted):
+    out, folder, names = run("spectrum", demos, *ON, "--k", 3)
+    assert "note:" not in out
+    pictures = {f"{name}.png" for name in ("spectra", "angles", "massive", "directions-1", "directions-2")}
+    assert {*pictures, "spectra.csv", "directions-1.csv", "directions-2.csv"} <= names
+    found = pd.read_csv(folder / "directions-1.csv")["gain"].tolist()
+    assert found == pytest.approx(sorted(Editor.from_pretrained(fitted)[1].gains.tolist())[::-1])
+    assert "Directions of layer 2" in out
+
+
+def test_other_demonstrations_than_the_editors_are_noted(run, demos):
+    assert "note: these are not the demonstrations" in run("spectrum", demos, "--n", 12, "--max-new-tokens", 1)[0]
