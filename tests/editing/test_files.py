@@ -79,7 +79,13 @@ def test_what_is_written_is_safetensors_json_and_a_card(folder):
     assert set(load_file(folder / "editor.safetensors")) == names
     config = json.loads((folder / "config.json").read_text())
     assert config["card"]["method"] == "sea"
-    assert config["card"]["model"] == {"name": "tiny-llama", "n_layers": 3, "d_model": 32, "weights": "raw"}
+    assert config["card"]["model"] == {
+        "name": "tiny-llama",
+        "n_layers": 3,
+        "d_model": 32,
+        "weights": "raw",
+        "n_heads": 4,
+    }
 
 
 def test_the_model_card_names_the_library_and_shows_its_use(folder):
