@@ -84,10 +84,10 @@ def _peak() -> float:
 
 
 def _fit(model: Model, demonstrations: Demonstrations, in_memory: bool) -> Editor:
-    from sea_lens import collect_activations, collect_statistics, fit_sea
+    from sea_lens import SEA, collect_activations, collect_statistics
 
     if in_memory:
-        return fit_sea(collect_activations(model, demonstrations, progress=False), center=True, progress=False)
+        return SEA(center=True).fit(collect_activations(model, demonstrations, progress=False), progress=False)
     return collect_statistics(model, demonstrations, progress=False).fit(center=True, progress=False)
 
 

@@ -14,12 +14,10 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from benchmarks import memory, published, worlds
 from benchmarks.timing import Row, in_turns, seconds
-from sea_lens import Activations, Editor, SeaLensWarning, collect_activations, fit_sea
+from sea_lens import SEA, Activations, Editor, SeaLensWarning, collect_activations, grid
 from sea_lens.analysis.effects import log_probability_difference
 from sea_lens.analysis.layers import Mode, ablate_layers
 from sea_lens.editing.affine import AffineEdit
-from sea_lens.methods.method import grid
-from sea_lens.methods.sea.sea import SEA
 from sea_lens.methods.sea.spectral import CrossCovariance, principal_angles
 from sea_lens.models.activations import ROLES
 from sea_lens.models.bridge import FwdHook
@@ -47,7 +45,7 @@ def _fit(d: int, n: int, center: bool, wanted: float | None, baseline_repeats: i
     def baseline() -> None:
         found[:] = published.fit(neutral, positive, negative, SHARE, center)[0]
 
-    ours = partial(fit_sea, activations, SHARE, center=center, progress=False)
+    ours = partial(SEA(SHARE, center=center).fit, activations, progress=False)
     times = in_turns(baseline, ours, 3, baseline_repeats)
     cuts = [side.explaining(SHARE).basis for side in CrossCovariance.of_sides(neutral, [positive, negative], center)]
     ranks = "+".join(str(cut.shape[1]) for cut in cuts)
@@ -203,7 +201,7 @@ def tune_rows() -> Iterator[Row]:
 
     def baseline() -> None:
         found["each"] = [
-            fit_sea(activations, share, layers=layers, progress=False) for share in shares for layers in sets
+            SEA(share).fit(activations.at_sites(layers), progress=False) for share in shares for layers in sets
         ]
 
     def ours() -> None:

@@ -15,7 +15,7 @@ import torch
 from benchmarks import worlds
 from benchmarks.memory import peak_of
 from benchmarks.timing import seconds
-from sea_lens import Activations, collect_activations, fit_sea
+from sea_lens import SEA, Activations, collect_activations
 
 SHARE = 0.998
 LARGE = {"layers": 80, "d": 8192, "n": 2000, "rank": 128}
@@ -67,7 +67,7 @@ def _fit(over: str, size: int, n: int, d: int, layers: int = 1) -> Point:
     sides = worlds.activations(n, d)
     by_role = [dict.fromkeys(range(layers), side) for side in sides]
     activations = Activations.from_tensors(neutral=by_role[0], positive=by_role[1], negative=by_role[2])
-    fit = partial(fit_sea, activations, SHARE, progress=False)
+    fit = partial(SEA(SHARE).fit, activations, progress=False)
     return Point("fit", over, size, *_measured(fit, 3))
 
 

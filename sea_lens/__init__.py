@@ -36,7 +36,7 @@ _HOME = {
     "evaluate_lm_eval": "evaluation.lm_eval",
     "evaluate_perplexity": "evaluation.perplexity",
     "evaluate_truthfulqa": "evaluation.truthfulqa",
-    "fit_sea": "methods.sea.sea",
+    "fit_sea": "methods.sea.synonyms",
     "generate_answers": "evaluation.truthfulqa",
     "grid": "methods.method",
     "kl_to_unedited": "models.divergence",

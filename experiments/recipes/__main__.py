@@ -178,8 +178,8 @@ class Recipe:
             layers, kept = self.layers_of(model.cfg.n_layers), folder / "activations"
             found = sl.collect_activations(model, data, layers, self.token, site=self.site, folder=kept, **often)
             feature_map = None if self.feature_map is None else getattr(feature_space, self.feature_map)()
-            settings = {"center": self.center, "merge": self.merge, "feature_map": feature_map, "progress": progress}
-            sl.fit_sea(found, self.explained_variance, **settings).save_pretrained(folder / "editor")
+            settings = {"center": self.center, "merge": self.merge, "feature_map": feature_map}
+            sl.SEA(self.explained_variance, **settings).fit(found, progress=progress).save_pretrained(folder / "editor")
             done.append("fitted")
         shutil.rmtree(folder / "activations", ignore_errors=True)
         editor = sl.Editor.from_pretrained(folder / "editor")

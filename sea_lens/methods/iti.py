@@ -15,8 +15,6 @@ import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import KFold
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -127,6 +125,9 @@ class ITI:
 
     def _accuracy(self, positive: Float[Tensor, "row width"], negative: Float[Tensor, "row width"]) -> float:
         """Of a logistic probe, on demonstrations held out."""
+        from sklearn.linear_model import LogisticRegression  # here, for it takes a second to import
+        from sklearn.model_selection import KFold
+
         parts = KFold(min(self.folds, len(positive)), shuffle=True, random_state=self.seed)
         right = 0
         for fitted, held_out in parts.split(positive):

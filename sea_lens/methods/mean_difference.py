@@ -18,7 +18,7 @@ from sea_lens.methods.method import check_roles, fitted_editor, register_method
 from sea_lens.models.activations import Activations, Role
 
 
-@register_method("mean difference", source="Rimsky et al. 2024, arXiv 2312.06681; Wu et al. 2025, arXiv 2501.17148")
+@register_method("mean-difference", source="Rimsky et al. 2024, arXiv 2312.06681; Wu et al. 2025, arXiv 2501.17148")
 @dataclass(frozen=True)
 class MeanDifference:
     """Adds the mean of the positive activations less that of the negative ones to every activation.

@@ -105,7 +105,7 @@ def test_it_is_tuned_beside_others(organism, tmp_path):
         measure=lambda model, given: Proportion(1, 2),
         progress=False,
     )
-    assert sorted(tuning.table["method"]) == ["clip to positives"] * 4 + ["mean difference"] * 2
+    assert sorted(tuning.table["method"]) == ["clip to positives"] * 4 + ["mean-difference"] * 2
     assert sorted(tuning.table["margin"].dropna()) == [0.0, 0.0, 5.0, 5.0]
     tuning.save(tmp_path)
     assert type(tuning).load(tmp_path).best.fingerprint == tuning.best.fingerprint

@@ -148,7 +148,7 @@ def test_any_methods_are_tuned_together(run, activations, organism):
         words = describe_setting(tuning.table.loc[row.Index])
         assert words.startswith(f"{row.method}, ")
         assert f"layers {row.layers}, strength 1" in words
-        assert ("normalize" in words) == (row.method == "mean difference")
+        assert ("normalize" in words) == (row.method == "mean-difference")
     assert (tuning.table["clamped"] > 0).sum() == 2
     with tuning.best.attached(organism[0]):
         pass_ = organism[0](torch.tensor([[1, 8, 9, 10]]), use_cache=False)

@@ -183,7 +183,7 @@ class SquaredExponential:
     that curve, with the sign of x: the same resolution everywhere, and increasing.
 
     Attributes:
-        length_scale: l, in units of the edit (see `fit_sea(feature_unit=...)`).
+        length_scale: l, in units of the edit (see `SEA(feature_unit=...)`).
     """
 
     length_scale: float = 1.0
@@ -213,7 +213,7 @@ class Tanh:
     """`tanh(x / scale)`: linear around zero, saturating far from it.
 
     Attributes:
-        scale: Where it bends, in units of the edit (see `fit_sea(feature_unit=...)`). The published code uses 1.
+        scale: Where it bends, in units of the edit (see `SEA(feature_unit=...)`). The published code uses 1.
     """
 
     scale: float = 1.0

@@ -190,7 +190,7 @@ def read_published_editor(
         raise InputError(
             f"feature_function is one of {', '.join(get_args(FeatureFunction))}, and only the published rule has it "
             f'(normalization="feature"); {feature_function!r} and {normalization!r} were given. To edit in a feature space, '
-            "fit with fit_sea(..., feature_map=...)."
+            "fit with SEA(feature_map=...)."
         )
     keeping, removing = read_projections(positive), read_projections(negative)
     if keeping.shape != removing.shape:

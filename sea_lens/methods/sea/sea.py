@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args, runtime_checkable
+from typing import ClassVar, Literal, Protocol, TypeVar, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -20,13 +20,7 @@ from sea_lens.errors import InputError
 from sea_lens.methods.method import Origin, card_of, check_roles, method_of, register_method
 from sea_lens.methods.sea.feature_space import FeatureMap, FeatureSpaceEdit, check_map
 from sea_lens.methods.sea.findings import warn_of
-from sea_lens.methods.sea.spectral import (
-    CrossCovariance,
-    Spectrum,
-    Subspace,
-    check_share,
-    difference_of_projectors,
-)
+from sea_lens.methods.sea.spectral import CrossCovariance, Spectrum, Subspace, check_share, difference_of_projectors
 from sea_lens.models.activations import Activations, Role
 from sea_lens.models.distributed import shows
 from sea_lens.models.sites import Site
@@ -181,14 +175,11 @@ class SEA:
         """
         for method in methods:
             check_roles(method, activations)
-        return _fit_each(
-            methods,
-            activations,
-            activations.sites,
-            lambda method, site: method.evidence(activations, site),
-            dtype,
-            progress,
-        )
+
+        def evidence(method: SEA, site: Site) -> Evidence:
+            return method.evidence(activations, site)
+
+        return _fit_each(methods, activations, activations.sites, evidence, dtype, progress)
 
     def fit_from(
         self,
@@ -207,17 +198,13 @@ class SEA:
             progress: As for `fit`.
 
         Raises:
-            InputError: As `fit`, or if a layer is not there.
-
-        Warns:
-            SeaLensWarning: As `fit`.
+            InputError: As `fit`, or if a layer is not there. Warns as `fit` does, too.
         """
-        chosen = None if layers is None else set(layers)
-        sites = [site for site in source.sites if chosen is None or site.layer in chosen]
-        absent = sorted((chosen or set()) - {site.layer for site in sites})
-        if absent or not sites:
-            there = [site.layer for site in source.sites]
-            raise InputError(f"Layers {absent} were asked for; activations are there of {there}.")
+        there = [site.layer for site in source.sites]
+        chosen = there if layers is None else list(layers)
+        sites = [site for site in source.sites if site.layer in chosen]
+        if not sites or not set(chosen) <= set(there):
+            raise InputError(f"Layers {chosen} were asked for; activations are there of {there}.")
         editor = _fit_each([self], source, sites, source.evidence, dtype, progress)[0]
         warn_of(editor, self.center)
         return editor
@@ -336,33 +323,6 @@ def sea_of(editor: Editor) -> SEA:
             f"An editor of SEA was expected, which has subspaces, and this one is of {editor.card.method!r}."
         )
     return method
-
-
-def fit_sea(
-    activations: Activations,
-    explained_variance: Share = 0.998,
-    *,
-    layers: Iterable[int] | None = None,
-    dtype: torch.dtype = torch.float32,
-    progress: bool = True,
-    **settings: Any,
-) -> Editor:
-    """`SEA(explained_variance, ...).fit(activations)`, as version 0.1 called it. It goes away in the next version.
-
-    Args:
-        activations: As for `SEA.fit`.
-        explained_variance: As for `SEA`.
-        layers: Layers to fit; all that `activations` has for None.
-        dtype: As for `SEA.fit`.
-        progress: As for `SEA.fit`.
-        **settings: The other settings of `SEA`.
-
-    Raises:
-        InputError: As `SEA` and `SEA.fit`.
-        ModelMismatchError: If a layer is not there.
-    """
-    chosen = activations if layers is None else activations.at_sites(layers)
-    return SEA(explained_variance, **settings).fit(chosen, dtype=dtype, progress=progress)
 
 
 def _part(
