@@ -55,6 +55,7 @@ _HOME = {
     "read_published_editor": "methods.sea.published",
     "refit": "methods.method",
     "register_edit": "editing.registry",
+    "register_effect": "analysis.effects",
     "register_method": "methods.method",
     "register_value": "editing.registry",
     "select_layers": "analysis.layers",

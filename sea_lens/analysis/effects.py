@@ -1,10 +1,6 @@
 """What an edit does to a model's predictions: effects, their changes, intervals, tests and controls.
 
-A new effect is one function:
-
-    @register_effect(less_is_better=True)
-    def entropy(edited, unedited):
-        return -(edited.next_token.exp() * edited.next_token).sum(1)
+A new effect is one function under `@register_effect`.
 """
 
 from __future__ import annotations
@@ -46,6 +42,13 @@ def register_effect(
 
     Raises:
         InputError: If another effect has that name.
+
+    Example:
+        >>> @register_effect(less_is_better=True)
+        ... def entropy(edited, unedited):
+        ...     return -(edited.next_token.exp() * edited.next_token).sum(1)
+        >>> measure_effects(model, questions, editor, effects=["entropy"], progress=False).table.index.tolist()
+        ['entropy']
     """
 
     def register(function: EffectFunction) -> EffectFunction:
@@ -195,6 +198,11 @@ def measure_effects(
     Raises:
         InputError: If an effect is unknown, or compares with wrong answers where a question has none.
         ModelMismatchError: If the editor does not fit the model.
+
+    Example:
+        >>> effects = measure_effects(model, questions, editor, control=19, progress=False)
+        >>> float(effects.table.at["top_token", "control_p_value"])
+        0.05
     """
     known = list(EFFECTS.values()) if effects is None else [named_effect(effect) for effect in effects]
     controls = control_editors(editor, control, seed)
@@ -203,19 +211,10 @@ def measure_effects(
     plain, edited = measured.values[:, 0], measured.values[:, 1]
     changes = edited - plain
     shares = [effect.is_share_of(values) for effect, values in zip(known, measured.values[:, :2], strict=True)]
-    low, high = mean_intervals(changes.T, seed, confidence, shares=shares)
-    distances = torch.tensor([effect.is_distance for effect in known])
-    rows = {
-        "unedited": plain.mean(1),
-        "edited": edited.mean(1),
-        "change": changes.mean(1),
-        "low": low,
-        "high": high,
-        "p_value": sign_flip_p_values(changes.T, seed).masked_fill(distances, torch.nan),
-    }
+    rows = {"unedited": plain.mean(1), "edited": edited.mean(1)}
+    rows |= change_columns(changes, shares, [effect.is_distance for effect in known], seed, confidence)
     if controls:
-        others = (measured.values[:, 2:] - plain[:, None]).mean(2)
-        rows |= control_columns(rows["change"], others)
+        rows |= control_columns(rows["change"], (measured.values[:, 2:] - plain[:, None]).mean(2))
     names = [effect.name for effect in known]
     table = pd.DataFrame({name: values.tolist() for name, values in rows.items()}, index=names)
     columns: dict[str, list[object]] = {
@@ -233,6 +232,19 @@ def measure_effects(
         confidence,
         seed,
     )
+
+
+def change_columns(
+    changes: Float[Tensor, "rows questions"],
+    shares: Sequence[bool],
+    distances: Sequence[bool],
+    seed: int,
+    confidence: float,
+) -> dict[str, Float[Tensor, " rows"]]:
+    """What a table says of changes: means, intervals, and p-values of those that are no distances."""
+    low, high = mean_intervals(changes.T, seed, confidence, shares=shares)
+    p_values = sign_flip_p_values(changes.T, seed).masked_fill(torch.tensor(distances), torch.nan)
+    return {"change": changes.mean(1), "low": low, "high": high, "p_value": p_values}
 
 
 def control_columns(

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sea_lens.analysis.effects import control_columns, named_effect
+from sea_lens.analysis.effects import change_columns, control_columns, named_effect
 from sea_lens.analysis.measurements import EffectFunction, measure
 from sea_lens.data.questions import Questions
 from sea_lens.editing.controls import control_editors
@@ -22,7 +22,7 @@ from sea_lens.errors import InputError
 from sea_lens.models.bridge import Model
 from sea_lens.models.sites import Site, labels_of
 from sea_lens.results import Result
-from sea_lens.statistics import holm, mean_intervals, sign_flip_p_values
+from sea_lens.statistics import holm, mean_intervals
 
 Mode = Literal["only", "without", "first", "last"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -56,9 +56,7 @@ class Ablation(Result):
     n_controls: int
     confidence: float
     seed: int
-    shown: ClassVar[tuple[str, ...]] = (
-        *("mode", "layers", "change", "low", "high", "p_holm", "control", "control_low", "control_high"),
-    )
+    shown: ClassVar = ("mode", "layers", "change", "low", "high", "p_holm", "control", "control_low", "control_high")
 
 
 def ablate_layers(
@@ -100,6 +98,11 @@ def ablate_layers(
     Raises:
         InputError: If a mode or the effect is unknown, or a set of layers is empty.
         ModelMismatchError: If the editor does not fit the model, or lacks a layer of a set.
+
+    Example:
+        >>> ablation = ablate_layers(model, questions, editor, modes=["last"], effect="top_token", progress=False)
+        >>> ablation.table["layers"].tolist()
+        [(), (0, 1, 2, 3), (3,), (2, 3), (1, 2, 3), (0, 1, 2, 3)]
     """
     unknown = [mode for mode in modes if mode not in MODES]
     if unknown or isinstance(modes, str):
@@ -124,19 +127,10 @@ def ablate_layers(
     measured = measure(model, questions, views, [known], batch_size=batch_size, folder=folder, progress=progress)
     values = measured.values[0].reshape(1 + len(controls), len(sets), len(questions))
     changes = values - values[:, :1]
-    low, high = mean_intervals(changes[0].T, seed, confidence, shares=known.is_share_of(values[0]))
-    p_values = sign_flip_p_values(changes[0].T, seed)
-    if known.is_distance:
-        p_values = torch.full_like(p_values, torch.nan)
+    kinds = [known.is_share_of(values[0])] * len(sets), [known.is_distance] * len(sets)
+    found = {"value": values[0].mean(1), **change_columns(changes[0], *kinds, seed, confidence)}
     families = [len(list(family)) for _, family in groupby(mode for mode, _, _ in rows)]
-    found = {
-        "value": values[0].mean(1),
-        "change": changes[0].mean(1),
-        "low": low,
-        "high": high,
-        "p_value": p_values,
-        "p_holm": torch.cat([holm(family) for family in torch.split(p_values, families)]),
-    }
+    found["p_holm"] = torch.cat([holm(family) for family in torch.split(found["p_value"], families)])
     if controls:
         found |= control_columns(found["change"], changes[1:].mean(2).T)
     named = _labelled(editor, sets)
@@ -196,6 +190,11 @@ def measure_interactions(
     Raises:
         InputError: If the editor has fewer than two layers, or the effect is unknown.
         ModelMismatchError: If the editor does not fit the model.
+
+    Example:
+        >>> pairs = measure_interactions(model, questions, editor.first_layers(2), progress=False)
+        >>> pairs.table[["first", "second"]].to_numpy().tolist()
+        [[0, 1]]
     """
     sites, layers, known = editor.sites, labels_of(editor.sites), named_effect(effect)
     if len(sites) < 2:
@@ -286,6 +285,12 @@ def select_layers(
     Raises:
         InputError: If a held-out question is also one to choose by, `max_layers` is impossible, or the effect is unknown.
         ModelMismatchError: If the editor does not fit the model.
+
+    Example:
+        >>> choosing, confirming = questions.split(0.5, seed=0)
+        >>> found = select_layers(model, choosing, editor, held_out=confirming, max_layers=2, progress=False)
+        >>> found.table["layers"].map(len).tolist()
+        [1, 2]
     """
     shared = {question.prompt for question in questions} & {question.prompt for question in held_out}
     if shared:

@@ -59,8 +59,8 @@ def massive_activations(
         InputError: If the criterion is not of positive numbers.
 
     Example:
-        >>> massive_activations(activations, editor).table["massive"].any()
-        False
+        >>> massive_activations(activations, editor).table["massive"].tolist()
+        [False, False, False, False]
     """
     _check(magnitude, ratio)
     rows = []

@@ -124,6 +124,11 @@ def probe_activations(
 
     Warns:
         SeaLensWarning: If a probe did not converge.
+
+    Example:
+        >>> probes = probe_activations(activations, n_shuffles=1, progress=False)
+        >>> bool((probes.table["accuracy"] > probes.table["shuffled_accuracy"]).all())
+        True
     """
     check_pair(activations, edited)
     sites = (edited or activations).sites
