@@ -289,6 +289,3 @@ def _plain(facts: Mapping[str, object]) -> dict[str, JSON]:
     """Facts as they are read back from a file."""
     found: dict[str, JSON] = json.loads(json.dumps(dict(facts), sort_keys=True))
     return found
-
-
-fingerprint = digest

@@ -20,6 +20,7 @@ from sea_lens.evaluation.costs import bytes_on_disk, forward_slowdown
 from sea_lens.evaluation.evaluation import Evaluation
 from sea_lens.evaluation.metrics import Scale
 from sea_lens.models.bridge import Model
+from sea_lens.models.distributed import shows
 from sea_lens.models.tokens import token_ids
 from sea_lens.results import Result, cell_text, p_text, to_latex, to_markdown
 
@@ -116,7 +117,7 @@ def compare(
     texts = _prompts_to_time(model, evaluations[UNEDITED].values())
     costs = [
         _costs(model, texts, fitted.get(name), seconds.get(name))
-        for name in tqdm(evaluations, desc="costs", unit="editor", disable=not progress)
+        for name in tqdm(evaluations, desc="costs", unit="editor", disable=not shows(progress))
     ]
     parts = [_long(editor, name, found) for editor, row in evaluations.items() for name, found in row.items()]
     return Comparison(comparison_table(evaluations, costs), pd.concat(parts, ignore_index=True), evaluations, fitted)
@@ -149,7 +150,7 @@ def evaluate_all(
     count = len(candidates) * len(measures)
     with (
         kept_in(folder) as kept,
-        tqdm(total=count, desc="evaluations", unit="evaluation", disable=not progress) as bar,
+        tqdm(total=count, desc="evaluations", unit="evaluation", disable=not shows(progress)) as bar,
     ):
         for name, measure in measures.items():
             for called, editor in candidates.items():

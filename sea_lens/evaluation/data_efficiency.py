@@ -24,6 +24,7 @@ from sea_lens.methods.method import Method
 from sea_lens.methods.sea.sea import SEA
 from sea_lens.models.activations import Activations, BySite
 from sea_lens.models.bridge import Model
+from sea_lens.models.distributed import from_first, shows
 from sea_lens.results import Result, to_latex, to_markdown
 
 PUBLISHED = SEA()
@@ -154,12 +155,14 @@ def data_efficiency(
     fits: list[tuple[int, int | None]] = [*draws, *([(n, None)] if n in chosen else [])]
     with (
         kept_in(folder) as kept,
-        tqdm(total=len(fits), desc="fits", unit="fit", disable=not progress) as bar,
+        tqdm(total=len(fits), desc="fits", unit="fit", disable=not shows(progress)) as bar,
         warnings.catch_warnings(),
     ):
         unedited = benchmark(model, editor=None, folder=kept, progress=progress)
         store = Store(kept, "fits", facts | {"benchmark": _settled(unedited)})
-        finished: dict[tuple[int, int | None], Any] = {(row["size"], row["seed"]): row for row in _rows(store)}
+        finished: dict[tuple[int, int | None], Any] = {
+            (row["size"], row["seed"]): row for row in from_first(_rows(store))
+        }
         warnings.simplefilter("ignore", SeaLensWarning)  # an edit that does nothing is a row like any other here
         for size, seed in fits:
             if (size, seed) not in finished:
@@ -238,4 +241,4 @@ def _settled(unedited: Evaluation) -> Mapping[str, JSON]:
 
 
 def _rows(store: Store) -> list[Any]:
-    return [row for row in store.rows() if isinstance(row, dict)]
+    return [row for row in store.rows() if isinstance(row, dict) and {"size", "seed", "score", "fit_seconds"} <= {*row}]

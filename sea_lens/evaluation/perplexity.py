@@ -29,6 +29,7 @@ from sea_lens.evaluation.benchmark import register_benchmark
 from sea_lens.evaluation.evaluation import Evaluation, Run, no_change, provenance, warn_of_hooks
 from sea_lens.evaluation.metrics import COST, SHARE, Metric, Scale, mean, metric_table
 from sea_lens.models.bridge import FwdHook, Model, tokenizer_of
+from sea_lens.models.distributed import shows
 from sea_lens.models.hooks import logits_at, model_facts
 from sea_lens.models.log_probs import POSITIONS_AT_ONCE, kl, log_softmax
 from sea_lens.models.prefixes import how_to_run
@@ -255,7 +256,7 @@ def _measured(
     sums = torch.zeros(len(texts), len(MEASURED), dtype=torch.float64)
     # Which batches are left to run, and so whether a hook fires, depends on what is kept: a check of the numbers says more.
     hooks = [] if editor is None else editor.fwd_hooks(model)
-    with tqdm(total=len(windows), desc="perplexity", unit="window", disable=not run.progress) as bar:
+    with tqdm(total=len(windows), desc="perplexity", unit="window", disable=not shows(run.progress)) as bar:
         for number, batch in enumerate(batches):
             kept = store.read(number) if store is not None else None
             found = None if kept is None else kept["sums"]
