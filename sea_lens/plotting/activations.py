@@ -10,7 +10,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import LogFormatter, LogLocator
+from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from sea_lens.analysis.massive import MassiveActivations
 from sea_lens.analysis.probes import check_pair
@@ -165,6 +165,6 @@ def plot_massive_activations(massive: MassiveActivations, *, axes: Axes | None =
     bar = axes.figure.colorbar(image, ax=axes, shrink=0.9)
     bar.set_label("largest |activation|", fontsize=8)
     bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    bar.ax.yaxis.set_major_formatter(LogFormatter(minor_thresholds=(10, 10)))
+    bar.ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     bar.ax.yaxis.minorticks_off()
     return page(axes)
