@@ -13,7 +13,7 @@ import torch
 
 import sea_lens as sl
 from sea_lens.worlds import demo
-from sea_lens.worlds.demo import answers, collect, report, run, tune
+from sea_lens.worlds.demo import OrganismResult, answers, collect, report, run, tune
 from sea_lens.worlds.facts import World
 
 LAYERS = [0, 1, 2]
@@ -119,6 +119,17 @@ def test_examples_are_questions_whose_answer_changes(result, organism):
     assert examples[["truth", "myth"]].to_numpy().tolist() == [[fact.truth, fact.myth] for fact in chosen]
     for column, editor in (("plain", None), ("edited", result.editor)):
         assert answers(*organism, chosen, editor).table["answer"].tolist() == examples[column].tolist()
+
+
+def test_a_result_is_saved_and_read_back(result, tmp_path):
+    result.save(tmp_path)
+    found = OrganismResult.load(tmp_path)
+    for name in ("table", "by_layer", "examples"):
+        pd.testing.assert_frame_equal(getattr(found, name), getattr(result, name))
+    assert report(found) == report(result)
+    assert list(found.random) == list(result.random)
+    assert found.editor.fingerprint == result.editor.fingerprint
+    assert len(repr(result)) < 1000
 
 
 # --- choosing the setting --------------------------------------------------------------------------------------------
