@@ -1,4 +1,4 @@
-"""SEA on the model with a bias: the tables in README.md beside this file.
+"""SEA on the model with a bias: the tables of edits in sea_lens/worlds/README.md.
 
 `python -m experiments.worlds.bias` measures the model that ships, and takes other folders by name. Settings
 are chosen on the fitting half and scored once on the held-out one.

@@ -45,14 +45,14 @@ SETTINGS = Path(__file__).parent / "variants.json"
 
 @dataclass(frozen=True)
 class Setting:
-    """What is tuned of a variant.
+    """The tuned settings of a variant.
 
     Attributes:
         explained_variance: As for `SEA`.
         center: As for `SEA`.
-        strength: Of the editor.
-        layers: That it edits.
-        scale: Of the feature map, where there is one.
+        strength: The editor's strength.
+        layers: The layers that it edits.
+        scale: The scale of the feature map, where there is one.
         mean: Truthfulness on the fitting facts, averaged over every setting that was tried.
     """
 
@@ -66,7 +66,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Variant:
-    """What a variant changes of linear SEA.
+    """What a variant does differently from linear SEA.
 
     Attributes:
         rule: Projections, merge and merge space.
@@ -118,7 +118,7 @@ VARIANTS = {
     "mlp_out": Variant(site="mlp_out"),
 }
 SCALES = (1.0, 2.0, 4.0)
-"""Of feature maps, in units of the median absolute activation of a layer."""
+"""Scales of feature maps, in units of the median absolute activation of a layer."""
 
 
 def tune(model: Model, world: World, variant: Variant) -> Tuning:
@@ -208,14 +208,14 @@ def compare(model: Model, world: World, n_random: int = 10, seed: int = 0, progr
     Args:
         model: The embedded model.
         world: Its world.
-        n_random: Random editors a variant.
+        n_random: Random editors per variant.
         seed: Of the first random editor; the next ones follow.
         progress: Whether to show a progress bar.
 
     Returns:
-        One row a variant: `truthful` with its 95 % interval `low` to `high`, `myths` (share of answers that are the myth),
+        One row per variant: `truthful` with its 95 % interval `low` to `high`, `myths` (share of answers that are the myth),
         `random` (mean truthfulness under random editors that move every token as far), `random low` and `random high`,
-        `KL` (nats a token, on documents tagged as truthful), `at linear setting` (truthful at the setting of linear SEA,
+        `KL` (nats per token, on documents tagged as truthful), `at linear setting` (truthful at the setting of linear SEA,
         the paper's way of ablating), `mean of settings` (over all that were tried, on the fitting facts), and the `setting`.
     """
     settings = read_settings()

@@ -42,8 +42,8 @@ def plot_evaluation(
 
     An edited model's interval is that of the change, drawn around its score up to where scores end: where it does not reach
     the unedited score, the change is more than chance. Without an editor, scores have their own intervals. A metric
-    that leaves the range from -1 to 1 gets a panel of its own. Of more than 40 categories the largest are drawn; a category
-    of one question has a hollow bar and no interval.
+    that leaves the range from -1 to 1 gets a panel of its own. Only the 40 largest categories are drawn; one of a single
+    question has a hollow bar and no interval.
 
     Args:
         evaluation: Of any benchmark.
@@ -181,7 +181,7 @@ def plot_comparison(comparison: Comparison, *, figure: Figure | SubFigure | None
 
 
 def plot_data_efficiency(result: DataEfficiency, *, axes: Axes | None = None) -> Figure:
-    """The score by number of demonstrations: every fit a point, their mean a line, its interval a band.
+    """The score by number of demonstrations: a point per fit, a line of means, and a band of their interval.
 
     Args:
         result: From `data_efficiency`.

@@ -40,7 +40,7 @@ def one_panel(given: Axes | None, width: float, height: float) -> Axes:
 def panels(
     given: Figure | SubFigure | None, count: int, width: float, height: float, *, share_y: bool = False
 ) -> tuple[Figure | SubFigure, list[Axes]]:
-    """A figure with this many panels of this size, four in a row."""
+    """A figure with this many panels of this size, at most four side by side."""
     columns = min(count, COLUMNS)
     rows = -(-count // columns)
     figure = canvas(given, 0.6 + width * columns, 0.6 + height * rows)
