@@ -1,8 +1,11 @@
 """A store goes on after any kill, tells jobs apart, and several processes may share it."""
 
 import json
+import multiprocessing
+import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -256,32 +259,42 @@ def test_a_kill_while_writing_leaves_what_was_there(tmp_path):
     assert names_in(tmp_path) == ["x.safetensors"]
 
 
-WRITER = """
-import sys, torch
-from pathlib import Path
-from sea_lens.cache import Store, write_text
-folder, number = Path(sys.argv[1]), int(sys.argv[2])
-(folder / f"ready-{number}").touch()
-while len(list(folder.glob("ready-*"))) < 3:
-    pass
-for turn in range(60):
-    store = Store(folder / f"{turn % 3}", "job", {"turn": turn % 3})
-    store.write(0, {"x": torch.full((2000,), 7.0)})
-    store.append([number, turn])
-    write_text(folder / "text", "whole" * 1000)
-    assert (found := store.read(0)) is None or found["x"].eq(7).all()
-    if turn % 20 == 19:
-        store.path.joinpath("job-000000.safetensors").unlink(missing_ok=True)
-"""
+def writer(folder, number):
+    (folder / f"ready-{number}").touch()
+    while len(list(folder.glob("ready-*"))) < 3:
+        pass
+    for turn in range(60):
+        store = Store(folder / f"{turn % 3}", "job", {"turn": turn % 3})
+        store.write(0, {"x": torch.full((2000,), 7.0)})
+        store.append([number, turn])
+        write_text(folder / "text", "whole" * 1000)
+        assert (found := store.read(0)) is None or found["x"].eq(7).all()
+        if turn % 20 == 19:
+            (store.path / "job-000000.safetensors").unlink(missing_ok=True)
 
 
 def test_processes_that_share_a_folder_all_finish(tmp_path):
-    running = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), str(number)]) for number in range(3)]
-    assert [process.wait(300) for process in running] == [0, 0, 0]
+    context = multiprocessing.get_context("fork")
+    running = [context.Process(target=writer, args=(tmp_path, number), daemon=True) for number in range(3)]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join(300)
+    assert [process.exitcode for process in running] == [0, 0, 0]
     rows = [row for turn in range(3) for row in Store(tmp_path / f"{turn}", "job", {"turn": turn}).rows()]
     assert sorted(map(tuple, rows)) == [(number, turn) for number in range(3) for turn in range(60)]
     assert (tmp_path / "text").read_text() == "whole" * 1000
     assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_what_killed_processes_left_unfinished_goes_with_the_pieces(tmp_path):
+    store = Store(tmp_path, "job", FACTS)
+    for name, age in (("old", 7200), ("of another process", 0)):
+        path = tmp_path / f"{name}.partial"
+        path.touch()
+        os.utime(path, (time.time() - age,) * 2)
+    store.clear()
+    assert names_in(tmp_path) == ["job.json", "of another process.partial"]
 
 
 def test_facts_are_kept_as_plain_json(tmp_path):
