@@ -17,7 +17,7 @@ from sea_lens.data.questions import BBQQuestion, Question, Questions
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
 from sea_lens.evaluation.benchmark import evaluate_answers, register_benchmark
-from sea_lens.evaluation.evaluation import Evaluation, Run
+from sea_lens.evaluation.evaluation import Evaluation, Run, check_model, check_questions
 from sea_lens.evaluation.metrics import BIAS, FAULT, PART, SHARE, Metric, Scale, Sums, mean
 from sea_lens.models.bridge import Model
 from sea_lens.models.log_probs import AnswerScores
@@ -87,6 +87,8 @@ def evaluate_bbq(
         'accuracy'
     """
     run = Run(seed, confidence, batch_size, folder, progress)
+    check_model(model, editor)
+    check_questions(questions)
     if scored_by not in ("sum", "mean") or context not in ("both", *CONDITIONS):
         raise InputError(
             f'scored_by is "sum" or "mean" and context "both", "ambig" or "disambig"; {scored_by!r} and {context!r} were '

@@ -22,7 +22,7 @@ from sea_lens.cache import JSON
 from sea_lens.data.questions import Questions
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError, SeaLensWarning
-from sea_lens.evaluation.evaluation import Evaluation, Run, no_change, provenance, warn_of_hooks
+from sea_lens.evaluation.evaluation import Evaluation, Run, no_change, provenance
 from sea_lens.evaluation.metrics import Columns, Metric, metric_table, metrics_by_category
 from sea_lens.models.bridge import Model
 from sea_lens.models.log_probs import AnswerScores, score_answers
@@ -186,7 +186,6 @@ def evaluate_answers(
         SeaLensWarning: If an editor that is not the identity changes the score of no answer, or the model carries hooks.
     """
     started = time.perf_counter()
-    warn_of_hooks(model)
     scored = partial(
         score_answers, model, questions, batch_size=run.batch_size, folder=run.folder, progress=run.progress
     )

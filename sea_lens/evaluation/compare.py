@@ -107,11 +107,14 @@ def compare(
         ModelMismatchError: If an editor does not fit the model.
 
     Example:
-        >>> import sea_lens as sl
+        >>> import sea_lens as sl, torch
         >>> model, world = sl.load_organism()
-        >>> editor = sl.random_editor(model)  # doctest: +SKIP
+        >>> edit = sl.AffineEdit.of_shift(torch.ones(model.cfg.d_model))
+        >>> editor = sl.Editor({0: edit}, sl.EditorCard("by hand"))
         >>> questions = world.questions()[:20]
-        >>> sl.compare(model, {"truthfulqa": questions}, {"half": editor.scaled(0.5)})  # doctest: +SKIP
+        >>> found = sl.compare(model, {"truthfulqa": questions}, {"whole": editor, "half": 0.5 * editor}, progress=False)
+        >>> found.table.index.tolist()
+        ['unedited', 'whole', 'half']
     """
     evaluations, fitted, seconds = evaluate_all(model, benchmarks, editors, folder, progress)
     texts = _prompts_to_time(model, evaluations[UNEDITED].values())

@@ -12,7 +12,7 @@ from sea_lens.data.questions import Questions
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
 from sea_lens.evaluation.benchmark import evaluate_answers, register_benchmark
-from sea_lens.evaluation.evaluation import Evaluation, Run
+from sea_lens.evaluation.evaluation import Evaluation, Run, check_model, check_questions
 from sea_lens.evaluation.metrics import COST, Scale, mean
 from sea_lens.models.bridge import Model
 from sea_lens.models.log_probs import AnswerScores
@@ -71,6 +71,8 @@ def evaluate_crows_pairs(
         [1, 1, 1]
     """
     run = Run(seed, confidence, batch_size, folder, progress)
+    check_model(model, editor)
+    check_questions(questions)
     odd = [index for index, pair in enumerate(questions) if len(pair.right) != 1 or len(pair.wrong) != 1]
     if odd:
         raise InputError(

@@ -144,6 +144,11 @@ def data_efficiency(
             inside (0, 1), or `folder` is given and the function has no name.
         FileFormatError: If `folder` holds another experiment.
     """
+    if not isinstance(activations, Activations):
+        raise InputError(
+            f"Activations are needed, and a {type(activations).__name__} was given. Collect them with "
+            "sl.collect_activations(model, demonstrations)."
+        )
     n = activations.n
     chosen = chosen_sizes(n, sizes, seeds)
     if not 0 < confidence < 1:

@@ -7,14 +7,17 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from numbers import Integral, Real
 from pathlib import Path
 
 import pandas as pd
+from torch import nn
 
 from sea_lens.cache import JSON
+from sea_lens.data.questions import Questions
 from sea_lens.editing.card import library_versions
 from sea_lens.editing.editor import Editor
-from sea_lens.errors import InputError, SeaLensWarning
+from sea_lens.errors import InputError, ModelMismatchError, SeaLensWarning
 from sea_lens.evaluation.metrics import Scale
 from sea_lens.models.bridge import Model, ModelInfo, weights_digest
 from sea_lens.models.hooks import attached_editors, foreign_hooks
@@ -41,11 +44,14 @@ class Run:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or not 0 < self.confidence < 1:
+        are_numbers = isinstance(self.batch_size, Integral) and isinstance(self.confidence, Real)
+        if not are_numbers or self.batch_size < 1 or not 0 < self.confidence < 1:
             raise InputError(
-                f"batch_size must be at least 1 and confidence inside (0, 1); {self.batch_size} and {self.confidence} were "
-                "given."
+                f"batch_size must be at least 1 and confidence inside (0, 1); {self.batch_size!r} and {self.confidence!r} "
+                "were given."
             )
+        if not isinstance(self.seed, Integral) or not 0 <= self.seed < 2**63:
+            raise InputError(f"seed must be a whole number from 0 to 2^63 - 1, and {self.seed!r} was given.")
 
     @property
     def facts(self) -> dict[str, JSON]:
@@ -96,18 +102,39 @@ class Evaluation(Result):
         return self.scales.get(self.headline if metric is None else metric, Scale())
 
 
-def warn_of_hooks(model: Model) -> None:
-    """Warns if a model that is to be measured unedited carries an editor's or other hooks of the user's.
+def check_model(model: object, editor: object) -> None:
+    """Checks that a model can be evaluated, and warns of what would make its numbers others than the model's own.
 
     Hooks that TransformerLens itself puts on a model (OPT and BERT have some) do not count. In a folder, numbers are kept by
     the editors that are attached; hooks of other kinds are refused there, as nobody knows what they do.
 
     Args:
-        model: The model.
+        model: The model, unedited.
+        editor: The editor, or None.
+
+    Raises:
+        ModelMismatchError: If the model is no TransformerBridge, or does not predict the next token of a text.
+        InputError: If the editor is something else.
 
     Warns:
-        SeaLensWarning: If the model carries hooks: all numbers are then of the model with them.
+        SeaLensWarning: If the model carries an editor's or other hooks of the user's, or is in training mode.
     """
+    inner = getattr(model, "original_model", None)
+    is_causal = getattr(inner, "can_generate", lambda: True)()
+    if getattr(getattr(inner, "config", None), "is_encoder_decoder", False) or not is_causal:
+        raise ModelMismatchError(
+            f"{type(inner).__name__} does not predict the next token of a text, as evaluations need. Give a causal language "
+            "model."
+        )
+    if not isinstance(model, Model):
+        raise ModelMismatchError(
+            f"A TransformerBridge is needed, and a {type(model).__name__} was given. Load one with sl.load_model(name), or "
+            "wrap a Hugging Face model: TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=tokenizer)."
+        )
+    if not isinstance(editor, Editor | None):
+        raise InputError(
+            f"An editor is needed, and a {type(editor).__name__} was given. Read one with Editor.from_pretrained(folder)."
+        )
     found = [f"the editor {editor.fingerprint}" for editor in attached_editors(model)] + foreign_hooks(model)
     if found:
         warnings.warn(
@@ -116,6 +143,25 @@ def warn_of_hooks(model: Model) -> None:
             "editor.attached(model)`, or call model.reset_hooks().",
             SeaLensWarning,
             stacklevel=3,
+        )
+    if any(isinstance(part, nn.Dropout) and part.training and part.p for part in model.original_model.modules()):
+        warnings.warn(
+            "The model is in training mode, so dropout makes its numbers random. Call model.eval() first.",
+            SeaLensWarning,
+            stacklevel=3,
+        )
+
+
+def check_questions(questions: object) -> None:
+    """Checks that questions were given, and not a path or a list.
+
+    Raises:
+        InputError: If they are something else.
+    """
+    if not isinstance(questions, Questions):
+        raise InputError(
+            f"Questions are needed, and a {type(questions).__name__} was given. Read them from a file, as with "
+            "Questions.from_truthfulqa(path), or make them with Questions.from_lists."
         )
 
 

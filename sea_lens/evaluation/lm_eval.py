@@ -23,9 +23,9 @@ import torch
 
 from sea_lens.cache import JSON, Store, digest
 from sea_lens.editing.editor import Editor
-from sea_lens.errors import InputError, ModelMismatchError
+from sea_lens.errors import InputError
 from sea_lens.evaluation.benchmark import register_benchmark
-from sea_lens.evaluation.evaluation import Evaluation, Run, provenance, warn_of_hooks
+from sea_lens.evaluation.evaluation import Evaluation, Run, check_model, provenance
 from sea_lens.evaluation.lm_eval_results import TaskResults, facts_of, sample_table, score_table
 from sea_lens.models.bridge import Model, tokenizer_of
 from sea_lens.models.hooks import model_facts
@@ -98,7 +98,7 @@ def evaluate_lm_eval(
 
     Raises:
         InputError: If lm-eval is not installed, a task is unknown, or the two models did not see the same samples.
-        ModelMismatchError: If the model wraps no Hugging Face model, or the editor does not fit it.
+        ModelMismatchError: If the model is no TransformerBridge, or the editor does not fit it.
         HookNeverFiredError: If lm-eval's passes did not reach the editor.
 
     Warns:
@@ -108,14 +108,10 @@ def evaluate_lm_eval(
     run = Run(seed, confidence, batch_size, folder, progress)
     if isinstance(tasks, str) or not tasks or len(set(tasks)) < len(tasks):
         raise InputError(f"Give a list of different lm-eval tasks, such as ['hellaswag', 'mmlu']; {tasks!r} was given.")
-    if limit is not None and limit <= 0:
-        raise InputError(f"limit must be above 0: samples per task, or a share of them; {limit} was given.")
+    if limit is not None and not (0 < limit < 1 or (limit >= 1 and float(limit).is_integer())):
+        raise InputError(f"limit is a number of samples per task, or a share of them below 1; {limit} was given.")
     lm_eval = _lm_eval()
-    if getattr(model, "original_model", None) is None:
-        raise ModelMismatchError(
-            "lm-eval runs a Hugging Face model, and this model wraps none. Boot it with TransformerBridge.boot_transformers."
-        )
-    warn_of_hooks(model)
+    check_model(model, editor)
     if editor is not None:
         editor.check(model)
     batch_size, _ = how_to_run(model, editor, batch_size)

@@ -26,7 +26,7 @@ from sea_lens.editing.editor import Editor
 from sea_lens.editing.where import OfBatch
 from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.evaluation.benchmark import register_benchmark
-from sea_lens.evaluation.evaluation import Evaluation, Run, no_change, provenance, warn_of_hooks
+from sea_lens.evaluation.evaluation import Evaluation, Run, check_model, no_change, provenance
 from sea_lens.evaluation.metrics import COST, SHARE, Metric, Scale, mean, metric_table
 from sea_lens.models.bridge import FwdHook, Model, tokenizer_of
 from sea_lens.models.distributed import shows
@@ -151,6 +151,7 @@ def evaluate_perplexity(
     """
     began = time.monotonic()
     run = Run(seed, confidence, batch_size, folder, progress)
+    check_model(model, editor)
     source, texts = _texts(texts)
     length = model.cfg.n_ctx if context_length is None else context_length
     stride = max(1, length // 2) if stride is None else stride
@@ -159,7 +160,6 @@ def evaluate_perplexity(
             f"1 <= stride <= context_length <= {model.cfg.n_ctx}, the model's context, must hold; {stride} and {length} were "
             "given."
         )
-    warn_of_hooks(model)
     if editor is not None:
         editor.check(model)
         if isinstance(editor.where, OfBatch):
@@ -212,7 +212,11 @@ def _texts(given: Sequence[str] | Questions | str | Path) -> tuple[str, list[str
         return given.source, [join(question.prompt, question.right[0]) for question in given]
     if isinstance(given, str | Path):
         return str(given), read_texts(given)
-    return "lists", list(given)
+    texts = list(given)
+    odd = next((text for text in texts if not isinstance(text, str)), None)
+    if odd is not None:
+        raise InputError(f"Texts are needed, and {odd!r:.60} is among them. Give a list of strings, or a file.")
+    return "lists", texts
 
 
 def _windows(model: Model, texts: Sequence[str], context_length: int, stride: int) -> list[Window]:

@@ -21,7 +21,7 @@ from sea_lens.data.questions import Question, Questions
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
 from sea_lens.evaluation.benchmark import evaluate_answers, per_question, register_benchmark
-from sea_lens.evaluation.evaluation import Evaluation, Run, provenance, warn_of_hooks
+from sea_lens.evaluation.evaluation import Evaluation, Run, check_model, check_questions, provenance
 from sea_lens.evaluation.metrics import FAULT, PART, SHARE, Columns, Scale, mean, metric_table, metrics_by_category
 from sea_lens.models.bridge import Model
 from sea_lens.models.generate import greedy_answers
@@ -95,6 +95,8 @@ def evaluate_truthfulqa(
         ['MC1', 'MC2', 'MC3']
     """
     run = Run(seed, confidence, batch_size, folder, progress)
+    check_model(model, editor)
+    check_questions(questions)
     bare = [index for index, question in enumerate(questions) if not question.wrong]
     if bare:
         raise InputError(f"Questions {bare[:10]} have no wrong answer to compare with. Give each one, or drop them.")
@@ -198,7 +200,8 @@ def generate_answers(
     """
     started = time.perf_counter()
     run = Run(seed, confidence, batch_size, folder, progress)
-    warn_of_hooks(model)
+    check_model(model, editor)
+    check_questions(questions)
     prompt = prompt_of(questions, prompt)
     asked, described = with_prompt(questions, model, prompt, TRUTHFULQA_EXAMPLES)
     ends = tuple(stop) if stop is not None else () if prompt == "chat" else ("\n",)

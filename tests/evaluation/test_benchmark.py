@@ -11,7 +11,7 @@ import torch
 from conftest import build_bridge
 
 import sea_lens as sl
-from sea_lens.errors import FileFormatError, InputError, SeaLensWarning
+from sea_lens.errors import FileFormatError, InputError, ModelMismatchError, SeaLensWarning
 from sea_lens.evaluation.benchmark import benchmarks, register_benchmark
 from sea_lens.evaluation.evaluation import Evaluation
 from sea_lens.evaluation.metrics import SHARE
@@ -151,13 +151,38 @@ def test_an_edit_that_changes_nothing_is_pointed_out(llama, editor_of):
 
 
 @pytest.mark.usefixtures("without_type_checks")
-def test_what_is_out_of_range_is_refused_before_the_model_runs(llama, counted):
+def test_what_cannot_be_evaluated_is_refused_before_the_model_runs(llama, editor_of, counted):
+    masked = type(
+        "Masked", (), {"original_model": type("BertForMaskedLM", (), {"can_generate": lambda self: False})()}
+    )()
     with counted(llama) as passes:
         for evaluate in evaluations(llama).values():
-            for wrong in ({"batch_size": 0}, {"confidence": 1.0}):
+            for wrong in ({"batch_size": 0}, {"batch_size": "3"}, {"confidence": 1.0}, {"confidence": None}):
                 with pytest.raises(InputError, match=r"batch_size must be at least 1 and confidence inside \(0, 1\)"):
                     evaluate(**wrong)
+            with pytest.raises(InputError, match="seed must be a whole number from 0"):
+                evaluate(seed=2**63)
+            with pytest.raises(InputError, match="An editor is needed, and a str was given"):
+                evaluate("editor")
+            function, (_, data) = evaluate.func, evaluate.args
+            for model, message in (
+                (llama.original_model, "LlamaForCausalLM was given"),
+                (masked, "not predict the next"),
+            ):
+                with pytest.raises(ModelMismatchError, match=message):
+                    function(model, data)
+        for evaluate in (sl.evaluate_truthfulqa, sl.generate_answers, sl.evaluate_bbq, sl.evaluate_crows_pairs):
+            for wrong in ("TruthfulQA.csv", ["Where?"]):
+                with pytest.raises(InputError, match=f"Questions are needed, and a {type(wrong).__name__} was given"):
+                    evaluate(llama, wrong)
     assert not passes
+
+
+def test_a_model_in_training_mode_is_pointed_out():
+    gpt2 = build_bridge("gpt2", attn_pdrop=0.5)
+    gpt2.original_model.train()
+    with pytest.warns(SeaLensWarning, match="Call model.eval"):
+        evaluations(gpt2)["questions"]()
 
 
 def test_a_result_comes_back_from_its_folder_and_says_what_made_it(llama, editor_of, tmp_path):

@@ -326,8 +326,9 @@ def test_what_cannot_be_run_is_refused(llama, folder, tmp_path, editor_of):
     for tasks in ([], "local_told", ["local_told", "local_told"]):
         with pytest.raises(InputError, match="list of different lm-eval tasks"):
             evaluate_lm_eval(llama, tasks)
-    with pytest.raises(InputError, match="limit must be above 0"):
-        evaluate_lm_eval(llama, ["local_told"], limit=0)
+    for limit in (0, -0.5, 1.5, math.inf, math.nan):
+        with pytest.raises(InputError, match="limit is a number of samples"):
+            evaluate_lm_eval(llama, ["local_told"], limit=limit)
     with pytest.raises(InputError, match="There is no folder"):
         evaluate_lm_eval(llama, ["local_told"], task_folder=tmp_path / "none")
     with pytest.raises(ModelMismatchError, match="d_model"):
@@ -335,6 +336,5 @@ def test_what_cannot_be_run_is_refused(llama, folder, tmp_path, editor_of):
     beyond = editor_of(llama).at_positions(500)
     with pytest.raises(HookNeverFiredError):
         evaluate_lm_eval(llama, ["local_colors"], beyond, task_folder=folder, limit=1, progress=False)
-    bare = type("Bare", (), {"cfg": llama.cfg})()
-    with pytest.raises(ModelMismatchError, match="wraps none"):
-        evaluate_lm_eval(bare, ["local_told"])
+    with pytest.raises(ModelMismatchError, match="A TransformerBridge is needed"):
+        evaluate_lm_eval(llama.original_model, ["local_told"])
