@@ -88,7 +88,7 @@ class Store:
         return cls(Path(folder) / f"{job}-{digest(_plain(facts))}", job, facts)
 
     def read(self, piece: int | str) -> dict[str, Tensor] | None:
-        """The tensors of a piece; None where it is missing, damaged or not of this job, and so must be made again."""
+        """The tensors of a piece; None where it is missing, damaged or of another job."""
         try:
             tensors, metadata = load_tensors(self._file(piece))
         except FileFormatError:
@@ -252,7 +252,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def _partial(path: Path) -> Iterator[Path]:
-    """A file of this process alone beside the path, which takes the path's place at the end."""
+    """A file of this process only, beside the path, that takes the path's place at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.with_name(f"{path.name[:100]}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
@@ -276,7 +276,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous tensors of which no two share memory, which safetensors refuses to write."""
+    """Contiguous tensors that share no memory: safetensors refuses to write others."""
     apart, seen = {}, set()
     for name, tensor in tensors.items():
         memory = tensor.untyped_storage().data_ptr()

@@ -15,7 +15,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sea_lens import Editor, EditorCard, random_editor_like
+from sea_lens import (
+    Demonstrations,
+    Editor,
+    EditorCard,
+    collect_activations,
+    collect_statistics,
+    random_editor_like,
+)
 from sea_lens.cache import Store, digest, load_tensors, name_of, save_tensors, write_text
 from sea_lens.editing.affine import AffineEdit
 from sea_lens.errors import FileFormatError, InputError
@@ -295,6 +302,23 @@ def test_what_killed_processes_left_unfinished_goes_with_the_pieces(tmp_path):
         os.utime(path, (time.time() - age,) * 2)
     store.clear()
     assert names_in(tmp_path) == ["job.json", "of another process.partial"]
+
+
+@pytest.mark.parametrize("collect", [collect_activations, collect_statistics])
+@pytest.mark.filterwarnings("ignore::sea_lens.SeaLensWarning")
+def test_a_kill_between_the_save_and_the_clearing_leaves_nothing_for_good(llama, tmp_path, monkeypatch, collect):
+    rows = Demonstrations.from_lists(["a", "b", "c"], ["x y", "z", "q"], ["u", "v v", "w"], ["n", "m", "k"])
+    options = {"save_every": 1} if collect is collect_statistics else {}
+
+    def killed(store):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Store, "clear", killed)
+        collect(llama, rows, batch_size=1, folder=tmp_path, progress=False, **options)
+    assert len(names_in(tmp_path)) > 2
+    collect(llama, rows, batch_size=1, folder=tmp_path, progress=False, **options)
+    assert len(names_in(tmp_path)) == 2
 
 
 def test_facts_are_kept_as_plain_json(tmp_path):

@@ -147,8 +147,8 @@ def weights_digest(model: Model) -> str:
     """16 hexadecimal digits that tell apart any two models that may answer differently.
 
     They are over every value of every parameter and buffer, the model's configuration, whether texts get a beginning token,
-    and the tokenizer; not over where any of them lies. Values are summed up on their own device, in about 0.2 s a gigabyte on
-    a CPU; ones that accelerate has offloaded are read through it.
+    and the tokenizer; not over where any of them lies. Values are summed up on their own device, in about 0.2 s per gigabyte
+    on a CPU; ones that accelerate has offloaded are read through it.
 
     Args:
         model: A TransformerBridge.

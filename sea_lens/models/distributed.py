@@ -82,7 +82,7 @@ def share_of(rows: Sequence[T]) -> Sequence[T]:
 def from_each(tensor: Shaped[Tensor, "*shape"]) -> Iterator[Shaped[Tensor, "*shape"]]:
     """Every process's tensor, on the CPU, in the order of ranks; one at a time is held.
 
-    To be gone through to the end by every process.
+    Every process must iterate to the end.
 
     Args:
         tensor: This process's. Sizes may differ between processes; dtype and number of dimensions may not.
