@@ -313,9 +313,11 @@ def test_a_kill_between_the_save_and_the_clearing_leaves_nothing_for_good(llama,
     def killed(store):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(Store, "clear", killed)
+    clear = Store.clear
+    monkeypatch.setattr(Store, "clear", killed)
+    with pytest.raises(KeyboardInterrupt):
         collect(llama, rows, batch_size=1, folder=tmp_path, progress=False, **options)
+    monkeypatch.setattr(Store, "clear", clear)
     assert len(names_in(tmp_path)) > 2
     collect(llama, rows, batch_size=1, folder=tmp_path, progress=False, **options)
     assert len(names_in(tmp_path)) == 2

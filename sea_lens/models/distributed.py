@@ -61,7 +61,7 @@ def _initialized() -> bool:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Lets this process do all the work of a block, as if there were no others: for work of which each has a share."""
+    """Lets this process do all the work of a block, as if there were no others: for a share of split work."""
     token = _ALONE.set(True)
     try:
         yield
