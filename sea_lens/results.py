@@ -19,7 +19,7 @@ from sea_lens.errors import FileFormatError
 
 R = TypeVar("R", bound="Result")
 FORMAT = "sea_lens.results/1"
-MIDDLES = ("value", "mean", "change", "score", "interaction")
+MIDDLES = ("mean", "change", "value", "score", "interaction")
 """Columns that an interval `low` to `high` without another name belongs to; the first that a table has."""
 ROWS, WIDTH, WIDEST_CELL = 24, 110, 40
 

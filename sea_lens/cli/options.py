@@ -170,12 +170,13 @@ def option(name: str, hint: Any, default: Any, text: str, repeated: bool = False
         settings |= {"parser": replace(words, flag=flag), "metavar": metavar(inner)}
         annotation = str
     if many:
-        annotation, settings["show_default"] = list[annotation], default not in (None, (), [])  # type: ignore[valid-type]
+        annotation, settings["show_default"] = list[annotation], default not in (None, (), [])
         if repeated:
             default = None
         elif default is not None:
             default = [default] if isinstance(default, str) else list(default)
-    made = Annotated[annotation if default is not None else Optional[annotation], typer.Option(flag, **settings)]
+    kind: Any = Optional[annotation] if default is None else annotation
+    made = Annotated[kind, typer.Option(flag, **settings)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=made)
 
 

@@ -59,16 +59,16 @@ def test_effects_are_measured_shown_and_written(run, organism, fitted):
 
 
 def test_layers_are_ablated_paired_and_chosen(run):
-    options = ["--mode", "only", "--mode", "last", "--effect", "kl", "--pairs", "--select"]
+    options = ["--mode", "only", "--mode", "last", "--pairs", "--select"]
     out, folder, names = run("ablate", "organism", "--n", 12, *options)
     assert {"ablation.csv", "ablation.png", "interactions.csv", "interactions.png"} <= names
     table = pd.read_csv(folder / "ablation.csv")
     assert table["mode"].tolist() == ["none", "all", "only", "only", "last", "last"]
     assert [row[0] for row in rows_of(out)][:6] == table["mode"].tolist()
-    assert "kl on 12 questions, 95% intervals" in out
+    assert "log probability difference on 12 questions, 95% intervals" in out
     changed = "{change:.3g} [{low:.3g}, {high:.3g}]".format(**table.iloc[1])
     assert changed in out
-    assert "kl on 6 questions to choose by and 6 held out" in out
+    assert "log probability difference on 6 questions to choose by" in out
     # Each number has its own interval beside it: that of the held-out questions is the held-out value's.
     chosen = LayerSelection.load(folder).table
     first = chosen.iloc[0]
