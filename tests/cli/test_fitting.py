@@ -193,7 +193,7 @@ def test_tuning_writes_table_picture_and_editor_and_goes_on_where_it_stopped(sea
     assert "The best of 6 settings" in out
     assert "Measure it on others before you believe the score." in out
     table = pd.read_csv(tmp_path / "o" / "settings.csv")
-    assert set(table["method"]) == {"sea", "mean difference"}
+    assert set(table["method"]) == {"sea", "mean-difference"}
     assert set(table["strength"]) == {2.0}
     assert (tmp_path / "o" / "settings.png").read_bytes().startswith(PNG)
     data = Questions.from_demonstrations(Demonstrations.from_jsonl(demos).sample(12, 0))
