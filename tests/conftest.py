@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # numpy's threads and two workers would wait for each other
 
 import jaxtyping
 from jaxtyping import install_import_hook

@@ -62,7 +62,7 @@ def register_effect(
 
 
 def named_effect(effect: str | EffectFunction) -> Effect:
-    """A registered effect by its name or function; any other function as an effect of which nothing else is known.
+    """A registered effect by its name or function; any other function as an effect with default properties.
 
     Raises:
         InputError: If the name is unknown.

@@ -7,6 +7,7 @@ from dataclasses import fields
 
 import pandas as pd
 import pytest
+import torch
 from conftest import D_MODEL, N_LAYERS
 
 import sea_lens as sl
@@ -15,8 +16,6 @@ from sea_lens.worlds.demo import collect
 
 
 def random_activations(model, seed=0, n=20):
-    import torch
-
     generator = torch.Generator().manual_seed(seed)
     roles = [{layer: torch.randn(n, D_MODEL, generator=generator) for layer in range(N_LAYERS)} for _ in range(3)]
     names = dict(zip(("neutral", "positive", "negative"), roles, strict=True))
@@ -46,9 +45,14 @@ def questions():
 
 
 @pytest.fixture(scope="session")
-def world_editor(organism):
+def world_activations(organism):
+    return collect(*organism)
+
+
+@pytest.fixture(scope="session")
+def world_editor(world_activations):
     """An edit of the embedded model that makes it say what it knows."""
-    return sl.fit_sea(collect(*organism), 0.5, center=True).scaled(2.0)
+    return sl.fit_sea(world_activations, 0.5, center=True).scaled(2.0)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from analysis.conftest import editor_for
+from conftest import build_bridge
 
 from sea_lens import Questions, measure_effects, random_editor_like
 from sea_lens.analysis.effects import EFFECTS, named_effect, register_effect
@@ -54,7 +55,9 @@ def expected_effects(plain, edited):
     return found
 
 
-def test_effects_equal_their_definitions(bridge, questions):
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])  # with and without layer norms, tied embeddings and biases
+def test_effects_equal_their_definitions(architecture, questions):
+    bridge = build_bridge(architecture)
     editor = editor_for(bridge)
     plain = oracle(bridge, questions)
     with editor.attached(bridge):

@@ -177,10 +177,11 @@ def test_the_first_layers_carry_truth_in_the_embedded_model(organism, world_edit
     assert by_layer(found, "last", "value")[2] < 0.7
 
 
+@pytest.mark.usefixtures("without_type_checks")
 def test_refits_on_shuffled_labels_reject_an_edit_of_nothing_at_the_nominal_rate(llama):
     """Where positives and negatives are of one distribution, the fit and its shuffled refits are exchangeable."""
     direction = torch.randn(D_MODEL, generator=torch.Generator().manual_seed(99))
-    n_problems, n_controls, rejected = 80, 9, 0
+    n_problems, n_controls, rejected = 60, 9, 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SeaLensWarning)
         for seed in range(n_problems):

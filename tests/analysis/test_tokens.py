@@ -90,34 +90,6 @@ def test_tokens_raised_and_lowered_are_those_of_the_written_out_reading(scaled):
         assert row["lowers"] == words(scaled, order[:5])
 
 
-def test_a_direction_planted_along_a_token_raises_it_most(scaled):
-    matrix = reader(scaled).matrix
-    token = int(np.linalg.norm(matrix, axis=1).argmax())  # no other can then be raised as far
-    direction = torch.tensor(matrix[token] / np.linalg.norm(matrix[token]), dtype=torch.float32)[:, None]
-    (row,) = read_directions(scaled, editor_of(direction, [1.0]), 1, k=1).table.to_dict("records")
-    assert row["raises"] == words(scaled, [token])
-    (row,) = read_directions(scaled, editor_of(-direction, [1.0]), 1, k=1).table.to_dict("records")
-    assert row["lowers"] == words(scaled, [token])
-
-
-def test_biases_cancel_so_that_a_turned_direction_reads_as_the_same_one_backwards(scaled):
-    direction = orthonormal(1)
-    one, turned = (
-        read_directions(scaled, editor_of(sign * direction, [1.0]), 1, k=6).table.iloc[0] for sign in (1, -1)
-    )
-    assert one["raises"] == turned["lowers"]
-    assert one["lowers"] == turned["raises"]
-    np.testing.assert_allclose(one["raised_by"], -np.array(turned["lowered_by"]), atol=1e-4)
-
-
-def test_the_models_own_norm_is_used_as_it_comes(bridge):
-    direction = orthonormal(1, seed=4)
-    row = read_directions(bridge, editor_of(direction, [1.0]), 1, k=3).table.iloc[0]
-    np.testing.assert_allclose(
-        row["raised_by"], np.sort(reader(bridge).read(direction[:, 0]))[:-4:-1], rtol=1e-4, atol=1e-4
-    )
-
-
 def test_the_embedded_model_names_a_word_whose_row_is_planted(organism):
     model, _ = organism
     matrix = reader(model).matrix
