@@ -123,14 +123,23 @@ class Result:
 
     def __repr__(self) -> str:
         table = self.table[[name for name in self.shown if name in self.table]] if self.shown else self.table
-        text = readable(table).to_string(
-            index=False, max_rows=ROWS, line_width=WIDTH, max_colwidth=WIDEST_CELL, justify="left"
-        )
-        return f"{self._head()}\n{text}"
+        return f"{self._head()}\n{_screen(readable(table))}"
 
     def _repr_html_(self) -> str:
         """For notebooks: the whole table."""
         return f"<p>{escape(self._head())}</p>{readable(self.table).to_html(index=False, max_rows=4 * ROWS, border=0)}"
+
+
+def _screen(frame: pd.DataFrame) -> str:
+    """Cells of text as the lines of one screen: fewer rows where a wide table is wrapped into blocks of columns."""
+    rows = ROWS
+    while True:
+        text: str = frame.to_string(
+            index=False, max_rows=rows, line_width=WIDTH, max_colwidth=WIDEST_CELL, justify="left"
+        )
+        if rows <= 4 or text.count("\n") <= ROWS + 4:
+            return text
+        rows = max(4, rows - 4)
 
 
 PLAIN = (str, int, float)

@@ -137,6 +137,8 @@ def test_a_repr_fits_one_screen_and_a_notebook_shows_the_whole_table():
     assert lines[0] == "TwoTables(n=7, name='xxxxxxxxxxxxxxxxxxxx')"
     assert len(lines) < 40
     assert max(map(len, lines)) <= 110
+    wide = pd.concat([long.add_suffix(f"_{number}") for number in range(5)], axis=1)
+    assert len(repr(TwoTables(wide, long, 7, None, {})).splitlines()) < 40
     html = TwoTables(long[:60], long, 7, "<b>", {})._repr_html_()
     assert "&lt;b&gt;" in html
     assert html.count("<tr") == 61
