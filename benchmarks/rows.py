@@ -22,8 +22,9 @@ from sea_lens.methods.sea.spectral import CrossCovariance, principal_angles
 from sea_lens.models.activations import ROLES
 from sea_lens.models.bridge import FwdHook
 from sea_lens.models.log_probs import score_answers
+from sea_lens.models.hooks import logits_at
 from sea_lens.models.predictions import question_batches
-from sea_lens.models.sites import act_name
+from sea_lens.models.sites import Site
 from sea_lens.models.tokens import TokenizedAnswer
 
 SHARE = 0.998
@@ -150,8 +151,7 @@ def ablation_rows() -> Iterator[Row]:
         for batch in question_batches(model, questions, batch_size):
             for row, view in enumerate(views):
                 with model.hooks(fwd_hooks=[] if view is None else view.fwd_hooks()):
-                    logits = model(batch.tokens.ids, **batch.tokens.forward_options())
-                predictions = batch.predictions(logits[batch.where])
+                    predictions = batch.predictions(logits_at(model, batch.tokens, batch.where))
                 values[0][row, batch.indices] = log_probability_difference(predictions, predictions)
 
     def ours() -> None:
@@ -269,7 +269,7 @@ def _dense_hooks(editor: Editor) -> list[FwdHook]:
     for layer in editor.layers:
         edit = editor[layer]
         assert isinstance(edit, AffineEdit)
-        hooks.append((act_name("resid_post", layer), partial(_dense_hook, _dense(edit))))
+        hooks.append((Site(layer).hook_name, partial(_dense_hook, _dense(edit))))
     return hooks
 
 
