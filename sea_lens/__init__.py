@@ -45,6 +45,7 @@ _HOME = {
     "evaluate_perplexity": "evaluation.perplexity",
     "evaluate_truthfulqa": "evaluation.truthfulqa",
     "fit_sea": "methods.sea.synonyms",
+    "generate": "models.generate",
     "generate_answers": "evaluation.truthfulqa",
     "grid": "methods.method",
     "kl_to_unedited": "models.divergence",

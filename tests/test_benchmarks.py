@@ -9,6 +9,7 @@ from benchmarks import memory, published, worlds
 from benchmarks.scaling import exponent
 from benchmarks.timing import Row, in_turns
 from sea_lens.models.log_probs import score_answers
+from sea_lens.models.tokens import TokenizedAnswer
 
 
 @pytest.mark.parametrize("center", [False, True])
@@ -17,7 +18,7 @@ def test_the_published_fit_and_edit_are_the_librarys(center):
     activations = sl.Activations.from_tensors(neutral={0: neutral}, positive={0: positive}, negative={0: negative})
     editor = sl.fit_sea(activations, 0.998, center=center)
     bases, (keep, remove) = published.fit(neutral, positive, negative, 0.998, center)
-    found = editor.card.layers[0]
+    found = editor.card.reports[sl.Site(0)]
     assert [basis.shape[1] for basis in bases] == [found["rank_positive"], found["rank_negative"]]
     edit = editor[0]
     np.testing.assert_allclose(
@@ -33,7 +34,7 @@ def test_the_published_collection_and_scoring_are_the_librarys():
     demonstrations = worlds.demonstrations(3)
     activations = sl.collect_activations(model, demonstrations, progress=False)
     texts = [(row.prompt, row.neutral) for row in demonstrations]
-    states = published.collect(hf_model, [sl.models.TokenizedAnswer.of(model, *text).ids for text in texts])
+    states = published.collect(hf_model, [TokenizedAnswer.of(model, *text).ids for text in texts])
     for layer in range(2):
         np.testing.assert_allclose(activations.neutral[layer], states[:, layer], atol=1e-4)
     questions = worlds.questions(2, answers=4)
@@ -46,7 +47,7 @@ def test_texts_of_one_length_make_memory_a_matter_of_their_number():
     model = worlds.llama(64, 1)
     for prompt in ("", worlds.SHOTS):
         texts = [(row.prompt, row.neutral) for row in worlds.demonstrations(1200, prompt)[::99]]
-        assert len({len(sl.models.TokenizedAnswer.of(model, *text).ids) for text in texts}) == 1
+        assert len({len(TokenizedAnswer.of(model, *text).ids) for text in texts}) == 1
 
 
 @pytest.mark.filterwarnings("ignore::sea_lens.errors.SeaLensWarning")

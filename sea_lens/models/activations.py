@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sea_lens.cache import load_tensors, save_tensors
 from sea_lens.errors import FileFormatError, InputError
-from sea_lens.models.bridge import Model, ModelDescription
+from sea_lens.models.bridge import Model, ModelInfo
 from sea_lens.models.sites import Site, choose_site, choose_sites
 
 Role = Literal["neutral", "positive", "negative"]
@@ -77,7 +77,7 @@ class Activations:
 
     sides: Mapping[Role, BySite]
     token: TokenChoice = "last"
-    model: ModelDescription | None = None
+    model: ModelInfo | None = None
     demonstrations: str | None = None
     editor: str | None = field(default=None, kw_only=True)
 
@@ -166,7 +166,7 @@ class Activations:
             if not isinstance(tensors, Mapping) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
                 raise InputError(f"{role} is tensors [n, width] by layer, and a {type(tensors).__name__} was given.")
             sides[role] = BySite({key: t.detach().to("cpu", copy=True) for key, t in tensors.items()}, site)
-        return cls(sides, token, None if model is None else ModelDescription.of(model))
+        return cls(sides, token, None if model is None else ModelInfo.of(model))
 
     @property
     def roles(self) -> list[Role]:
@@ -274,7 +274,7 @@ class Activations:
                 role, site = key.split("/" if found == FORMAT else ".", 1)
                 place = Site.of(site) if found == FORMAT else Site(int(site), facts["site"])
                 sides.setdefault(_role(role), {})[place] = tensor
-            model = None if facts["model"] is None else ModelDescription(**facts["model"])
+            model = None if facts["model"] is None else ModelInfo(**facts["model"])
             return cls(
                 {role: BySite(side) for role, side in sides.items()},
                 facts["token"],
@@ -300,7 +300,7 @@ class ActivationKind:
     """What activations must have in common to be put together; attributes as those of `Activations`."""
 
     token: TokenChoice
-    model: ModelDescription | None
+    model: ModelInfo | None
     editor: str | None
     sites: tuple[Site, ...]
     widths: tuple[int, ...]

@@ -245,4 +245,3 @@ def precise_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-ModelDescription = ModelInfo  # the old name, until every caller has the new one

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -12,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from sea_lens.errors import SeaLensWarning
 from sea_lens.models.bridge import EditsModels, Model
 from sea_lens.models.hooks import attached_editors, foreign_hooks, logits_at
 from sea_lens.models.passes import telling
@@ -139,11 +141,27 @@ def how_to_run(
         editor: The editor that is to act; None for none.
         batch_size: Rows in one pass, where nothing speaks against it.
         share_prefix: Whether to share beginnings, where nothing speaks against it.
+
+    Warns:
+        SeaLensWarning: If the model is in training mode with dropout.
     """
+    if model.original_model.training and _drops_out(model):
+        warnings.warn(
+            "The model is in training mode, so dropout makes its results differ from run to run. Call model.eval() first.",
+            SeaLensWarning,
+            stacklevel=3,
+        )
     editors = [*attached_editors(model), *([] if editor is None else [editor])]
     if not all(each.token_local for each in editors):
         return 1, False
     return batch_size, share_prefix and _goes_on_exactly(model)
+
+
+def _drops_out(model: Model) -> bool:
+    """Whether the configuration has a dropout above 0: `attention_dropout`, `resid_pdrop` and so on."""
+    facts = model.original_model.config.to_dict()  # type: ignore[operator, union-attr]
+    rates = [value for name, value in facts.items() if "drop" in name]
+    return any(isinstance(rate, float) and rate > 0 for rate in rates)
 
 
 _GOES_ON: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()

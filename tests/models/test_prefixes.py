@@ -88,3 +88,13 @@ def test_a_model_is_tried_once():
         tried = passes.n
         assert how_to_run(model, None, 8) == (8, True)
         assert passes.n == tried > 0
+
+
+def test_dropout_is_warned_about():
+    model = build_bridge("llama", attention_dropout=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        how_to_run(model, None, 8)
+    model.train()
+    with pytest.warns(SeaLensWarning, match="training mode"):
+        how_to_run(model, None, 8)
