@@ -20,6 +20,7 @@ _HOME = {
     "ITI": "methods.iti",
     "Identity": "methods.sea.feature_space",
     "LEACE": "methods.leace",
+    "METHODS": "methods.method",
     "MeanDifference": "methods.mean_difference",
     "Probes": "analysis.probes",
     "Question": "data.questions",

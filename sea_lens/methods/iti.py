@@ -37,9 +37,11 @@ class ITI:
     logistic probe on demonstrations that it was not fitted on.
 
     Example:
-        >>> activations = sl.collect_activations(model, demonstrations, site="attn.hook_z")
-        >>> editor = sl.ITI(n_heads=4).fit(activations)
-        >>> editor.card.reports[editor.sites[0]].numbers                 # accuracy of the probe by head
+        >>> sides = {"positive": {3: torch.randn(50, 8) + 4}, "negative": {3: torch.randn(50, 8)}}
+        >>> activations = sl.Activations.from_tensors(**sides, site="attn.hook_z")
+        >>> editor = sl.ITI(n_heads=2, d_head=4).fit(activations)
+        >>> editor.card.reports[editor.sites[0]].numbers  # accuracy of the probe, by head
+        {'head 0': 1.0, 'head 1': 1.0}
 
     Attributes:
         n_heads: Heads to edit.

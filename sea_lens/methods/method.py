@@ -128,6 +128,11 @@ def check_roles(method: Method, activations: Activations) -> None:
     Raises:
         InputError: Naming what is missing, and how to get it.
     """
+    if not isinstance(activations, Activations):
+        raise InputError(
+            f"{type(method).__name__} is fitted on Activations, which collect_activations and Activations.from_tensors make, "
+            f"and a {type(activations).__name__} was given."
+        )
     missing = [role for role in method.roles if role not in activations.roles]
     if missing:
         how = " Call demonstrations.with_neutral_answers(model) before collecting." if "neutral" in missing else ""
@@ -210,8 +215,11 @@ def refit(editor: Editor, activations: Activations) -> Editor:
     without.
 
     Example:
-        >>> swapped = refit(editor, activations.swapped())        # should do the opposite
-        >>> shuffled = refit(editor, activations.shuffled(seed=0))  # should do nothing
+        >>> sides = {"positive": {3: torch.ones(9, 4)}, "negative": {3: torch.zeros(9, 4)}}
+        >>> activations = sl.Activations.from_tensors(**sides)
+        >>> editor = sl.MeanDifference().fit(activations)
+        >>> sl.refit(editor, activations.swapped())[3](torch.zeros(4))  # the control that should do the opposite
+        tensor([-1., -1., -1., -1.])
 
     Args:
         editor: Of any registered method.
@@ -240,7 +248,7 @@ def grid(cls: Callable[..., M], **settings: Sequence[Any]) -> list[M]:
     """A method at every combination of settings, the last of them varying fastest.
 
     Example:
-        >>> len(grid(SEA, center=[False, True], explained_variance=[0.5, 0.9, 0.998]))
+        >>> len(sl.grid(sl.SEA, center=[False, True], explained_variance=[0.5, 0.9, 0.998]))
         6
 
     Args:

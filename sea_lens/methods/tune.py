@@ -61,9 +61,15 @@ def tune(
     split over the processes.
 
     Example:
-        >>> methods = [*sl.grid(sl.SEA, center=[False, True], explained_variance=[0.9, 0.998]), sl.MeanDifference()]
-        >>> tuning = sl.tune(model, activations, questions, methods=methods, strengths=[1.0, 2.0])
-        >>> tuning.best.save_pretrained("editor")
+        >>> model, world = sl.load_organism()
+        >>> demonstrations = world.demonstrations()[:60].with_neutral_answers(model, max_new_tokens=1, progress=False)
+        >>> activations = sl.collect_activations(model, demonstrations, progress=False)
+        >>> questions = world.questions(world.fitting)[:20]
+        >>> methods = [*sl.grid(sl.SEA, center=[True], explained_variance=[0.5, 0.9]), sl.MeanDifference()]
+        >>> options = {"layers": ["all"], "max_new_tokens": 1, "progress": False}
+        >>> tuning = sl.tune(model, activations, questions, methods=methods, **options)
+        >>> len(tuning.table)
+        3
 
     Args:
         model: A TransformerBridge with a tokenizer, unedited: the one the activations come from.
@@ -99,6 +105,11 @@ def tune(
     }.items():
         if not isinstance(values, Sequence) or isinstance(values, str) or not values:
             raise InputError(f"{name} is a list of values to try, with at least one, and {values!r} was given.")
+    strange = [repr(one) for one in chosen if isinstance(one, type) or not isinstance(one, Method)]
+    if strange:
+        raise InputError(f"methods are objects such as SEA(0.9), and {', '.join(strange)} was given.")
+    if not isinstance(questions, Questions):
+        raise InputError(f"questions are sea_lens.Questions, and a {type(questions).__name__} was given.")
     if layers is not None and any(isinstance(given, int) for given in layers):
         raise InputError(f"layers is a list of sets of layers, such as [[0, 1], [2]], and {layers!r} was given.")
     if not all(map(math.isfinite, strengths)):

@@ -628,22 +628,3 @@ def test_entries_may_be_off_by_the_tolerance_and_no_more(entry, tolerance):
         assert basis_of_projector(projector + 0.9 * tolerance * lopsided, tolerance).shape == (6, 2)
         with pytest.raises(InputError, match="differs from its transpose by"):
             basis_of_projector(projector + 1.1 * tolerance * lopsided, tolerance)
-
-
-@pytest.mark.parametrize(
-    ("matrix", "why"),
-    [
-        (torch.diag(torch.tensor([1.0, float("nan")])), "holds NaN or infinity"),
-        (torch.diag(torch.tensor([1.0, float("inf")])), "holds NaN or infinity"),
-        (torch.tensor([[1.0, 1.0], [0.0, 0.0]]), "differs from its transpose by 1"),  # idempotent
-        (torch.diag(torch.tensor([0.5, 0.5])), r"of rank \d, differs from it by 0\."),  # symmetric
-        (torch.diag(torch.tensor([2.0, -1.0])), r"of rank \d, differs from it by "),
-        (torch.diag(torch.tensor([1.001, 1.0])), r"of rank 2, differs from it by 0\.001 "),
-        (torch.diag(torch.tensor([0.4, 0.0])), r"of rank 0, differs from it by 0\.4 "),
-        (torch.diag(torch.tensor([-1.0, 0.0])), "its trace is -1 at width 2"),
-        (torch.diag(torch.tensor([2.0, 2.0])), "its trace is 4 at width 2"),
-    ],
-)
-def test_what_is_no_orthogonal_projector_is_refused_with_the_reason(matrix, why):
-    with pytest.raises(InputError, match=f"not an orthogonal projector: .*{why}"):
-        basis_of_projector(matrix)

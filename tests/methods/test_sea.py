@@ -223,6 +223,7 @@ def test_activations_of_which_half_are_zero_have_no_median_unit():
         *(({"explained_variance": share}, "must lie in") for share in (0.0, 1.1, float("nan"), (0.9, 0.0))),
         ({"explained_variance": None}, "needs an explained_variance"),
         ({"ranks": (1, 2, 3)}, "A pair"),
+        *(({"ranks": ranks}, "whole numbers above zero") for ranks in (0, (1, 0), 1.5, "3")),
         *(({"feature_map": Tanh(), "feature_unit": unit}, "feature_unit is") for unit in (0.0, float("inf"), "mean")),
         ({"feature_map": "tanh"}, "A feature map is an object with a domain"),
     ],
@@ -238,7 +239,7 @@ def test_impossible_settings_are_refused_before_anything_is_fitted(settings, mes
 def test_a_rank_beyond_the_demonstrations_is_refused(n, center, most):
     data = activations(sides(n))
     SEA(ranks=(most, 1), center=center).fit(data)
-    for ranks in (most + 1, (1, most + 1), (0, 1)):
+    for ranks in (most + 1, (1, most + 1)):
         with pytest.raises(InputError, match=f"support 1 to {most} "):
             SEA(ranks=ranks, center=center).fit(data)
 

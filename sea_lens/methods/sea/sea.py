@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
+from numbers import Integral
 from typing import ClassVar, Literal, Protocol, TypeVar, get_args, runtime_checkable
 
 import torch
@@ -127,7 +128,8 @@ class SEA:
                 raise InputError(f"{name} is one of {', '.join(known)}, and {value!r} was given.")
         if self.ranks is not None:
             object.__setattr__(self, "explained_variance", None)
-            _pair(self.ranks)
+            if not all(isinstance(rank, Integral) and rank > 0 for rank in _pair(self.ranks)):
+                raise InputError(f"ranks are whole numbers above zero, and {self.ranks} was given.")
         elif self.explained_variance is None:
             raise InputError("SEA needs an explained_variance in (0, 1], or ranks, and neither was given.")
         for share in _pair(1.0 if self.explained_variance is None else self.explained_variance):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 from typing import Literal, get_args
 
 import torch
@@ -282,7 +283,7 @@ def check_share(explained_variance: float, spectrum: str) -> None:
     """
     if spectrum not in get_args(Spectrum):
         raise InputError(f"spectrum is one of {', '.join(get_args(Spectrum))}, and {spectrum!r} was given.")
-    if not 0 < explained_variance <= 1:
+    if not (isinstance(explained_variance, Real) and 0 < explained_variance <= 1):
         raise InputError(f"explained_variance must lie in (0, 1], and {explained_variance} was given.")
 
 

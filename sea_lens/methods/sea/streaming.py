@@ -48,10 +48,12 @@ class SEAFitter:
     can be bootstrapped.
 
     Example:
-        >>> fitter = sl.SEAFitter()
-        >>> for batch in batches:
-        ...     fitter.update(batch)
-        >>> editor = fitter.fit(sl.SEA(0.998, center=True))
+        >>> roles, fitter = ("neutral", "positive", "negative"), sl.SEAFitter()
+        >>> for _ in range(4):
+        ...     batch = sl.Activations.from_tensors(**{role: {3: torch.randn(50, 16)} for role in roles})
+        ...     fitter = fitter.update(batch)
+        >>> fitter.fit(sl.SEA(0.9, center=True)).card.n_demonstrations
+        200
 
     Args:
         feature_map: phi, for editing in a feature space; None for the linear edit. Sums are of features, so it is chosen here
