@@ -20,6 +20,7 @@ from sea_lens.editing.editor import Editor
 from sea_lens.models.activations import Activations
 from sea_lens.models.bridge import Model
 from sea_lens.models.collect import collect_activations
+from sea_lens.models.sites import labels_of
 
 
 @command("Looking", options=Of(measure_effects))
@@ -134,21 +135,19 @@ def spectrum(
     fitted = Editor.from_pretrained(editor)
     bridge = load(model, loading, [demonstrations])
     plain, _ = _collected(bridge, fitted, demonstrations, reading, collecting, edited=False)
-    results: list[Any] = [massive_activations(plain, fitted)]
-    figures = {"massive": plotting.plot_massive_activations(results[0])}
+    spectra, massive = measure_spectra(fitted, plain), massive_activations(plain, fitted)
+    show(spectra.table.T.rename_axis("by layer"), f"Spectra of {plain.n} demonstrations")
+    figures = {"angles": plotting.plot_principal_angles(spectra), "massive": plotting.plot_massive_activations(massive)}
+    if len(spectra.curves):
+        figures["spectra"] = plotting.plot_spectra(spectra)
     tables = {}
-    if fitted.card.method == "sea":
-        spectra = measure_spectra(fitted, plain)
-        show(spectra.table.T.rename_axis("by layer"), f"Spectra of {plain.n} demonstrations")
-        results.append(spectra)
-        figures |= {"spectra": plotting.plot_spectra(spectra), "angles": plotting.plot_principal_angles(spectra)}
-    for layer in fitted.layers:
-        if fitted[layer].directions is not None:
-            found = read_directions(bridge, fitted, layer, activations=plain, **directing)
+    for site, layer in zip(fitted.sites, labels_of(fitted.sites), strict=True):
+        if site.in_stream and fitted[site].directions is not None:
+            found = read_directions(bridge, fitted, site, activations=plain, **directing)
             show(found.table[list(found.shown)], f"Directions of layer {layer}")
             tables[f"directions-{layer}"] = found.table
             figures[f"directions-{layer}"] = plotting.plot_directions(found)
-    write(out, figures, *results, tables=tables)
+    write(out, figures, spectra, massive, tables=tables)
 
 
 def _collected(
@@ -159,6 +158,6 @@ def _collected(
     data = reading.answered(data, model, options["batch_size"], None)
     if fitted.card.demonstrations not in (None, data.fingerprint):
         say("note: these are not the demonstrations (or not the neutral answers) that the editor was fitted on.")
-    options = {**options, "token": fitted.card.token, "site": sorted({site.name for site in fitted.sites})[0]}
+    options = {**options, "token": fitted.card.token, "site": sorted({site.name for site in fitted.sites})}
     plain = collect_activations(model, data, **options)
     return plain, collect_activations(model, data, editor=fitted, **options) if edited else None

@@ -3,8 +3,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from analysis.conftest import random_activations
 from conftest import D_MODEL, N_LAYERS, build_bridge
 
+import sea_lens as sl
 from sea_lens import Activations, AffineEdit, Editor, Site, fit_sea
 from sea_lens.analysis.tokens import read_directions
 from sea_lens.errors import InputError, ModelMismatchError
@@ -167,6 +169,20 @@ def test_a_shift_is_a_direction_and_keeps_its_sign(llama, reads_back):
         assert activations is None or found.table["component"].tolist() == pytest.approx([component])
     reads_back(found)
     assert len(repr(found).splitlines()) == 3
+
+
+@pytest.mark.parametrize("method", [sl.SEA(ranks=2), sl.MeanDifference(), sl.LEACE()])
+def test_the_edits_of_every_method_are_read_and_measured(llama, method):
+    activations = random_activations(llama)
+    editor = method.fit(activations)
+    spectra = sl.measure_spectra(editor, activations)
+    shares = sl.massive_activations(activations, editor, magnitude=1e-9, ratio=1e-9).table
+    for layer in editor.layers:
+        found = read_directions(llama, editor, layer, activations=activations)
+        gains = spectra.gains[spectra.gains["layer"] == layer]["gain"]
+        assert sorted(found.table["gain"]) == sorted(gains)
+        assert len(gains) == max(1, editor[layer].rank)
+        assert shares[shares["layer"] == layer]["share"].sum() == pytest.approx(1, abs=1e-5)
 
 
 def test_an_oblique_edit_is_read_by_what_it_writes(llama):

@@ -2,9 +2,10 @@
 
 import pandas as pd
 import pytest
+import torch
 from conftest import PNG
 
-from sea_lens import SEA, Demonstrations, Editor, collect_activations
+from sea_lens import SEA, AffineEdit, Demonstrations, Editor, Site, collect_activations
 from sea_lens.analysis.effects import Effects, measure_effects
 from sea_lens.analysis.layers import LayerSelection
 
@@ -95,6 +96,18 @@ def test_spectra_angles_directions_and_massive_activations_are_shown_and_written
     found = pd.read_csv(folder / "directions-1.csv")["gain"].tolist()
     assert found == pytest.approx(sorted(Editor.from_pretrained(fitted)[1].gains.tolist())[::-1])
     assert "Directions of layer 2" in out
+
+
+def test_an_editor_of_any_method_and_sites_has_a_spectrum(sea_lens, demos, tmp_path):
+    heads = Site(1, "attn.hook_z")
+    edits = {site: AffineEdit.of_shift(torch.ones(128)) for site in (heads, Site(1), Site(2))}
+    Editor(edits).save_pretrained(tmp_path / "editor")
+    code, out, err = sea_lens("spectrum", "organism", tmp_path / "editor", demos, *ON, "--out", tmp_path / "out")
+    assert code == 0, err
+    assert "Directions of layer blocks.2.hook_resid_post" in out
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"angles.png", "massive.png", "spectra.csv", f"directions-{Site(1)}.csv"} <= names
+    assert not {"spectra.png", f"directions-{heads}.csv"} & names
 
 
 def test_other_demonstrations_than_the_editors_are_noted(run, demos):
