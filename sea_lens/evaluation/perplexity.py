@@ -30,8 +30,8 @@ from sea_lens.evaluation.evaluation import Evaluation, Run, check_model, no_chan
 from sea_lens.evaluation.metrics import COST, SHARE, Metric, Scale, mean, metric_table
 from sea_lens.models.bridge import FwdHook, Model, tokenizer_of
 from sea_lens.models.distributed import shows
-from sea_lens.models.hooks import logits_at, model_facts
-from sea_lens.models.log_probs import POSITIONS_AT_ONCE, kl, log_softmax
+from sea_lens.models.hooks import logits_of, model_facts, states_at
+from sea_lens.models.log_probs import kl, log_softmax
 from sea_lens.models.prefixes import how_to_run
 from sea_lens.models.tokens import PaddedTokens, join, token_ids
 
@@ -43,8 +43,10 @@ AGREEMENT = mean("top_agreement", "tokens", scale=SHARE)
 METRICS = [NLL, PERPLEXITY, BITS_PER_BYTE, KL, AGREEMENT]
 MEASURED = ("nll", "edited nll", "kl", "top_agreement")
 """What a batch keeps per window, summed over the tokens that it scores."""
-LOGITS_AT_ONCE = 2**28
-"""Logits of one model in memory together: 1 GB in float32."""
+TOKENS_AT_ONCE = 2**14
+"""Tokens in one forward pass, where it has more than one window."""
+LOGITS_AT_ONCE = 2**25
+"""Logits of one model in memory together: 0.25 GB in float64."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,8 @@ def evaluate_perplexity(
         stride: New tokens in each window after a text's first; None is half of the context.
         seed: Seed of the resamples.
         confidence: Confidence of the intervals.
-        batch_size: Windows per forward pass; fewer where their logits exceed 1 GB. It changes no result, apart from rounding.
+        batch_size: Windows per forward pass; fewer where they have more than 16,384 tokens. It changes no result, apart from
+            rounding.
         folder: A folder for finished batches. A killed run continues there.
         progress: Whether to show a progress bar.
 
@@ -244,8 +247,8 @@ def _measured(
     batches: list[list[Window]] = [[]]
     for window in windows:  # the first window of a batch is its longest
         batch = batches[-1]
-        size = (len(batch) + 1) * (len((batch or [window])[0].ids) - 1) * model.cfg.d_vocab
-        if batch and (len(batch) == rows or size > LOGITS_AT_ONCE):
+        size = (len(batch) + 1) * (len((batch or [window])[0].ids) - 1)
+        if batch and (len(batch) == rows or size > TOKENS_AT_ONCE):
             batches.append([])
         batches[-1].append(window)
     store = None
@@ -281,20 +284,16 @@ def _measure(model: Model, batch: Sequence[Window], hooks: list[FwdHook]) -> Flo
     scored = [(row, at) for row, window in enumerate(batch) for at in range(window.first, len(window.ids))]
     owners = torch.tensor([row for row, _ in scored])
     said = torch.tensor([batch[row].ids[at] for row, at in scored])
-    places = torch.tensor([(row, at - 1) for row, at in scored])
+    where = torch.zeros(tokens.ids.shape, dtype=torch.bool)
+    where[owners, torch.tensor([at - 1 for _, at in scored])] = True
+    states = states_at(model, tokens, where)
+    edited = states_at(model, tokens, where, hooks) if hooks else states
     found = torch.zeros(len(batch), len(MEASURED), dtype=torch.float64)
-    # One window may have more logits than memory should hold; then it is run once per part.
     for part in torch.split(torch.arange(len(scored)), max(1, LOGITS_AT_ONCE // model.cfg.d_vocab)):
-        where = torch.zeros(tokens.ids.shape, dtype=torch.bool)
-        where[tuple(places[part].T)] = True
-        plain = edited = logits_at(model, tokens, where)
-        if hooks:
-            with model.hooks(fwd_hooks=hooks):
-                edited = logits_at(model, tokens, where)
-        for some in torch.split(torch.arange(len(part)), POSITIONS_AT_ONCE):
-            own = part[some]
-            rows = slice(int(some[0]), int(some[-1]) + 1)
-            found.index_add_(0, owners[own], _compared(plain[rows], edited[rows], said[own]))
+        some = slice(int(part[0]), int(part[-1]) + 1)
+        plain = logits_of(model, states[some])
+        other = logits_of(model, edited[some]) if hooks else plain
+        found.index_add_(0, owners[part], _compared(plain, other, said[part]))
     return found
 
 

@@ -125,3 +125,43 @@ def logits_at(
     with model.hooks(fwd_hooks=[("unembed.hook_in", choose)]):
         logits = model(tokens.ids, **(options or tokens.forward_options()))
     return logits[0] if logits.shape[:2] == (1, int(where.sum())) else logits[where.to(logits.device)]
+
+
+def states_at(
+    model: Model, tokens: PaddedTokens, where: Bool[Tensor, "batch pos"], hooks: Sequence[FwdHook] = ()
+) -> Float[Tensor, "n width"]:
+    """What the unembedding reads at chosen positions, row after row; `logits_of` makes logits of it, a part at a time.
+
+    Args:
+        model: The model, with whatever hooks are on it.
+        tokens: What it is run on.
+        where: The positions.
+        hooks: Further hooks for this pass.
+    """
+    found: list[Tensor] = []
+
+    def take(tensor: Tensor, hook: object) -> Tensor:
+        found.append(tensor[where.to(tensor.device)])
+        return tensor[:, :1]
+
+    with model.hooks(fwd_hooks=[*hooks, ("unembed.hook_in", take)]):
+        model(tokens.ids, **tokens.forward_options())
+    return found[-1]
+
+
+def logits_of(model: Model, states: Float[Tensor, "n width"]) -> Float[Tensor, "n d_vocab"]:
+    """The logits that a model makes of what its unembedding reads, with whatever it does to them afterwards.
+
+    Args:
+        model: The model, with whatever hooks are on its logits.
+        states: From `states_at`.
+    """
+
+    def put(tensor: Tensor, hook: object) -> Tensor:
+        return states[None]
+
+    # The blocks see one token, whose state is replaced.
+    token = torch.zeros(1, 1, dtype=torch.long, device=model.cfg.device)
+    with model.hooks(fwd_hooks=[("unembed.hook_in", put)]):
+        logits: Tensor = model(token, use_cache=False)[0]
+    return logits

@@ -91,13 +91,18 @@ def test_kl_is_that_of_kl_to_unedited_and_ruled_out_tokens_add_nothing(llama, ed
     assert 0 < found.loc["kl", "edited"] < math.inf
 
 
-def test_the_logits_in_memory_are_bounded(llama, editor_of, counted, monkeypatch):
-    whole = evaluate_perplexity(llama, TEXTS, editor_of(llama), progress=False)
-    with counted(llama) as passes:
-        monkeypatch.setattr("sea_lens.evaluation.perplexity.LOGITS_AT_ONCE", 70 * llama.cfg.d_vocab)
-        found = evaluate_perplexity(llama, TEXTS, editor_of(llama), progress=False)
-    assert len(passes) == 2 * 3  # two rows of 36 tokens are too much, two of 33 and 27 are not
-    pd.testing.assert_frame_equal(found.table, whole.table, atol=1e-5)
+def test_tokens_and_logits_in_memory_are_bounded(llama, editor_of, counted, monkeypatch):
+    whole = evaluate_perplexity(llama, TEXTS, editor_of(llama), progress=False).table
+    monkeypatch.setattr("sea_lens.evaluation.perplexity.TOKENS_AT_ONCE", 70)
+    monkeypatch.setattr("sea_lens.evaluation.perplexity.LOGITS_AT_ONCE", 10 * llama.cfg.d_vocab)
+    seen, look = [], [("unembed.hook_out", lambda logits, hook: seen.append(logits.shape[1]))]
+    with llama.hooks(fwd_hooks=look), pytest.warns(SeaLensWarning, match="carries hooks"):
+        found = evaluate_perplexity(llama, TEXTS, editor_of(llama), progress=False).table
+    assert max(seen) == 10
+    assert (
+        seen.count(1) >= 2 * 3
+    )  # three passes of each model: two rows of 36 tokens are too much, of 33 and 27 they are not
+    pd.testing.assert_frame_equal(found, whole, atol=1e-5)
 
 
 def test_questions_are_read_as_their_right_answers(llama):
@@ -165,7 +170,7 @@ def test_a_run_that_was_killed_goes_on_where_it_stopped(llama, tmp_path, monkeyp
 
     def counted(model, *args, **options):
         passes.append(1)
-        if len(passes) == 8:
+        if len(passes) == 14:  # each batch is four passes: two of the texts, two that make logits
             raise KeyboardInterrupt
         return forward(model, *args, **options)
 
@@ -173,11 +178,11 @@ def test_a_run_that_was_killed_goes_on_where_it_stopped(llama, tmp_path, monkeyp
     options = {"context_length": CONTEXT, "batch_size": 2, "folder": tmp_path, "progress": False}
     with pytest.raises(KeyboardInterrupt):
         evaluate_perplexity(llama, LONG + TEXTS, editor, **options)
-    passes += [0] * 100  # never 8 again
+    passes += [0] * 100  # never 14 again
     before = len(passes)
     resumed = evaluate_perplexity(llama, LONG + TEXTS, editor, **options)
     n_batches = math.ceil(whole.provenance["options"]["windows"] / 2)
-    assert len(passes) - before == 2 * (n_batches - 3)  # three batches were whole, of two passes each
+    assert len(passes) - before == 4 * (n_batches - 3)  # three batches were whole
     assert resumed.table.equals(whole.table)
     before = len(passes)
     again = evaluate_perplexity(llama, LONG + TEXTS, editor, **options)
