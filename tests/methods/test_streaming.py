@@ -287,6 +287,15 @@ def test_a_killed_collection_goes_on_to_the_same_bits(llama, tmp_path, monkeypat
     assert same_sums(SEAFitter.load(tmp_path), whole)
 
 
+def test_neutral_answers_are_asked_for_before_the_model_runs(llama):
+    with pytest.raises(InputError, match=r"2 of 2 demonstrations have none\. Call demonstrations.with_neutral_answers"):
+        collect(llama, Demonstrations.from_lists(["a", "b"], ["c", "d"], ["e", "f"]))
+    whole = activations(5)
+    without = Activations.from_tensors(positive={0: whole.positive[0]}, negative={0: whole.negative[0]})
+    with pytest.raises(InputError, match="there are no neutral ones"):
+        SEAFitter().update(without)
+
+
 def test_folders_of_other_statistics_and_processes_are_refused(llama, tmp_path, monkeypatch):
     few = {"demonstrations": ROWS[:4], "folder": tmp_path / "done"}
     collect(llama, **few)

@@ -279,7 +279,7 @@ def check_map(feature_map: FeatureMap) -> None:
     if isinstance(feature_map, type) or not isinstance(feature_map, FeatureMap):
         raise InputError(
             f"A feature map is an object with a domain, forward(x) and inverse(features), such as Tanh(2.0), and "
-            f"{feature_map!r} is none."
+            f"{feature_map!r} was given."
         )
     name, (low, high) = type(feature_map).__name__, feature_map.domain
     if not low < 0 < high:

@@ -21,7 +21,7 @@ PANEL = 1024
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Activations, one row a demonstration, handed out in float64, centered or not, a few columns at a time.
+    """Activations, one row per demonstration, handed out in float64, centered or not, a few columns at a time.
 
     Attributes:
         activations: As they came; kept, not copied.

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from sea_lens.cache import Store
 from sea_lens.data.demonstrations import Demonstrations
 from sea_lens.editing.editor import Editor
-from sea_lens.errors import FileFormatError
+from sea_lens.errors import FileFormatError, InputError
 from sea_lens.methods.sea.feature_space import FeatureMap
 from sea_lens.methods.sea.sea import SEA
 from sea_lens.methods.sea.streaming import FORMAT, SAMPLE, STATISTICS, SEAFitter, features_as_json
@@ -82,6 +82,12 @@ def collect_statistics(
         FileFormatError: If `folder` holds another collection, or one that another number of processes began.
     """
     fitter = SEAFitter(feature_map=feature_map, feature_unit=feature_unit)
+    missing = sum(row.neutral is None for row in demonstrations)
+    if missing:
+        raise InputError(
+            f"SEA needs neutral answers, and {missing} of {len(demonstrations)} demonstrations have none. Call "
+            "demonstrations.with_neutral_answers(model) first."
+        )
     stream = ActivationStream(
         model,
         demonstrations,

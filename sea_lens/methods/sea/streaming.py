@@ -16,6 +16,7 @@ from sea_lens.cache import load_tensors, save_tensors
 from sea_lens.editing.editor import Editor
 from sea_lens.editing.registry import from_plain, to_plain
 from sea_lens.errors import FileFormatError, InputError
+from sea_lens.methods.method import check_roles
 from sea_lens.methods.sea.feature_space import FeatureMap
 from sea_lens.methods.sea.sea import SEA, Evidence
 from sea_lens.methods.sea.spectral import RunningCrossCovariance
@@ -37,8 +38,8 @@ class SEAFitter:
     Editors equal those of `SEA.fit` on all activations at once, centered or not. Means and cross-covariances are float64 and
     are updated around running means, so that an offset common to all activations loses nothing.
 
-    Memory does not depend on the number of demonstrations: `2 width^2` float64 numbers a site, one matrix for the positive
-    and one for the negative side, which is 268 MB a site at a width of 4096 and 1.07 GB at 8192. Activations themselves
+    Memory does not depend on the number of demonstrations: `2 width^2` float64 numbers per site, one matrix for the positive
+    and one for the negative side, which is 268 MB per site at a width of 4096 and 1.07 GB at 8192. Activations themselves
     take `3 n width` float32 numbers, less than that up to `n = 4/3 width` demonstrations: a fitter is for more, or for
     several machines. Fitting takes a handful of such matrices more, for one site at a time.
 
@@ -61,7 +62,7 @@ class SEAFitter:
         feature_unit: What counts as 1 for phi, a number in units of the activations.
 
     Raises:
-        InputError: If the feature map is none, or it is given without a number for `feature_unit`.
+        InputError: If the feature map has a flaw, or is given without a number for `feature_unit`.
     """
 
     def __init__(
@@ -152,6 +153,7 @@ class SEAFitter:
         Raises:
             InputError: If they differ from those before in site, token, model, editor or width.
         """
+        check_roles(self._features_of, batch)
         first = not self.n
         self.begin(ActivationKind.of(batch))
         self.demonstrations = batch.demonstrations if first else None
