@@ -75,7 +75,7 @@ _HOME = {
 }
 """Where each public name lives. Names are imported when they are first asked for, so that `import sea_lens` is quick."""
 
-_REGISTERING = ("methods", "worlds.load")
+_REGISTERING = ("models.generate", "methods", "worlds.load")
 _PACKAGES = ("analysis", "cli", "data", "editing", "evaluation", "methods", "models", "plotting", "worlds")
 
 __all__ = [*sorted(_HOME), "plotting"]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,6 +15,15 @@ from sea_lens.data.confounds import DemonstrationCheck, ReadsTexts
 from sea_lens.data.prompts import PromptRow, PromptRows, Tokenizer
 from sea_lens.data.records import Record, as_text, parallel_lists, read_csv_rows, read_json_objects
 from sea_lens.errors import InputError
+
+Answers = Callable[..., list[str]]
+_ANSWERING: dict[str, Answers] = {}
+
+
+def answers_prompts(function: Answers) -> Answers:
+    """Registers how a model answers prompts. Data knows no model, so the module that runs models says it here."""
+    _ANSWERING["model"] = function
+    return function
 
 
 @dataclass(frozen=True)
@@ -299,9 +307,10 @@ class Demonstrations(PromptRows[Demonstration]):
             folder: Where to keep answers as they come. A run that was killed goes on there.
             progress: Whether to show a progress bar.
         """
-        generate = import_module("sea_lens.models.generate")  # by name: data imports nothing from models
         prompts = [row.prompt for row in self.rows]
-        answers: list[str] = generate.greedy_answers(
+        if not _ANSWERING:
+            raise InputError("Nothing answers prompts yet. Import sea_lens.models.generate first.")
+        answers = _ANSWERING["model"](
             model, prompts, max_new_tokens, batch_size=batch_size, folder=folder, progress=progress
         )
         rows = [replace(row, neutral=answer) for row, answer in zip(self.rows, answers, strict=True)]

@@ -243,5 +243,3 @@ def _tokenizer_facts(tokenizer: Tokenizer | None) -> list[object]:
 def precise_dtype(device: torch.device) -> torch.dtype:
     """float64, or float32 on the devices that have no float64."""
     return torch.float32 if device.type == "mps" else torch.float64
-
-

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sea_lens.cache import Store, digest
+from sea_lens.data.demonstrations import answers_prompts
 from sea_lens.errors import InputError
 from sea_lens.models.bridge import EditsModels, Model, tokenizer_of
 from sea_lens.models.distributed import shows
@@ -20,6 +21,7 @@ from sea_lens.models.prefixes import CachedPrefix, how_to_run, length_to_share
 from sea_lens.models.tokens import PaddedTokens, all_token_ids, check_context_length
 
 
+@answers_prompts
 def greedy_answers(
     model: Model,
     prompts: Sequence[str],
