@@ -143,6 +143,17 @@ def data_efficiency(
         InputError: If a size is below 1 or above the number of demonstrations, there is no size or seed, `confidence` is not
             inside (0, 1), or `folder` is given and the function has no name.
         FileFormatError: If `folder` holds another experiment.
+
+    Example:
+        >>> from functools import partial
+        >>> import sea_lens as sl
+        >>> model, world = sl.load_organism()
+        >>> activations = sl.collect_activations(model, world.demonstrations()[:40], progress=False)
+        >>> truth = partial(sl.evaluate_truthfulqa, questions=world.questions()[:20])
+        >>> method = sl.MeanDifference()
+        >>> found = sl.data_efficiency(model, activations, truth, method=method, sizes=[10, 40], progress=False)
+        >>> found.curve["fits"].to_dict()
+        {10: 3, 40: 1}
     """
     if not isinstance(activations, Activations):
         raise InputError(

@@ -104,6 +104,15 @@ def transfer(
         InputError: If there is no source or no benchmark, a source is neither activations nor an editor, or its name is
             `"unedited"`.
         ModelMismatchError: If an editor does not fit the model.
+
+    Example:
+        >>> import sea_lens as sl
+        >>> model, world = sl.load_organism()
+        >>> activations = sl.collect_activations(model, world.demonstrations()[:40], progress=False)
+        >>> benchmarks = {"truthfulqa": world.questions()[:20]}
+        >>> found = sl.transfer(model, benchmarks, {"facts": activations}, method=sl.MeanDifference(), progress=False)
+        >>> found.changes.shape
+        (1, 1)
     """
     wrong = {name: type(one).__name__ for name, one in sources.items() if not isinstance(one, (Activations, Editor))}
     if wrong:

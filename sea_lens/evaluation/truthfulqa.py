@@ -197,6 +197,13 @@ def generate_answers(
 
     Warns:
         SeaLensWarning: If the model carries hooks.
+
+    Example:
+        >>> import sea_lens as sl
+        >>> model, world = sl.load_organism()
+        >>> found = sl.generate_answers(model, world.questions()[:4], max_new_tokens=1, progress=False)
+        >>> list(found.per_row)[:3]
+        ['prompt', 'category', 'answer']
     """
     started = time.perf_counter()
     run = Run(seed, confidence, batch_size, folder, progress)
