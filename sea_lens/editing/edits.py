@@ -109,8 +109,9 @@ class SequenceEdit:
 
     @property
     def gains(self) -> Float[Tensor, " n_directions"] | None:
-        """Those of all its edits."""
-        found = [edit.gains for edit in self.edits if edit.gains is not None]
+        """Those of all its edits, in units of the first one's strength."""
+        unit = self.strength or 1.0
+        found = [edit.gains * (edit.strength / unit) for edit in self.edits if edit.gains is not None]
         return torch.cat(found) if found else None
 
     @property

@@ -194,6 +194,13 @@ def test_an_oblique_edit_is_read_by_what_it_writes(llama):
     assert table["raises"].tolist() == read_directions(llama, written, 1, k=3).table["raises"].tolist()
 
 
+def test_edits_in_sequence_have_the_gains_of_each(llama):
+    first = Editor({1: AffineEdit.of_eigenvalues(orthonormal(1, seed=1), torch.tensor([0.5]), restore_norm=True)})
+    second = Editor({1: AffineEdit.of_eigenvalues(orthonormal(1, seed=2), torch.tensor([-0.25]))})
+    table = read_directions(llama, first.scaled(2.0) + second.scaled(3.0), 1).table
+    assert table["gain"].tolist() == pytest.approx([1.0, -0.75])
+
+
 def test_the_unembeddings_input_is_read_without_the_norm(llama):
     direction = orthonormal(1, seed=6)
     edit = AffineEdit.of_eigenvalues(direction, torch.ones(1))
