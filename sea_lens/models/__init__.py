@@ -1,1 +1,1 @@
-"""."""
+"""Everything that runs a TransformerBridge: sites, passes, tokens, log-probabilities, answers and activations."""
