@@ -105,20 +105,12 @@ def quick():
         yield
 
 
-def directly(bridge, tasks, folder, hooks=(), batch_size=1):
+def directly(bridge, tasks, folder, hooks=()):
     """lm-eval on the wrapped model, as its manual says."""
-    harness = HFLM(
-        pretrained=bridge.original_model,
-        tokenizer=copy.deepcopy(bridge.tokenizer),
-        backend="causal",
-        batch_size=batch_size,
-    )
+    harness = HFLM(pretrained=bridge.original_model, tokenizer=copy.deepcopy(bridge.tokenizer), backend="causal")
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
     with bridge.hooks(fwd_hooks=list(hooks)):
-        return lm_eval.simple_evaluate(
-            model=harness,
-            tasks=tasks,
-            task_manager=TaskManager(include_path=str(folder), include_defaults=False),
-        )
+        return lm_eval.simple_evaluate(model=harness, tasks=tasks, task_manager=manager)
 
 
 TASKS = ["local_group", "local_told"]
@@ -137,20 +129,14 @@ def measured(llama, folder, kept, editor_of):
 
 
 def test_numbers_are_those_of_lm_eval_itself_on_the_model_with_and_without_hooks(llama, folder, measured, editor_of):
-    table = measured.table
+    table, samples = measured.table, measured.per_row
+    assert set(table.index) >= {"local_group acc", "local_colors acc_norm", "local_numbers acc", "local_told chrf"}
     for column, hooks in (("unedited", ()), ("edited", editor_of(llama).fwd_hooks())):
         theirs = directly(llama, TASKS, folder, hooks)
-        for task, metric in (
-            ("local_group", "acc"),
-            ("local_colors", "acc"),
-            ("local_colors", "acc_norm"),
-            ("local_numbers", "acc"),
-            ("local_told", "exact_match"),
-            ("local_told", "chrf"),
-        ):
-            found = {**theirs["results"], **theirs.get("groups", {})}[task]
-            assert table.loc[f"{task} {metric}", column] == pytest.approx(found[f"{metric},none"], rel=1e-9)
-        samples = measured.per_row
+        found = {**theirs["results"], **theirs["groups"]}
+        for name, value in table[column].items():
+            task, metric = name.split(" ")
+            assert value == pytest.approx(found[task][f"{metric},none"], rel=1e-9)
         for task in ("local_colors", "local_told"):
             said = [sample["filtered_resps"] for sample in theirs["samples"][task]]
             ours = samples[samples["task"] == task][f"response {column}"].tolist()
@@ -159,8 +145,6 @@ def test_numbers_are_those_of_lm_eval_itself_on_the_model_with_and_without_hooks
             else:
                 likely = [[value for value, _ in json.loads(text)] for text in ours]
                 assert np.array(likely) == pytest.approx(np.array([[v for v, _ in row] for row in said]), abs=1e-4)
-    told = samples[samples["task"] == "local_told"]
-    assert (told["response unedited"] != told["response edited"]).any()
     assert table.loc["local_told chrf", "unedited"] != table.loc["local_told chrf", "edited"]
 
 
@@ -260,14 +244,11 @@ def results(scores, values, doc_hash="h"):
     return {"t": {**nothing, "results": {"t": found}, "samples": {"t": samples}}}
 
 
-def test_scores_that_no_sample_defines_are_left_out():
+def test_scores_without_samples_are_left_out_and_runs_on_different_samples_not_compared():
     runs = [results({"acc": 0.5, "bias": math.nan}, [0, 1]), results({"acc": 1.0, "bias": math.nan}, [1, 1])]
     table, scales = score_table(runs, 0, 0.95)
     assert table.index.tolist() == list(scales) == ["t acc"]
     assert table.loc["t acc", ["n", "unedited", "edited", "change"]].tolist() == [2, 0.5, 1.0, 0.5]
-
-
-def test_runs_on_different_samples_are_not_compared():
     with pytest.raises(InputError, match="did not see the same samples of t"):
         score_table([results({"acc": 1.0}, [1]), results({"acc": 1.0}, [1], "other")], 0, 0.95)
 
