@@ -125,8 +125,8 @@ def register_benchmark(
     Example:
         >>> from functools import partial
         >>> import sea_lens as sl
-        >>> from sea_lens.evaluation.benchmark import benchmarks, register_benchmark
-        >>> @register_benchmark("brief")
+        >>> from sea_lens.evaluation.benchmark import benchmarks
+        >>> @sl.register_benchmark("brief")
         ... def evaluate_brief(model, questions, editor=None, **options):
         ...     return sl.evaluate_truthfulqa(model, questions[:9], editor, **options)
         >>> benchmarks()["brief"].name
