@@ -12,24 +12,23 @@ from sea_lens.errors import InputError
 from sea_lens.models.bridge import Model
 from sea_lens.models.generate import greedy_answers
 from sea_lens.models.log_probs import score_answers
-from sea_lens.statistics import (
-    Proportion,
-)
+from sea_lens.results import Result
+from sea_lens.statistics import Proportion
 
 
-@dataclass(frozen=True)
-class GreedyAnswers:
-    """The greedy answers to questions and which of them are true.
+@dataclass(frozen=True, repr=False)
+class GreedyAnswers(Result):
+    """The greedy answers to questions and which of them are right.
 
     Attributes:
-        table: One row a question: `prompt`, `answer`, and `right`, whether the answer is a true completion.
+        table: One row per question: `prompt`, `answer`, and `right`, whether the answer is one of the question's right ones.
     """
 
     table: pd.DataFrame
 
     @property
     def right(self) -> Proportion:
-        """Share of answers that are true."""
+        """Share of answers that are right."""
         return Proportion(int(self.table["right"].sum()), len(self.table))
 
 
@@ -41,14 +40,19 @@ def answer_greedily(
     batch_size: int = 64,
     progress: bool = False,
 ) -> GreedyAnswers:
-    """Asks every question, and counts an answer as truthful when it is one of the question's true completions.
+    """Asks every question, and counts an answer as right when it equals one of the question's right answers.
 
     Hooks that are on the model act: measure an edited model under `with editor.attached(model):`. Case, outer white space
     and final punctuation do not count.
 
+    Example:
+        >>> with editor.attached(model):
+        ...     print(answer_greedily(model, questions).right)
+        93.3% [84.1, 97.4]
+
     Args:
         model: A TransformerBridge with a tokenizer.
-        questions: With their true completions.
+        questions: With their right answers.
         max_new_tokens: Longest answer in tokens.
         batch_size: Questions in one forward pass.
         progress: Whether to show a progress bar.
@@ -62,36 +66,36 @@ def answer_greedily(
     return GreedyAnswers(pd.DataFrame({"prompt": prompts, "answer": answers, "right": right}))
 
 
-@dataclass(frozen=True)
-class Preferences:
-    """Whether the model finds a true completion likelier than every false one.
+@dataclass(frozen=True, repr=False)
+class Preferences(Result):
+    """Whether the model finds a right answer likelier than every wrong one.
 
     Attributes:
-        table: One row a question: `prompt`, `margin` (log-probability of the likeliest true completion less that of the
-            likeliest false one, in nats), and `right`, whether it is above zero.
+        table: One row per question: `prompt`, `margin` (log-probability of the likeliest right answer less that of the
+            likeliest wrong one, in nats), and `right`, whether it is above zero.
     """
 
     table: pd.DataFrame
 
     @property
     def right(self) -> Proportion:
-        """Share of questions with a true completion likelier than every false one."""
+        """Share of questions with a right answer likelier than every wrong one."""
         return Proportion(int(self.table["right"].sum()), len(self.table))
 
 
 def prefer_right(model: Model, questions: Questions, *, batch_size: int = 16, progress: bool = False) -> Preferences:
-    """Compares the summed log-probabilities of true and false completions, whatever the model would say by itself.
+    """Compares the summed log-probabilities of right and wrong answers, whatever the model would say by itself.
 
-    Hooks that are on the model act. As longer completions are less likely, true and false ones should be alike in length.
+    Hooks that are on the model act. Longer answers are less likely, so right and wrong ones should be of similar length.
 
     Args:
         model: A TransformerBridge with a tokenizer.
-        questions: Each with a true and a false completion at least.
-        batch_size: Texts in one forward pass.
+        questions: Each with at least one right and one wrong answer.
+        batch_size: Rows in one forward pass.
         progress: Whether to show a progress bar.
 
     Raises:
-        InputError: If a question has no false completion.
+        InputError: If a question has no wrong answer, or the model predicts NaN.
     """
     bare = [index for index, question in enumerate(questions) if not question.wrong]
     if bare:

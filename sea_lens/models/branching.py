@@ -69,7 +69,7 @@ class BranchingRuns:
 
         Args:
             tokens: The batch.
-            where: The positions of which to give logits, row after row.
+            where: The positions whose logits are returned, row after row.
 
         Warns:
             SeaLensWarning: If this model's blocks cannot be skipped, so that full runs are made.

@@ -15,8 +15,7 @@ from sea_lens.models.prefixes import common_length
 from sea_lens.models.tokens import TokenizedAnswer, check_context_length
 
 KEPT_TOKENS = 100_000
-"""Tokens kept from the first reading, 4 bytes each; demonstrations beyond are tokenized again when their turn comes, which
-takes little beside running a model on them."""
+"""Tokens kept from the first reading, 4 bytes each. Later demonstrations are tokenized again when they are run."""
 
 
 def shared_length(texts: Sequence[TokenizedAnswer]) -> int:
@@ -25,7 +24,7 @@ def shared_length(texts: Sequence[TokenizedAnswer]) -> int:
 
 
 def label_of(index: int, role: str) -> str:
-    """What to call a text in a message."""
+    """The name of a text in messages."""
     return f"Demonstration {index} ({role})"
 
 
@@ -114,7 +113,7 @@ class DemonstrationTexts:
         return TextSurvey(lengths, common or [])
 
     def _keep(self, texts: Sequence[TokenizedAnswer]) -> None:
-        """Keeps the texts of the next demonstration, in one array for all: a list a text would take ten times as much."""
+        """Keeps the texts of the next demonstration, in one array: a list per text would take ten times the memory."""
         self._bounds.append(len(self._kept))
         for text in texts:
             self._kept.extend(text.ids)

@@ -70,7 +70,7 @@ class UneditedPredictions:
         tokenized = all_token_ids(model, texts)
         rows = [tuple(ids) for ids in tokenized if len(ids) > 1]
         if not rows:
-            raise InputError("KL is measured where one token of a text follows another, and no text has two tokens.")
+            raise InputError("KL is measured at tokens that another one follows, and no text has two tokens.")
         names = [f"Neutral text {number}" for number in range(len(tokenized))]
         check_context_length(model, [len(ids) for ids in tokenized], names)
         return cls(model, tuple(rows), batch_size)

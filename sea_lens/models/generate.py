@@ -98,8 +98,8 @@ def generate(
     """The model's continuation of a text, or its answer in a conversation.
 
     Example:
-        with editor.attached(model):
-            print(sl.generate(model, [{"role": "user", "content": "Where were fortune cookies invented?"}]))
+        >>> with editor.attached(model):
+        ...     print(sl.generate(model, [{"role": "user", "content": "Where were fortune cookies invented?"}]))
 
     Args:
         model: A TransformerBridge with a tokenizer. Hooks that are on it act.
@@ -117,12 +117,12 @@ def generate(
     if not isinstance(prompt, str):
         tokenizer = tokenizer_of(model)
         if getattr(tokenizer, "chat_template", None) is None:
-            raise InputError("This tokenizer has no chat template, and a conversation was given. Give a text.")
+            raise InputError("This tokenizer has no chat template for a conversation. Give a text.")
         messages = [dict(message) for message in prompt]
         prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     (ids,) = all_token_ids(model, [prompt])
     check_context_length(model, [len(ids)], ["The prompt"], max_new_tokens)
-    with torch.random.fork_rng(enabled=temperature > 0):
+    with torch.random.fork_rng():
         torch.manual_seed(seed)
         (new,) = _new_tokens(CachedPrefix(model), [ids], max_new_tokens, stop, temperature)
     return _as_answer(model, new, stop)

@@ -35,7 +35,7 @@ def model_facts(model: Model, editor: EditsModels | None = None) -> dict[str, JS
     """What decides what a model computes: its weights, the editors on it and the one given. For the facts of a `Store`.
 
     Raises:
-        InputError: If the model carries hooks of the user's own, of which nobody knows what they do.
+        InputError: If the model carries hooks of the user's own, whose effect is unknown.
     """
     foreign = foreign_hooks(model)
     if foreign:

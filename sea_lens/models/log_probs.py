@@ -96,7 +96,7 @@ class AnswerScores:
     """What a model gives the answers of questions. Columns are answers, the right ones first.
 
     Attributes:
-        log_probabilities: Summed log-probability of each whole answer in nats, in float64; NaN where a question has no such
+        log_probabilities: Summed log-probability of each whole answer in nats, in float64; NaN where there is no
             answer, `[questions, answers]`.
         n_tokens: Of each answer; 0 where there is none, `[questions, answers]`.
         is_right: Which answers are right, `[questions, answers]`.

@@ -28,7 +28,7 @@ class Predictions:
         first_tokens: First token of each completion, `[questions, completions]`.
         log_probabilities: Summed log-probability of each whole completion, `[questions, completions]`.
         is_right: Which completions are right, `[questions, completions]`.
-        is_wrong: Which are wrong. Where a question has fewer completions than another, neither.
+        is_wrong: Which are wrong. Places without a completion are neither.
     """
 
     next_token: Float[Tensor, "questions d_vocab"]
@@ -117,7 +117,7 @@ def question_batches(model: Model, questions: Questions, batch_size: int) -> lis
     Args:
         model: A TransformerBridge with a tokenizer.
         questions: The questions.
-        batch_size: Rows in a batch at most; a question with more has a batch of its own.
+        batch_size: Maximum of rows in a batch; a question with more rows has its own batch.
 
     Raises:
         InputError: If `batch_size` is below 1, a completion comes out as no tokens, or one does not fit the context.

@@ -22,7 +22,7 @@ from sea_lens.models.tokens import PaddedTokens
 LEAST_PREFIX = 16
 """Tokens below which a common beginning is not worth a pass of its own."""
 DRIFT = 0.05
-"""Of the spread of a row's logits: by how much logits after a cached beginning may differ from those of a whole pass."""
+"""Largest difference between logits after a cached beginning and those of a whole pass, as a share of their spread."""
 
 
 @runtime_checkable
@@ -30,7 +30,7 @@ class KeyValueCache(Protocol):
     """What we use of a Hugging Face cache."""
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keeps these rows, in this order; a row may come several times."""
+        """Keeps these rows in this order; a row may occur several times."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +81,7 @@ class CachedPrefix:
         Args:
             tokens: The tokens that come next, padded on the right. Where they do not say it, the beginning is the prompt.
             follows: By row, which beginning it goes on from; None for the only one.
-            where: The positions of which to give logits; all that are no padding for None.
+            where: The positions whose logits are returned; all but padding for None.
             stop_at_layer: As for `extended`.
         """
         options = self._options(tokens, [0] * len(tokens.ids) if follows is None else follows)
@@ -89,7 +89,7 @@ class CachedPrefix:
             return self._run(tokens, tokens.mask if where is None else where, stop_at_layer, options)
 
     def repeated(self, rows: int) -> KeyValueCache | None:
-        """A copy of the only beginning's cache, for so many rows; the model may append to it."""
+        """A copy of the beginning's cache for a number of rows; the model may append to it."""
         if self.cache is None:
             return None
         cache = copy.deepcopy(self.cache)

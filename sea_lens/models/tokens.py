@@ -209,7 +209,7 @@ class Stem:
         return rows
 
     def row_of(self, completion: Sequence[int]) -> int:
-        """The number of a row that begins with a completion but for its last token."""
+        """The number of a row that begins with all tokens of a completion but the last."""
         return next(number for number, row in enumerate(self.rows) if row[: len(completion) - 1] == completion[:-1])
 
 

@@ -6,6 +6,7 @@ from conftest import make_editor
 
 from sea_lens import Questions, answer_greedily, prefer_right
 from sea_lens.errors import InputError
+from sea_lens.models.answers import GreedyAnswers
 from sea_lens.models.generate import greedy_answers
 from sea_lens.statistics import Proportion
 from sea_lens.worlds.facts import MYTHICAL, TRUTHFUL, prompt
@@ -27,11 +28,13 @@ def ask(llama, right, wrong=None, **options):
     return answer_greedily(llama, questions, N_TOKENS, **options)
 
 
-def test_an_answer_that_is_a_right_one_is_right_and_judged_by_its_own_question(llama, answers):
+def test_an_answer_that_is_a_right_one_is_right_and_judged_by_its_own_question(llama, answers, tmp_path):
     found = ask(llama, [[answer] for answer in answers], batch_size=3)
     assert found.table["prompt"].tolist() == PROMPTS
     assert found.table["answer"].tolist() == answers
     assert found.right == Proportion(4, 4)
+    found.save(tmp_path)
+    assert GreedyAnswers.load(tmp_path).table.equals(found.table)
     mixed = ask(llama, [["else"], [answers[1]], ["else", answers[2]], ["x"]])
     assert mixed.table["right"].tolist() == [False, True, True, False]
     assert ask(llama, [[answer] for answer in answers[1:] + answers[:1]]).right.successes == 0

