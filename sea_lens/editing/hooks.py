@@ -92,6 +92,7 @@ class EditHooks:
                 self.fired[site] = True
                 return None if edit.is_identity else site.write(edit(site.read(tensor)), tensor)
             mask = where.mask(self._pass(tensor), self._decided).to(tensor.device)
+            mask = mask[:, -tensor.shape[1] :]  # generation makes logits of the last token alone
             if not self.fired[site]:  # once it has, there is no need to wait for a device's answer
                 self.fired[site] = where.reads is not None or bool(mask.any())  # a condition may be met by no text
             if edit.is_identity:

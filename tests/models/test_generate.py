@@ -5,7 +5,7 @@ import torch
 from conftest import Passes, build_bridge, make_editor
 from transformer_lens.model_bridge import TransformerBridge
 
-from sea_lens import Demonstrations
+from sea_lens import Demonstrations, Editor, Site
 from sea_lens.errors import InputError
 from sea_lens.models.generate import generate, greedy_answers
 from sea_lens.models.tokens import token_ids
@@ -49,9 +49,13 @@ def test_answers_after_a_shared_beginning_are_those_of_each_prompt_alone(bridge)
     assert greedy_answers(bridge, ASKED, share_prefix=True, batch_size=4, **OPTIONS) == plain
 
 
+@pytest.mark.parametrize("site", ["resid_post", "unembed.hook_in"])
 @pytest.mark.parametrize("where", [None, 5, len(FEW_SHOT) + 8, "generated"])
-def test_edited_answers_are_those_of_each_prompt_alone(llama, where):
-    editor = make_editor(strength=2.0) if where is None else make_editor(strength=2.0).at_positions(where)
+def test_edited_answers_are_those_of_each_prompt_alone(llama, site, where):
+    editor = make_editor(strength=2.0)
+    if site == "unembed.hook_in":  # of which generation makes the last token's alone
+        editor = Editor({Site(None, site): editor[0]})
+    editor = editor if where is None else editor.at_positions(where)
     edited = [greedy_answers(llama, [text], editor=editor, **OPTIONS)[0] for text in ASKED]
     assert edited != greedy_answers(llama, ASKED, **OPTIONS)
     for share_prefix in (True, False):
