@@ -21,8 +21,8 @@ from sea_lens.editing.affine import AffineEdit
 from sea_lens.methods.sea.spectral import CrossCovariance, principal_angles
 from sea_lens.models.activations import ROLES
 from sea_lens.models.bridge import FwdHook
-from sea_lens.models.log_probs import score_answers
 from sea_lens.models.hooks import logits_at
+from sea_lens.models.log_probs import score_answers
 from sea_lens.models.predictions import question_batches
 from sea_lens.models.sites import Site
 from sea_lens.models.tokens import TokenizedAnswer

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -17,6 +16,9 @@ from torch import Tensor
 from sea_lens.editing.edits import Edit, SequenceEdit, check_width, with_norms_of
 from sea_lens.editing.registry import reads_files_of_0_1, register_edit
 from sea_lens.errors import InputError
+
+LARGEST = 1e30
+"""Numbers from here on overflow float32 in the products of an edit."""
 
 
 @register_edit("affine")
@@ -68,8 +70,8 @@ class AffineEdit:
                 "An edit's tensors must be finite floating-point numbers; these hold NaN, infinity or others."
             )
         for name, value in (("strength", self.strength), ("keep", self.keep)):
-            if not math.isfinite(value):
-                raise InputError(f"An edit's {name} must be a finite number, and it is {value}.")
+            if not abs(value) < LARGEST:
+                raise InputError(f"An edit's {name} must be a finite number below {LARGEST:g}, and it is {value}.")
         object.__setattr__(self, "_eigenvalues", _eigenvalues(self.left.detach(), self.right.detach()))
 
     @classmethod

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -45,6 +45,10 @@ class BySite(Mapping[Site, Tensor]):
         if isinstance(site, int):
             return any(one.layer == site for one in self._tensors)
         return isinstance(site, Site | str) and Site.of(site) in self._tensors
+
+    def get(self, site: Site | int | str, default: Any = None) -> Any:
+        """The activations of a site, or the default where there is none."""
+        return self.get(site, default)
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self._tensors)

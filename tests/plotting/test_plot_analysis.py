@@ -64,7 +64,7 @@ def test_sites_of_several_names_are_drawn_by_name(results):
     named = {0: "blocks.0.attn.hook_z", 1: "blocks.0.hook_resid_post", 2: "unembed.hook_in"}
     ablation = results["ablation"]
     found = with_table(ablation, layers=[tuple(named[k] for k in layers) for layers in ablation.table["layers"]])
-    bars, curves = plots(rendered(plotting.plot_ablation(found)))
+    bars, _curves = plots(rendered(plotting.plot_ablation(found)))
     assert labels(bars.get_xticklabels()) == list(named.values())
     assert len(bars.patches) == 3 * 4  # three sites, in two modes, with the controls' range each
     pairs = results["interactions"]

@@ -132,7 +132,7 @@ AWKWARD = ("$x$", " a\nb", "$", "\\frac{", "_^", "  ", "é", "%", "$\\alpha$", "
 def test_an_editor_without_subspaces_is_drawn_by_its_gains(activations):
     sites = [sl.Site(0, "attn.hook_z"), sl.Site(0)]
     editor = sl.Editor({site: sl.AffineEdit.of_shift(torch.full((WIDTH,), 2.0)) for site in sites})
-    sides = {role: {site: activations[role][0] for site in sites} for role in ("positive", "negative")}
+    sides = {role: dict.fromkeys(sites, activations[role][0]) for role in ("positive", "negative")}
     spectra = sl.measure_spectra(editor, sl.Activations.from_tensors(**sides))
     gains, moved = rendered(plotting.plot_principal_angles(spectra)).axes
     (dots,) = gains.collections
