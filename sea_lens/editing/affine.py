@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -159,8 +159,9 @@ class AffineEdit:
         return view
 
     def cast(self, dtype: torch.dtype) -> AffineEdit:
-        """The same edit with its tensors in another dtype."""
-        left, right = self.left.to(dtype), self.right.to(dtype)
+        """The same edit with its tensors in another dtype. A symmetric one stays so to the bit."""
+        right = self.right.to(dtype)
+        left = self.left.to(dtype) if self.eigenvalues is None else right * self.eigenvalues.to(dtype)
         center, shift = (None if tensor is None else tensor.to(dtype) for tensor in (self.center, self.shift))
         return replace(self, left=left, right=right, center=center, shift=shift)
 
@@ -185,6 +186,21 @@ class AffineEdit:
         if self.center is not None:
             shift = shift - self.left @ (self.right.T @ self.center)
         return self.strength * self.left, self.right, self.strength * shift, 1 + self.strength * (self.keep - 1)
+
+    # --- on disk -----------------------------------------------------------------------------------------------------
+
+    def to_fields(self) -> dict[str, Any]:
+        """What is saved: of a symmetric edit its eigenvalues in place of `left`, which take half the room."""
+        found = {one.name: getattr(self, one.name) for one in fields(self) if one.init}
+        if self.eigenvalues is not None and torch.equal(self.right * self.eigenvalues, self.left):
+            found["left"] = self.eigenvalues
+        return found
+
+    @classmethod
+    def from_fields(cls, left: Tensor, right: Tensor, **rest: Any) -> AffineEdit:
+        """Reads what `to_fields` gives."""
+        symmetric = left.ndim == 1 and left.shape == right.shape[1:]
+        return cls(right * left if symmetric else left, right, **rest)
 
     # --- at work -----------------------------------------------------------------------------------------------------
 

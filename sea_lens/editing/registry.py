@@ -118,9 +118,9 @@ def to_plain(value: Any, tensors: dict[str, Tensor] | None = None, path: str = "
             f"{path or 'This'} is a {type(value).__name__}, which cannot be saved: files hold no code. "
             "Register its class with @sea_lens.register_edit or @sea_lens.register_value."
         )
-    found = {
-        one.name: to_plain(getattr(value, one.name), tensors, f"{path}.{one.name}") for one in fields(value) if one.init
-    }
+    given = {one.name: getattr(value, one.name) for one in fields(value) if one.init}
+    given = value.to_fields() if hasattr(value, "to_fields") else given  # an edit that saves itself in less room
+    found = {name: to_plain(part, tensors, f"{path}.{name}") for name, part in given.items()}
     return {"kind": known.name, "fields": found}
 
 
@@ -152,7 +152,8 @@ def from_plain(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
             continue
         if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
             raise FileFormatError(f"The {one.name} of a {plain['kind']!r} is not of type {one.type}: {value!r}.")
-    return known.cls(**given)
+    make = getattr(known.cls, "from_fields", known.cls)
+    return make(**given)
 
 
 def edit_of_0_1(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
