@@ -87,16 +87,17 @@ class BranchingRuns:
     def _shared(self, tokens: PaddedTokens, where: Tensor, indices: Sequence[int]) -> Iterator[tuple[int, Logits]]:
         """Runs that share blocks; the first that skips some is given if it came out as its full run does, to the bit."""
         branched = self._branch(tokens, where, indices, None)
-        while not self._exact:
+        while True:
             try:
-                index, logits = next(branched)
-                if self._first_difference(indices[0], index, 0) is not None:
+                found = next(branched, None)
+                if found is None:
+                    return
+                index, logits = found
+                if not self._exact and self._first_difference(indices[0], index, 0) is not None:
                     full = self._full_run(tokens, where, index)
                     self._exact.append(torch.allclose(logits, full, rtol=0, atol=0, equal_nan=True))
-            except StopIteration:
-                return
-            except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):  # in a model of another build
-                self._exact.append(False)
+            except (RuntimeError, TypeError, ValueError, AttributeError, LookupError):  # in a model of another build
+                self._exact[:] = [False]
             if self._exact == [False]:
                 warnings.warn(
                     "This model's blocks cannot be skipped without changing its results, so every run is a full one: as "
@@ -106,7 +107,6 @@ class BranchingRuns:
                 )
                 return
             yield index, logits
-        yield from branched
 
     def _full_run(self, tokens: PaddedTokens, where: Tensor, index: int, alone: bool = False) -> Logits:
         with torch.no_grad(), self.model.hooks(fwd_hooks=[hook for _, hook in self._hooks[index]]):

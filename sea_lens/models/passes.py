@@ -92,7 +92,7 @@ class Passes:
         batch, length = tokens.shape[:2]
         past = self._cached_length(kwargs, length)
         columns = past + torch.arange(length, device=tokens.device)
-        positions = _positions(kwargs, columns, batch)
+        positions = _positions(kwargs, columns, past, batch)
         self.current = Pass(positions, columns, past == 0, self._prompt_lengths(tokens, positions, past))
 
     def _cached_length(self, kwargs: Mapping[str, Any], length: int) -> int:
@@ -125,15 +125,19 @@ class Passes:
         if self._begun is not None:  # generation without a KV cache runs the text again, a token longer each time
             before, theirs = self._begun
             grown = before.ndim == tokens.ndim == 2 and tokens.shape == (batch, before.shape[1] + 1)
-            if grown and len(before) == batch and torch.equal(tokens[:, :-1].to(before.device), before):
-                lengths = theirs
+            if grown and len(before) == batch:
+                # [new row, row before]: beams change places
+                same = (tokens[:, None, :-1].to(before.device) == before[None]).all(-1)
+                if bool(same.any(1).all()):
+                    lengths = theirs[same.int().argmax(1)]
         self._begun = tokens, lengths
         return lengths
 
 
-def _positions(kwargs: Mapping[str, Any], columns: Int[Tensor, " pos"], batch: int) -> Int[Tensor, "batch pos"]:
+def _positions(
+    kwargs: Mapping[str, Any], columns: Int[Tensor, " pos"], past: int, batch: int
+) -> Int[Tensor, "batch pos"]:
     mask, length = kwargs.get("attention_mask"), len(columns)
-    past = int(columns[0]) if length else 0
     if isinstance(mask, Tensor) and mask.ndim == 2 and len(mask) == batch:
         real = mask.to(columns.device) != 0
         counted = (real.long().cumsum(-1) - 1).masked_fill(~real, PADDING)
@@ -143,7 +147,13 @@ def _positions(kwargs: Mapping[str, Any], columns: Int[Tensor, " pos"], batch: i
             return torch.where(counted == PADDING, counted, counted + past)
     given = kwargs.get("position_ids")
     if isinstance(given, Tensor) and given.ndim == 2 and given.shape[1] == length:
-        return given.to(columns.device).expand(batch, length)
+        given = given.to(columns.device).expand(batch, length)
+        if past or mask is None:
+            return given
+        # A mask of another form, as `generate` makes it for a static cache. Padding on the left has position 0 or 1, so a
+        # text begins at its row's last 0.
+        begins = torch.where(given == 0, columns, 0).amax(1, keepdim=True)
+        return given.masked_fill(columns < begins, PADDING)
     return columns.expand(batch, length)
 
 

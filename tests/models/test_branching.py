@@ -156,6 +156,28 @@ def test_blocks_that_return_tuples_are_run_in_full(monkeypatch):
     assert not any("forward" in vars(block) for block in model.blocks)
 
 
+def test_blocks_that_need_a_later_one_than_was_skipped_first_are_run_in_full(monkeypatch):
+    """As in models whose last blocks share the keys of one before: skipping the blocks below that is exact."""
+    model = build_bridge("llama")
+    editor, tokens = make_editor(EVERY), PaddedTokens.of(model, ROWS)
+    *_, before, last = model.blocks
+    kind, shared = type(last), {}
+    inner = kind.forward
+
+    def forward(self, *arguments, **options):
+        if self is before:
+            shared["keys"] = True
+        elif self is last:
+            shared.pop("keys")
+        return inner(self, *arguments, **options)
+
+    monkeypatch.setattr(kind, "forward", forward)
+    views = [None, *(editor.at_layers([layer]) for layer in EVERY)]
+    with pytest.warns(SeaLensWarning, match="cannot be skipped"):
+        found = dict(BranchingRuns(model, views).logits(tokens, everywhere(tokens)))
+    assert all(torch.equal(found[index], full_run(model, view, tokens)) for index, view in enumerate(views))
+
+
 def test_activations_that_overflow_are_no_reason_to_run_in_full(llama):
     """A NaN equals nothing, itself included, and says nothing about whether blocks can be skipped."""
     editor = sl.Editor({1: sl.AffineEdit.of_shift(torch.full((32,), 3e38), strength=2.0)})

@@ -73,3 +73,22 @@ def test_trackers_share_and_leave_nothing_behind(model):
     with tracked(model) as one, tracked(model) as other:
         assert one is other
     assert not model.original_model._forward_pre_hooks
+
+
+@pytest.mark.parametrize(
+    "how", [{"cache_implementation": "static"}, {"num_beams": 2}, {"num_beams": 2, "use_cache": False}]
+)
+def test_static_caches_and_beams_leave_the_prompt_where_it_was(how):
+    model = build_bridge("llama")
+    ids, mask = torch.tensor([[1, 1, 5, 6], [7, 8, 9, 10]]), torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    seen = []
+    with tracked(model) as passes:
+        handle = model.original_model.register_forward_hook(lambda *_: seen.append(passes.current))
+        model.original_model.generate(
+            ids, attention_mask=mask, max_new_tokens=5, min_new_tokens=5, do_sample=False, **how
+        )
+        handle.remove()
+    n = how.get("num_beams", 1)
+    assert all(one.prompt_lengths.tolist() == [2] * n + [4] * n for one in seen)
+    assert seen[0].positions.tolist() == [[-1, -1, 0, 1]] * n + [[0, 1, 2, 3]] * n
+    assert seen[-1].positions[:, -1].tolist() == [5] * n + [7] * n
