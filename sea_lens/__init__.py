@@ -46,6 +46,7 @@ _HOME = {
     "evaluate_perplexity": "evaluation.perplexity",
     "evaluate_truthfulqa": "evaluation.truthfulqa",
     "fit_sea": "methods.sea.synonyms",
+    "fitted_editor": "methods.method",
     "generate": "models.generate",
     "generate_answers": "evaluation.truthfulqa",
     "grid": "methods.method",

@@ -179,6 +179,13 @@ def organism():
 
 
 @pytest.fixture
+def shared_models(monkeypatch):
+    """Pages that load an embedded model get the one that is loaded already."""
+    for name, load in EMBEDDED.items():
+        monkeypatch.setattr(sea_lens, name, lambda load=load: load("cpu"))
+
+
+@pytest.fixture
 def without_type_checks(monkeypatch):
     """As users run it: our own errors, where the tests' type checks would speak first."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

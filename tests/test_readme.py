@@ -1,12 +1,15 @@
+"""The code of the READMEs runs, in the order of the page, and prints what the page says."""
+
 import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-READMES = ["README.md", "sea_lens/organism/README.md"]
+READMES = ["README.md", "sea_lens/worlds/README.md", "CONTRIBUTING.md"]
 BLOCK = re.compile(r"(?P<before>[^\n]*)\n```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_RUN = re.compile(r"\s*<!-- not run: .+ -->\s*")
+PRINTED = re.compile(r"`(\d+\.\d% \[[^`]+\])`")
 
 
 def blocks(text):
@@ -35,12 +38,13 @@ def test_no_block_is_missed():
         assert len(blocks(text)) + marked == text.count("```python")
 
 
-@pytest.mark.usefixtures("without_type_checks")
+@pytest.mark.usefixtures("without_type_checks", "shared_models")
 @pytest.mark.parametrize("name", READMES)
-def test_every_block_runs(name, tmp_path, monkeypatch):
+def test_every_block_runs_and_prints_what_the_page_says(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    found = blocks((ROOT / name).read_text(encoding="utf-8"))
-    assert found or name != "README.md"
+    text = (ROOT / name).read_text(encoding="utf-8")
     namespace = {"__name__": "__main__"}
-    for line, code in found:
+    for line, code in blocks(text):
         exec(compile("\n" * (line - 1) + code, str(ROOT / name), "exec"), namespace)
+    printed = capsys.readouterr().out
+    assert [said for said in PRINTED.findall(text) if said not in printed] == []
