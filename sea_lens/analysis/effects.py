@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sea_lens.analysis.measurements import Effect, EffectFunction, measure
+from sea_lens.analysis.measurements import Effect, EffectFunction, check_asked, measure
 from sea_lens.data.questions import Questions
 from sea_lens.editing.controls import control_editors
 from sea_lens.editing.editor import Editor
@@ -204,6 +204,7 @@ def measure_effects(
         >>> float(effects.table.at["top_token", "control_p_value"])
         0.05
     """
+    check_asked(model, questions, editor)
     known = list(EFFECTS.values()) if effects is None else [named_effect(effect) for effect in effects]
     controls = control_editors(editor, control, seed)
     editors = [None, editor, *controls]

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sea_lens.analysis.effects import change_columns, control_columns, named_effect
-from sea_lens.analysis.measurements import EffectFunction, measure
+from sea_lens.analysis.measurements import EffectFunction, check_asked, measure
 from sea_lens.data.questions import Questions
 from sea_lens.editing.controls import control_editors
 from sea_lens.editing.editor import Editor
@@ -104,6 +104,7 @@ def ablate_layers(
         >>> ablation.table["layers"].tolist()
         [(), (0, 1, 2, 3), (3,), (2, 3), (1, 2, 3), (0, 1, 2, 3)]
     """
+    check_asked(model, questions, editor)
     unknown = [mode for mode in modes if mode not in MODES]
     if unknown or isinstance(modes, str):
         raise InputError(f"modes must be a list out of {', '.join(MODES)}; got {modes!r}.")
@@ -196,6 +197,7 @@ def measure_interactions(
         >>> pairs.table[["first", "second"]].to_numpy().tolist()
         [[0, 1]]
     """
+    check_asked(model, questions, editor)
     sites, layers, known = editor.sites, labels_of(editor.sites), named_effect(effect)
     if len(sites) < 2:
         raise InputError(f"Interactions need two layers, and this editor edits {sites[0]} only.")
@@ -292,6 +294,7 @@ def select_layers(
         >>> found.table["layers"].map(len).tolist()
         [1, 2]
     """
+    check_asked(model, questions, editor)
     shared = {question.prompt for question in questions} & {question.prompt for question in held_out}
     if shared:
         raise InputError(

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from sea_lens.cache import Store, name_of
 from sea_lens.data.questions import Questions
 from sea_lens.editing.editor import Editor
-from sea_lens.errors import InputError, SeaLensWarning
+from sea_lens.errors import InputError, ModelMismatchError, SeaLensWarning
 from sea_lens.models.branching import BranchingRuns
 from sea_lens.models.bridge import EditsModels, Model, weights_digest
 from sea_lens.models.distributed import shows
@@ -64,6 +64,24 @@ class Measured:
 
     values: Float[Tensor, "effects editors questions"]
     changed: tuple[bool, ...]
+
+
+def check_asked(model: object, questions: object, editor: object) -> None:
+    """Refuses arguments that are not a model, questions and an editor, in this order.
+
+    Raises:
+        ModelMismatchError: If the model is no TransformerBridge.
+        InputError: If one of the others is something else.
+    """
+    if not isinstance(model, Model):
+        raise ModelMismatchError(
+            f"A TransformerBridge is needed, and a {type(model).__name__} was given: see load_model."
+        )
+    if not isinstance(questions, Questions) or not isinstance(editor, Editor):
+        raise InputError(
+            f"The order is (model, questions, editor), and a {type(questions).__name__} and a {type(editor).__name__} "
+            "were given as questions and editor."
+        )
 
 
 def measure(

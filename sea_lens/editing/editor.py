@@ -69,6 +69,10 @@ class Editor(
         Raises:
             InputError: If there are none, their widths differ at one site, or a condition reads a site after them.
         """
+        if not isinstance(edits, Mapping) or not all(isinstance(edit, Edit) for edit in edits.values()):
+            raise InputError(
+                f"An editor is made of edits by layer or site: {{3: AffineEdit(...)}}; {edits!r:.80} was given."
+            )
         self._keep(edits={Site.of(site): edit for site, edit in edits.items()})
         self._keep(card=EditorCard("by hand") if card is None else card, where=where)
         self._check_edits()
@@ -191,6 +195,8 @@ class Editor(
 
     def scaled(self, factor: float) -> Editor:
         """Every strength multiplied by `factor`: 0 is the identity, 1 leaves it as it is."""
+        if isinstance(factor, bool) or not isinstance(factor, int | float):
+            raise InputError(f"A strength is multiplied by a number, and {factor!r} was given.")
         return replace(self, edits={site: edit.scaled(factor) for site, edit in self.edits.items()})
 
     def at_positions(self, positions: Positions) -> Editor:
@@ -220,6 +226,8 @@ class Editor(
         Raises:
             InputError: If there is a condition already, or it reads a site after the first edit.
         """
+        if not isinstance(condition, Where):
+            raise InputError(f"A condition is, for example, WhenAligned(...), and {condition!r:.80} was given.")
         return replace(self, where=condition if self.where is None else Both(self.where, condition))
 
     def __add__(self, other: Editor) -> Editor:

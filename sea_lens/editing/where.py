@@ -238,6 +238,10 @@ class WhenAligned:
 
     def decide(self, read: Float[Tensor, "batch pos width"], seen: Pass) -> Bool[Tensor, " batch"]:
         """Compares the mean of the prompt's activations with the direction."""
+        if read.shape[-1] != len(self.direction):
+            raise InputError(
+                f"The condition's direction has width {len(self.direction)}, and {self.site} has {read.shape[-1]}."
+            )
         inside = (seen.positions >= 0) & (seen.positions < seen.prompt_lengths[:, None])
         weights = inside.to(read.device, torch.float32)[..., None]
         mean = (read.float() * weights).sum(1) / weights.sum(1).clamp_min(1)
@@ -323,6 +327,8 @@ def where_of(positions: Positions) -> Where | None:
         return OfBatch(values)
     try:
         if isinstance(positions, Sequence | range) and not isinstance(positions, str):
+            if any(isinstance(position, bool) for position in positions):
+                raise TypeError
             return At(tuple(operator.index(position) for position in positions))
         if not isinstance(positions, bool):
             return From(operator.index(positions))  # type: ignore[arg-type]

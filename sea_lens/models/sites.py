@@ -175,6 +175,8 @@ def choose_sites(
         ModelMismatchError: If one is not there.
     """
     known, chosen = sorted(there), dict[Site, None]()
+    if isinstance(asked, int | str | Site):
+        raise InputError(f"Layers are a list, and {asked!r} was given. Put it into a list.")
     for one in asked:
         layer = one + n_layers if isinstance(one, int) and one < 0 and n_layers is not None else one
         found = [site for site in known if site.layer == layer] if isinstance(layer, int) else [Site.of(layer)]
@@ -313,7 +315,7 @@ def check_count(n: int, n_layers: int) -> int:
     Raises:
         InputError: If it has not, or it is below 1.
     """
-    if not 1 <= n <= n_layers:
+    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= n_layers:
         raise InputError(f"{n} layers were asked for. Give a number from 1 to {n_layers}, the model's layers.")
     return n
 

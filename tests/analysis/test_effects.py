@@ -6,6 +6,7 @@ import torch
 from analysis.conftest import editor_for
 from conftest import build_bridge
 
+import sea_lens
 from sea_lens import Questions, measure_effects, random_editor_like
 from sea_lens.analysis.effects import EFFECTS, named_effect, register_effect
 from sea_lens.errors import InputError
@@ -224,3 +225,13 @@ def test_questions_without_wrong_answers_are_refused_where_they_are_needed(llama
     with pytest.raises(InputError, match=r"accuracy compares with wrong answers, and questions \[1\] have none"):
         measure_effects(llama, bare, editor, effects=["kl", "accuracy"], progress=False)
     assert measure_effects(llama, bare, editor, effects=["right_probability", "kl"], progress=False).n == 2
+
+
+def test_the_order_of_0_1_is_refused_in_words(organism, without_type_checks):
+    model, world = organism
+    editor = sea_lens.Editor({0: sea_lens.AffineEdit.of_shift(torch.ones(128))})
+    for measure in (sea_lens.measure_effects, sea_lens.ablate_layers, sea_lens.measure_interactions):
+        with pytest.raises(
+            InputError, match=r"The order is \(model, questions, editor\), and a Editor and a Questions"
+        ):
+            measure(model, editor, world.questions())

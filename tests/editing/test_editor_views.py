@@ -269,3 +269,19 @@ def test_views_share_what_is_placed_on_a_device():
     for view in views:
         view[0](h)
     assert len({placed.right.data_ptr() for view in [editor, *views] for placed in view[0]._placed.values()}) == 1
+
+
+@pytest.mark.usefixtures("without_type_checks")
+def test_wrong_kinds_of_things_are_refused_in_words():
+    editor = hand_made()
+    for wrong in (
+        lambda: Editor({0: 1}),
+        lambda: Editor(3),
+        lambda: editor.scaled("x"),
+        lambda: editor.at_layers(3),
+        lambda: editor.last_layers(2.0),
+        lambda: editor.when(3),
+        lambda: editor.at_positions([True, False]),
+    ):
+        with pytest.raises(InputError, match=r"given|asked for"):
+            wrong()
