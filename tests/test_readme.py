@@ -5,6 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from sea_lens.analysis import effects
+from sea_lens.editing import registry
+from sea_lens.evaluation import benchmark
+from sea_lens.methods import method
+
 ROOT = Path(__file__).resolve().parents[1]
 READMES = ["README.md", "sea_lens/worlds/README.md", "CONTRIBUTING.md"]
 BLOCK = re.compile(r"(?P<before>[^\n]*)\n```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -38,7 +43,19 @@ def test_no_block_is_missed():
         assert len(blocks(text)) + marked == text.count("```python")
 
 
-@pytest.mark.usefixtures("without_type_checks", "shared_models")
+@pytest.fixture
+def registries():
+    """What the pages register is gone afterwards: other tests count what the library itself has."""
+    benchmark.benchmarks()  # which are registered when first asked for
+    tables = [method.METHODS, effects.EFFECTS, benchmark._REGISTERED, registry._BY_NAME, registry._BY_CLASS]
+    before = [dict(table) for table in tables]
+    yield
+    for table, kept in zip(tables, before, strict=True):
+        table.clear()
+        table.update(kept)
+
+
+@pytest.mark.usefixtures("without_type_checks", "shared_models", "registries")
 @pytest.mark.parametrize("name", READMES)
 def test_every_block_runs_and_prints_what_the_page_says(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

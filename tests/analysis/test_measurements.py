@@ -64,6 +64,7 @@ def test_an_edit_that_changes_no_logit_is_warned_about(llama, questions, editor)
 def test_predictions_of_nan_are_refused(llama, questions):
     """NaN compares as if it were a number: the right answer would be of rank 1."""
     directions = torch.eye(D_MODEL)[:, :1]
-    editor = Editor({1: low_rank(directions, torch.ones(1), strength=float("1e39"))}, EditorCard("by hand", {}))
+    huge = low_rank(directions, torch.full((1,), 1e29), restore_norm=False, strength=1e29)
+    editor = Editor({1: huge}, EditorCard("by hand", {}))
     with pytest.raises(InputError, match=r"edited at layer 1, predicts NaN on questions \[0, 1, 2, 3\]"):
         measure_effects(llama, questions, editor, progress=False)
