@@ -23,7 +23,7 @@ from sea_lens.results import Result
 LENGTH_RATIO = 1.5
 ENDING_GAP = 0.2
 LENGTH_SEPARATES = 0.75
-ROWS_AT_ONCE = 1000
+ROWS_AT_ONCE = 64
 """Demonstrations tokenized per call. Bounds memory."""
 
 
