@@ -139,7 +139,9 @@ def tune(entry: MethodEntry) -> Callable[..., None]:
             tried.pop("explained_variance", None)
         chosen = [*grid(entry.cls, **tried), *(method_named(name)() for name in also or ())]
         data = reading.read(demonstrations)
-        asked = Questions.from_demonstrations(data) if questions is None else read_questions(questions)
+        asked = (
+            Questions.from_demonstrations(data) if questions is None else read_questions(questions, to_choose_by=True)
+        )
         bridge = load(model, loading, [demonstrations, questions])
         for name in tuning["layers"] or ():
             named_layers(name, bridge.cfg.n_layers)

@@ -216,19 +216,27 @@ def read_demonstrations(path: Path, layout: DataFormat = "auto", n: int | None =
     return data if n is None else data.sample(n, seed)
 
 
-def read_questions(path: Path, template: str | None = None) -> Questions:
+def read_questions(path: Path, template: str | None = None, *, to_choose_by: bool = False) -> Questions:
     """Reads a file, finding out its layout from its first row; or an embedded world's held-out questions.
 
     Args:
         path: The file.
         template: What each question is put into, in place of what a published file's reader puts it into.
+        to_choose_by: Whether settings are chosen on them: then an embedded world's fitting questions, as the held-out ones
+            are for the result.
 
     Raises:
         InputError: If the layout is unknown, or questions with a template are pairs of sentences.
     """
     given = {} if template is None else {"template": template}
     if is_embedded(path):
-        questions = replace(_world(path).questions(), source=str(path))
+        world = _world(path)
+        questions = world.questions()
+        if to_choose_by and isinstance(world, BiasWorld):
+            questions = world.questions(world.items("fitting"))
+        elif to_choose_by and isinstance(world, World):
+            questions = world.questions(world.fitting)
+        questions = replace(questions, source=str(path))
         return questions if template is None else questions.with_prompt_template(template)
     layout = layout_of(path)
     if layout == "truthfulqa":

@@ -123,3 +123,10 @@ def test_published_files_are_found_out(some_data):
     assert read_demonstrations(path, "auto", 20, 1) == Demonstrations.from_halueval(path, 20, 1)
     path = some_data("bbq_Age.jsonl")
     assert read_demonstrations(path, "auto", 20, 1) == Demonstrations.from_bbq(path, 20, 1)
+
+
+@pytest.mark.parametrize("world", ["organism", "bias-organism"])
+def test_settings_are_never_chosen_on_a_worlds_held_out_questions(world):
+    held_out, fitting = (read_questions(Path(world), to_choose_by=choose) for choose in (False, True))
+    assert len(fitting) == len(held_out)
+    assert not {row.prompt for row in held_out} & {row.prompt for row in fitting}
