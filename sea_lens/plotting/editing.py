@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -122,24 +125,27 @@ def plot_tuning(tuning: Tuning, *, figure: Figure | SubFigure | None = None) -> 
     texts = {name: [_setting_text(value) for value in values] for name, values in cells.items()}
     by = max(texts, key=lambda name: len(set(texts[name])), default="")
     row_of = texts.pop(by, [""] * len(table))
-    sizes = [_size(value) for value in cells.get(by, row_of)]
-    rows = [text for _, text in sorted({*zip(sizes, row_of, strict=True)})]
+    sizes = dict(zip(row_of, map(_size, cells.get(by, row_of)), strict=True))
+    rows = sorted(sizes, key=lambda text: (sizes[text], text))
     layers = sorted(table["layers"].unique(), key=_layer_order)
     panel_of = list(zip(table["method"], *texts.values(), table["strength"], strict=True))
     found = sorted(set(panel_of))
-    figure, drawn = panels(figure, len(found), max(2.2, 0.34 * len(layers)), 1.1 + 0.3 * len(rows), share_y=True)
+    titles = [_panel_title(texts, panel, len(layers)) for panel in found]
+    widest = max(len(line) for title in titles for line in title)
+    width = max(2.2, 0.34 * len(layers), 0.115 * widest)
+    figure, drawn = panels(figure, len(found), width, 1.1 + 0.3 * len(rows), share_y=True)
     plain = min(max(tuning.unedited.share, 0.01), 0.99)
     norm = TwoSlopeNorm(vmin=0, vcenter=plain, vmax=1)
-    for axes, panel in zip(drawn, found, strict=True):
+    for axes, panel, title in zip(drawn, found, titles, strict=True):
         scores = np.full((len(rows), len(layers)), np.nan)
         here = [number for number, other in enumerate(panel_of) if other == panel]
         for number in reversed(here):  # of equal places the best stays
             scores[rows.index(row_of[number]), layers.index(table.at[number, "layers"])] = table.at[number, "score"]
         labels = [["" if np.isnan(score) else f"{100 * score:.0f}" for score in row] for row in scores]
         best = [(rows.index(row_of[0]), layers.index(table.at[0, "layers"]))] if 0 in here else []
-        image = heat_map(axes, scores, norm, labels, rows=rows, columns=layers, framed=best)
-        named = [f"{name.replace('_', ' ')} {text}" for name, text in zip(texts, panel[1:-1], strict=True) if text]
-        axes.set_title("\n".join([", ".join([panel[0], *named]), f"strength {panel[-1]:g}"]), fontsize=9)
+        shown = [text or ("none" if by else "") for text in rows]
+        image = heat_map(axes, scores, norm, labels, rows=shown, columns=layers, framed=best)
+        axes.set_title("\n".join(title), fontsize=9)
         axes.tick_params(axis="x", labelrotation=90)
     figure.supxlabel("layers edited", fontsize=9)
     figure.supylabel(by.replace("_", " "), fontsize=9)
@@ -150,9 +156,16 @@ def plot_tuning(tuning: Tuning, *, figure: Figure | SubFigure | None = None) -> 
     return page(figure)
 
 
+def _panel_title(texts: Mapping[str, Sequence[str]], panel: Sequence[Any], n_layers: int) -> list[str]:
+    """Method, settings and strength; in one line each where they are too long for the panel's width together."""
+    named = [f"{name.replace('_', ' ')} {text}" for name, text in zip(texts, panel[1:-1], strict=True) if text]
+    together = ", ".join([panel[0], *named])
+    return [*([together] if len(together) <= 4 * n_layers + 4 else [panel[0], *named]), f"strength {panel[-1]:g}"]
+
+
 def _size(value: object) -> float:
-    """What rows are sorted by: a number, or the mean of a pair."""
-    return float(np.mean(value)) if isinstance(value, int | float | tuple) else 0.0
+    """What rows are sorted by: a number, or the mean of a pair; 0 for anything else."""
+    return float(np.nan_to_num(np.mean(value))) if isinstance(value, int | float | tuple) else 0.0
 
 
 def _setting_text(value: object) -> str:

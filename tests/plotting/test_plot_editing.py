@@ -97,6 +97,11 @@ def test_every_setting_of_a_tuning_is_a_cell_and_the_best_is_framed(results):
     half = replace(tuning, table=table.iloc[::2].reset_index(drop=True))
     texts = [text for axes in plots(plotting.plot_tuning(half)) for text in cells(axes).values() if text]
     assert len(texts) == 12
+    kinds = [("Tanh", "ELU", np.nan, "Identity")[row % 4] for row in range(len(table))]
+    curved = replace(tuning, table=table.assign(feature_map=kinds)[["method", "feature_map", *table.columns[1:]]])
+    figure = rendered(plotting.plot_tuning(curved))
+    assert labels(figure.axes[0].get_yticklabels()) == ["none", "ELU", "Identity", "Tanh"]
+    assert "explained variance" in figure.axes[0].get_title()
 
 
 def test_spectra_are_drawn_as_in_their_table_with_the_ranks_kept(results):
