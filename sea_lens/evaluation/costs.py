@@ -12,11 +12,14 @@ import torch
 
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
-from sea_lens.models.bridge import Model
+from sea_lens.models.bridge import FwdHook, Model
 from sea_lens.models.tokens import PaddedTokens, check_context_length, token_ids
 
 PAIRS = 20
 """Pairs of an edited and an unedited pass that are timed."""
+FEWEST_PAIRS = 3
+ENOUGH_SECONDS = 10.0
+"""No further pair is begun after so long, once there are the fewest: passes of a real model take seconds each."""
 
 
 @torch.no_grad()
@@ -30,7 +33,7 @@ def forward_slowdown(model: Model, texts: Sequence[str], editor: Editor | None, 
         model: A TransformerBridge, unedited.
         texts: The batch that passes are timed on.
         editor: The editor. None times unedited passes against unedited ones: how far from 1 noise alone gets.
-        pairs: How many pairs of passes are timed.
+        pairs: How many pairs of passes are timed at most; fewer, but three at least, where they take over ten seconds.
 
     Raises:
         InputError: If there are no texts, or one does not fit the model's context.
@@ -40,18 +43,23 @@ def forward_slowdown(model: Model, texts: Sequence[str], editor: Editor | None, 
     rows = [token_ids(model, text) for text in texts]
     check_context_length(model, [len(row) for row in rows], [f"Text {number}" for number in range(len(rows))])
     batch = PaddedTokens.of(model, rows)
-    ratios = []
+    # Taken once: `attached` checks the model each time, which a user does once for many passes.
+    none: list[FwdHook] = []
+    hooks = none if editor is None else editor.fwd_hooks(model)
+    ratios: list[float] = []
+    began = time.perf_counter()
     for number in range(pairs + 1):
-        order = (None, editor) if number % 2 else (editor, None)
+        if number > FEWEST_PAIRS and time.perf_counter() - began > ENOUGH_SECONDS:
+            break
+        order = (none, hooks) if number % 2 else (hooks, none)
         times = [_seconds(model, candidate, batch) for candidate in order]
         unedited, edited = times if number % 2 else times[::-1]
         ratios.append(edited / unedited)
     return median(ratios[1:])
 
 
-def _seconds(model: Model, editor: Editor | None, batch: PaddedTokens) -> float:
-    # Plain hooks: `attached` checks the model each time, which a user does once for many passes.
-    with model.hooks(fwd_hooks=[] if editor is None else editor.fwd_hooks()):
+def _seconds(model: Model, hooks: list[FwdHook], batch: PaddedTokens) -> float:
+    with model.hooks(fwd_hooks=hooks):
         _wait(batch.ids.device)
         started = time.perf_counter()
         model(batch.ids, **batch.forward_options())

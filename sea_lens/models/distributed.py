@@ -150,11 +150,6 @@ def from_first(value: T) -> T:
     return values[0]
 
 
-def wait_for_all() -> None:
-    """Waits until every process has come here."""
-    every_process(True)
-
-
 def _device() -> torch.device:
     """Where tensors must lie to be sent: NCCL sends from GPUs only."""
     if torch.distributed.get_backend() == "nccl":

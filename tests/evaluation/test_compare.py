@@ -7,10 +7,11 @@ from functools import partial
 import pandas as pd
 import pytest
 import torch
-from conftest import low_rank
+from conftest import Passes, low_rank, make_editor
 
 from sea_lens import SEA, Activations, AffineEdit, Editor, EditorCard, Questions, compare, fit_sea, transfer
 from sea_lens.errors import InputError, ModelMismatchError
+from sea_lens.evaluation import costs
 from sea_lens.evaluation.bbq import evaluate_bbq
 from sea_lens.evaluation.benchmark import Benchmark
 from sea_lens.evaluation.compare import Comparison
@@ -193,3 +194,10 @@ def test_transfer_is_every_fit_on_every_benchmark(llama, activations, editor_of,
     assert back.to_latex() == found.to_latex()
     by_method = transfer(llama, BENCHMARKS, {"truth": activations}, method=SEA(0.9), progress=False)
     assert by_method.changes.loc["truth"].tolist() == found.changes.loc["truth"].tolist()
+
+
+def test_timing_ends_after_enough_seconds_and_takes_texts_of_one_token(llama, monkeypatch):
+    monkeypatch.setattr(costs, "ENOUGH_SECONDS", 0.0)
+    with Passes(llama) as passes:
+        assert forward_slowdown(llama, [""], make_editor().at_positions("prompt")) > 0
+    assert passes.n == 2 * (1 + costs.FEWEST_PAIRS)
