@@ -1,11 +1,16 @@
 """Two processes come to the results of one, and none waits for one that failed."""
 
 import multiprocessing
+import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 
+import sea_lens
 from sea_lens import SeaLensWarning
 from sea_lens.models.distributed import every_process, from_each, from_first, in_turn, n_processes, rank, share_of
 from tests.models.distributed_work import main, results
@@ -98,3 +103,37 @@ def test_processes_that_were_launched_but_never_joined_are_warned_about(monkeypa
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.warns(SeaLensWarning, match=r"2 processes, but torch.distributed is not initialised"):
         assert n_processes() == 1
+
+
+UNDER_A_LAUNCHER = """
+import sys, torch, sea_lens as sl
+torch.set_num_threads(1)
+launched = len(sys.argv) > 2
+if launched:
+    torch.distributed.init_process_group("gloo")
+model, world = sl.load_organism()
+demonstrations = world.demonstrations()[:12]
+activations = sl.collect_activations(model, demonstrations, batch_size=4, progress=False)
+editor, questions = sl.MeanDifference().fit(activations), world.questions()[:12]
+result = sl.evaluate_truthfulqa(model, questions, editor, batch_size=4, progress=False)
+number = torch.distributed.get_rank() if launched else 0
+torch.save([activations.positive[3], torch.tensor(result.table["edited"].tolist())], f"{sys.argv[1]}/{launched}-{number}.pt")
+"""
+
+
+def test_a_users_script_under_torchrun_finds_what_it_finds_alone(tmp_path):
+    """The real launcher, started once: forks do the rest of this file."""
+    script = tmp_path / "script.py"
+    script.write_text(UNDER_A_LAUNCHER)
+    root = str(Path(sea_lens.__file__).parents[1])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for before, after in (([], []), (launcher, ["launched"])):
+        command = [sys.executable, *before, str(script), str(tmp_path), *after]
+        ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert ran.returncode == 0, ran.stderr[-3000:]
+    alone, *others = (
+        torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("False-0", "True-0", "True-1")
+    )
+    for found in others:
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, alone, strict=True))
