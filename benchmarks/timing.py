@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
+import torch
+
 
 @dataclass(frozen=True)
 class Row:
@@ -14,7 +16,7 @@ class Row:
 
     Attributes:
         what: What is compared.
-        baseline: Median of the published way, in `unit`.
+        baseline: Median of the other way, in `unit`.
         ours: Median of this library's way.
         wanted: What the ratio should be at least, or at most if it is below 2; None for a row that is only shown.
         exactness: How far the results are apart, in words.
@@ -22,6 +24,7 @@ class Row:
         repeats: Of the baseline and of ours.
         unit: `s` or `MB`.
         inverted: Whether the ratio is ours / baseline, for what should cost hardly more than nothing.
+        against: What the baseline is.
     """
 
     what: str
@@ -33,6 +36,7 @@ class Row:
     repeats: tuple[int, int] = (1, 1)
     unit: str = "s"
     inverted: bool = False
+    against: str = "published procedure"
 
     @property
     def ratio(self) -> float:
@@ -54,7 +58,8 @@ class Row:
         sign = "<=" if self.inverted else ">="
         return {
             "what": self.what,
-            "published": f"{self.baseline:.4g} {self.unit} (x{self.repeats[0]})",
+            "against": self.against,
+            "theirs": f"{self.baseline:.4g} {self.unit} (x{self.repeats[0]})",
             "sea_lens": f"{self.ours:.4g} {self.unit} (x{self.repeats[1]})",
             "ratio": f"{self.ratio:.3g}" if self.exact else "not counted",
             "wanted": "" if self.wanted is None else f"{sign} {self.wanted:g}",
@@ -69,7 +74,7 @@ def in_turns(
     """Median wall time in seconds of each, run alternately and in changing order, so that both meet the same machine.
 
     Args:
-        baseline: The published way.
+        baseline: The other way.
         ours: This library's way.
         repeats: How often ours is run.
         baseline_repeats: How often the baseline is, if it is dear: in the first rounds.
@@ -87,3 +92,9 @@ def seconds(run: Callable[[], object]) -> float:
     started = time.perf_counter()
     run()
     return time.perf_counter() - started
+
+
+def distance(one: torch.Tensor, other: object) -> float:
+    """Largest difference, as a share of the largest entry where that is above 1."""
+    assert isinstance(other, torch.Tensor)
+    return float((one - other).abs().max() / other.abs().max().clamp_min(1))

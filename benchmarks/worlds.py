@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
+
 import torch
 from jaxtyping import Float
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
@@ -78,6 +80,72 @@ def llama(d_model: int, n_layers: int) -> TransformerBridge:
     name = f"random-llama-{d_model}x{n_layers}"
     hf_model = hf_llama(d_model, n_layers)
     return TransformerBridge.boot_transformers(name, hf_model=hf_model, tokenizer=byte_tokenizer(), device="cpu")
+
+
+SMOLLM2 = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+    "rope_theta": 100000.0,
+}
+"""The shape of SmolLM2-135M."""
+
+CHAT_TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by "
+    "Hugging Face<|im_end|>\n{% endif %}{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""That of SmolLM2-Instruct."""
+
+
+def smollm2_tokenizer() -> PreTrainedTokenizerFast:
+    """As many tokens as SmolLM2 has: pieces of words from the texts that the package ships, and names for the rest."""
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=4000, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    raw.train_from_iterator([SHOTS, _sample()] * 2, trainer)
+    raw.add_tokens([f" w{number}" for number in range(SMOLLM2["vocab_size"] - raw.get_vocab_size())])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        name_or_path="smollm2-shape",
+        add_bos_token=True,  # or TransformerLens asks the hub for another tokenizer
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def _sample() -> str:
+    return (files("sea_lens.data") / "neutral.txt").read_text(encoding="utf-8")
+
+
+def hf_smollm2(seed: int = 0) -> torch.nn.Module:
+    """A random Llama of the shape of SmolLM2-135M: 30 layers, width 576, 49,152 tokens."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(
+        LlamaConfig(**SMOLLM2, bos_token_id=1, eos_token_id=2, pad_token_id=2)  # type: ignore[arg-type]
+    ).eval()
+    model.config.architectures = [type(model).__name__]
+    built: torch.nn.Module = model
+    return built
+
+
+def smollm2() -> TransformerBridge:
+    """The same, in a bridge."""
+    return TransformerBridge.boot_transformers(
+        "smollm2-shape", hf_model=hf_smollm2(), tokenizer=smollm2_tokenizer(), device="cpu"
+    )
 
 
 def random_editor(d_model: int, n_layers: int, rank: int, seed: int = 0) -> Editor:

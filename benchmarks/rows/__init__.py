@@ -1,0 +1,27 @@
+"""The rows of the table, a file per user path. Each makes its world, times both ways in turns and compares their results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from benchmarks.rows.ablating import ablation_rows
+from benchmarks.rows.collecting import collect_rows
+from benchmarks.rows.edits import apply_rows, disk_rows, forward_rows
+from benchmarks.rows.fits import fit_rows
+from benchmarks.rows.scoring import truthfulqa_rows
+from benchmarks.rows.sizes import memory_rows
+from benchmarks.rows.tuning import tune_rows
+from benchmarks.timing import Row
+
+ROWS: dict[str, Callable[[], Iterator[Row]]] = {
+    "fit": fit_rows,
+    "apply": apply_rows,
+    "forward": forward_rows,
+    "collect": collect_rows,
+    "ablation": ablation_rows,
+    "truthfulqa": truthfulqa_rows,
+    "tune": tune_rows,
+    "disk": disk_rows,
+    "memory": memory_rows,
+}
+"""By the name that `--only` takes."""
