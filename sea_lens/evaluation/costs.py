@@ -14,6 +14,7 @@ from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
 from sea_lens.models.bridge import FwdHook, Model
 from sea_lens.models.tokens import PaddedTokens, check_context_length, token_ids
+from sea_lens.models.unwrapped import forward
 
 PAIRS = 20
 """Pairs of an edited and an unedited pass that are timed."""
@@ -62,7 +63,7 @@ def _seconds(model: Model, hooks: list[FwdHook], batch: PaddedTokens) -> float:
     with model.hooks(fwd_hooks=hooks):
         _wait(batch.ids.device)
         started = time.perf_counter()
-        model(batch.ids, **batch.forward_options())
+        forward(model, batch.ids, **batch.forward_options())
         _wait(batch.ids.device)
         return time.perf_counter() - started
 

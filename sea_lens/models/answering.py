@@ -22,6 +22,7 @@ from sea_lens.models.prefixes import CachedPrefix, how_to_run, length_to_share
 from sea_lens.models.reasoning import marker_in_prompt, trace_length
 from sea_lens.models.sampling import Sampling
 from sea_lens.models.tokens import PaddedTokens, all_token_ids, check_context_length
+from sea_lens.models.unwrapped import unwrapped
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ class _Batch:
             pad_token_id=self.ends[0] if self.ends else 0,
         )
         drawing = LogitsProcessorList(asking.sampling.processors(self.numbers))
-        with telling(model, torch.tensor(list(map(len, self.rows)))):
+        with telling(model, torch.tensor(list(map(len, self.rows)))), unwrapped(model):
             new = model.original_model.generate(  # type: ignore[operator]
                 ids, attention_mask=mask.long(), generation_config=config, logits_processor=drawing, **options
             )

@@ -15,6 +15,7 @@ from sea_lens.errors import HookNeverFiredError, InputError
 from sea_lens.models.bridge import EditsModels, FwdHook, Model, weights_digest
 from sea_lens.models.sites import Site
 from sea_lens.models.tokens import PaddedTokens
+from sea_lens.models.unwrapped import forward
 
 
 def attached_editors(model: Model) -> list[EditsModels]:
@@ -144,7 +145,7 @@ def logits_at(
         return tensor[where.to(tensor.device)][None] if tensor.shape[:2] == where.shape else None
 
     with model.hooks(fwd_hooks=[("unembed.hook_in", choose)]):
-        logits = model(tokens.ids, **(options or tokens.forward_options()))
+        logits = forward(model, tokens.ids, **(options or tokens.forward_options()))
     return logits[0] if logits.shape[:2] == (1, int(where.sum())) else logits[where.to(logits.device)]
 
 
@@ -166,7 +167,7 @@ def states_at(
         return tensor[:, :1]
 
     with model.hooks(fwd_hooks=[*hooks, ("unembed.hook_in", take)]):
-        model(tokens.ids, **tokens.forward_options())
+        forward(model, tokens.ids, **tokens.forward_options())
     return found[-1]
 
 
@@ -184,5 +185,5 @@ def logits_of(model: Model, states: Float[Tensor, "n width"]) -> Float[Tensor, "
     # The blocks see one token, whose state is replaced.
     token = torch.zeros(1, 1, dtype=torch.long, device=model.cfg.device)
     with model.hooks(fwd_hooks=[("unembed.hook_in", put)]):
-        logits: Tensor = model(token, use_cache=False)[0]
+        logits: Tensor = forward(model, token, use_cache=False)[0]
     return logits

@@ -19,6 +19,7 @@ from sea_lens.models.bridge import EditsModels, Model
 from sea_lens.models.hooks import attached_editors, foreign_hooks, logits_at, without_editors
 from sea_lens.models.passes import telling
 from sea_lens.models.tokens import PaddedTokens
+from sea_lens.models.unwrapped import forward
 
 LEAST_PREFIX = 16
 """Tokens below which a common beginning is not worth a pass of its own."""
@@ -106,7 +107,7 @@ class CachedPrefix:
             where = torch.zeros_like(where)
             where[0, 0] = True
             if stop_at_layer < self.model.cfg.n_layers:
-                return self.model(tokens.ids, **options, stop_at_layer=stop_at_layer)[where]
+                return forward(self.model, tokens.ids, **options, stop_at_layer=stop_at_layer)[where]
         return logits_at(self.model, tokens, where, **options)
 
     def _options(self, tokens: PaddedTokens, follows: Sequence[int]) -> dict[str, Any]:
