@@ -110,7 +110,8 @@ import sys, torch, sea_lens as sl
 torch.set_num_threads(1)
 launched = len(sys.argv) > 2
 if launched:
-    torch.distributed.init_process_group("gloo")
+    from accelerate import Accelerator
+    assert Accelerator(cpu=True).num_processes == 2
 model, world = sl.load_organism()
 demonstrations = world.demonstrations()[:12]
 activations = sl.collect_activations(model, demonstrations, batch_size=4, progress=False)
@@ -122,7 +123,7 @@ torch.save([activations.positive[3], torch.tensor(result.table["edited"].tolist(
 
 
 def test_a_users_script_under_torchrun_finds_what_it_finds_alone(tmp_path):
-    """The real launcher, started once: forks do the rest of this file."""
+    """The real launcher and accelerate's group, started once: forks do the rest of this file, in a group of torch's."""
     script = tmp_path / "script.py"
     script.write_text(UNDER_A_LAUNCHER)
     root = str(Path(sea_lens.__file__).parents[1])
