@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sea_lens.arguments import check_arguments
 from sea_lens.errors import HookNeverFiredError, InputError, SeaLensWarning
+from sea_lens.models.branching import BranchingRuns
 from sea_lens.models.bridge import EditsModels, Model, check_is_model
 from sea_lens.models.hooks import logits_at
 from sea_lens.models.log_probs import kl, log_softmax, positions_at_once
@@ -135,10 +136,10 @@ class UneditedPredictions:
                 # Attached once for all that wait, and not for each: some texts may be too short to be edited.
                 with suppress(HookNeverFiredError):
                     with telling(self.model, prompt_length), editor.attached(self.model):
-                        there = sum((self._compared(*each) for each in waiting), torch.zeros_like(totals))
-                    totals, edited, waiting = totals + there, True, []
+                        there = [self._compared(plain, self._logits(each), each) for each, plain in waiting]
+                    totals, edited, waiting = sum(there, totals), True, []
                 # Left here: no token was edited, so both models are one.
-                totals += sum((self._alike(*each) for each in waiting), torch.zeros_like(totals))
+                totals = sum((self._alike(*each) for each in waiting), totals)
                 waiting = []
         if not edited:
             warnings.warn(
@@ -147,6 +148,40 @@ class UneditedPredictions:
                 SeaLensWarning,
                 stacklevel=5,  # past no_grad, kl_to and kl_to_unedited
             )
+        return self._mean(totals, edited)
+
+    @torch.no_grad()
+    def divergences_to(self, editors: Sequence[EditsModels]) -> list[Divergence]:
+        """What `divergence_to` gives for each of many editors, to the bit: runs alike up to a layer share the blocks below it.
+
+        Args:
+            editors: Views of one fit that hold the same edits share most.
+
+        Warns:
+            SeaLensWarning: If an editor edits no token.
+        """
+        found: dict[int, Divergence] = {}
+        local = [index for index, editor in enumerate(editors) if editor.token_local]
+        longest = max(map(len, self.rows))
+        batch_size, _ = how_to_run(self.model, None, self.batch_size, longest=longest)
+        if batch_size > 1 and len(local) > 1:
+            totals = torch.zeros(len(local), 3, dtype=torch.float64)
+            edited = torch.zeros(len(local), dtype=torch.bool)
+            runs = BranchingRuns(self.model, [None, *(editors[index] for index in local)])
+            for batch in self._batches(batch_size):
+                plain: Tensor | None = None
+                for number, logits in runs.logits(*self._places(batch)):
+                    if plain is None:
+                        plain = logits
+                        continue
+                    totals[number - 1] += self._compared(plain, logits, batch)
+                    edited[number - 1] |= not torch.equal(plain, logits)
+            # One that changed no logit may have edited none: it is looked at by itself.
+            rows = zip(local, totals, edited.tolist(), strict=True)
+            found = {index: self._mean(total, True) for index, total, did in rows if did}
+        return [found[i] if i in found else self.divergence_to(each) for i, each in enumerate(editors)]
+
+    def _mean(self, totals: Tensor, edited: bool) -> Divergence:
         tokens = sum(len(row) - 1 for row in self.rows)
         kl, plain, other = (totals / tokens).nan_to_num(nan=math.inf, posinf=math.inf).tolist()
         return Divergence(tokens, kl, plain, other, edited)
@@ -172,30 +207,34 @@ class UneditedPredictions:
                 self._kept[batch] = found
         return found
 
-    def _compared(self, batch: Rows, unedited: Tensor) -> Tensor:
+    def _compared(self, unedited: Tensor, edited: Tensor, batch: Rows) -> Tensor:
         """KL and both negative log-likelihoods, summed over tokens."""
         said, found = _next_tokens(batch).to(unedited.device), torch.zeros(3, dtype=torch.float64)
-        columns = (unedited, self._logits(batch), said)
+        columns = (unedited, edited, said)
         step = positions_at_once(unedited.shape[1])
-        for plain, edited, ids in zip(*(torch.split(each, step) for each in columns), strict=True):
-            before, other = log_softmax(plain), log_softmax(edited)
-            sums = kl(before, other).sum(), _nll(before, ids), _nll(other, ids)
+        for plain, other, ids in zip(*(torch.split(each, step) for each in columns), strict=True):
+            before, after = log_softmax(plain), log_softmax(other)
+            sums = kl(before, after).sum(), _nll(before, ids), _nll(after, ids)
             found += torch.stack(sums).double().cpu()
         return found
 
     def _alike(self, batch: Rows, unedited: Tensor) -> Tensor:
         step, said = positions_at_once(unedited.shape[1]), _next_tokens(batch).to(unedited.device)
         parts = zip(torch.split(unedited, step), torch.split(said, step), strict=True)
-        nll = torch.stack([_nll(log_softmax(plain), ids).double().cpu() for plain, ids in parts]).sum()
+        zero = torch.zeros((), dtype=torch.float64)
+        nll = sum((_nll(log_softmax(plain), ids).double().cpu() for plain, ids in parts), zero)
         return torch.stack([torch.zeros_like(nll), nll, nll])
 
     def _logits(self, batch: Rows) -> Tensor:
-        """At every token but a text's last, which nothing follows."""
+        return logits_at(self.model, *self._places(batch))
+
+    def _places(self, batch: Rows) -> tuple[PaddedTokens, Tensor]:
+        """A batch, and all of its tokens but each text's last, which nothing follows."""
         tokens = PaddedTokens.of(self.model, batch)
         where = tokens.mask.clone()
         where[:, :-1] &= tokens.mask[:, 1:]
         where[:, -1] = False
-        return logits_at(self.model, tokens, where)
+        return tokens, where
 
 
 def _next_tokens(batch: Rows) -> Tensor:

@@ -6,7 +6,7 @@ import warnings
 import pandas as pd
 import pytest
 import torch
-from conftest import D_MODEL, EMBEDDED, build_bridge, make_editor
+from conftest import D_MODEL, EMBEDDED, N_LAYERS, build_bridge, make_editor
 
 from sea_lens import (
     SEA,
@@ -27,6 +27,7 @@ from sea_lens.models.damage import TOKENS_PER_TEXT, repetition
 from tests.models.test_divergence import kl_by_hand
 
 TEXTS = ["Q: what color is the sea? A:", "a text", "The sky is"]
+PROMPTS = ["ab", "Q: a longer one", "x y z", "four"]
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +162,31 @@ def test_an_infinite_kl_stays_infinite_and_is_broken(llama):
     assert broken.is_broken
     assert math.isinf(broken.kl)
     assert "KL inf nats per token" in broken.finding
+
+
+def assert_together_as_each_alone(model, views):
+    together = DamageMeter.of(model, PROMPTS[:2], TEXTS, batch_size=2).measure_all(views)
+    meter = DamageMeter.of(model, PROMPTS[:2], TEXTS, batch_size=2)
+    for found, view in zip(together, views, strict=True):
+        pd.testing.assert_frame_equal(found.table, meter.measure(view).table, check_exact=True)
+    assert together[0].kl > 0
+
+
+def test_many_editors_are_measured_together_as_each_alone_to_the_bit(bridge):
+    editor = make_editor(range(N_LAYERS))
+    assert_together_as_each_alone(bridge, [editor, editor.last_layers(1), editor.first_layers(1)])
+
+
+def test_editors_of_some_tokens_are_measured_together_too(llama):
+    """Some texts are too short for the first, the second edits none, and rows of the third are run alone."""
+    editor, inside = make_editor(range(N_LAYERS)), make_editor(range(N_LAYERS), "mlp_out", seed=1)
+    views = [editor.at_positions(4), editor.at_positions(99), editor.at_positions(-1), editor.at_positions("generated")]
+    assert_together_as_each_alone(llama, [*views, editor.scaled(0.0), inside, inside.without_layers([0])])
+
+
+def test_a_first_look_takes_every_nth_text(llama):
+    meter, editor = DamageMeter.of(llama, PROMPTS, [*TEXTS, "Another text."]), make_editor()
+    fewer = meter.on_fewer(2)
+    every = DamageMeter.of(llama, PROMPTS[::2], [*TEXTS, "Another text."][::2])
+    pd.testing.assert_frame_equal(fewer.measure(editor).table, every.measure(editor).table)
+    assert fewer.limits == meter.limits
