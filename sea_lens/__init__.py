@@ -23,8 +23,11 @@ _HOME = {
     "FeatureMap": "methods.sea.feature_space",
     "ITI": "methods.iti",
     "Identity": "methods.sea.feature_space",
+    "ImplicitBias": "analysis.implicit_bias",
+    "Interventions": "evaluation.massive",
     "LEACE": "methods.leace",
     "METHODS": "methods.method",
+    "MassiveTokens": "analysis.massive",
     "MeanDifference": "methods.mean_difference",
     "Probes": "analysis.probes",
     "Question": "data.items",
@@ -32,6 +35,7 @@ _HOME = {
     "SEA": "methods.sea.sea",
     "SEAFitter": "methods.sea.streaming",
     "SeaLensWarning": "errors",
+    "SetCoordinates": "editing.coordinates",
     "Site": "models.sites",
     "Spectra": "analysis.subspaces",
     "SquaredExponential": "methods.sea.feature_space",
@@ -56,6 +60,7 @@ _HOME = {
     "generate": "models.generate",
     "generate_answers": "evaluation.truthfulqa",
     "grid": "methods.method",
+    "intervene_on_massive": "evaluation.massive",
     "kl_to_unedited": "models.divergence",
     "load_bias_organism": "worlds.load",
     "load_model": "models.loading",
@@ -64,6 +69,7 @@ _HOME = {
     "massive_tokens": "analysis.massive",
     "measure_damage": "models.damage",
     "measure_effects": "analysis.effects",
+    "measure_implicit_bias": "analysis.implicit_bias",
     "measure_interactions": "analysis.layers",
     "measure_spectra": "analysis.subspaces",
     "neutral_texts": "models.neutral",
@@ -84,7 +90,7 @@ _HOME = {
 }
 """Where each public name lives. Names are imported when they are first asked for, so that `import sea_lens` is quick."""
 
-_REGISTERING = ("models.generate", "methods", "worlds.load")
+_REGISTERING = ("editing.coordinates", "models.generate", "methods", "worlds.load")
 _PACKAGES = ("analysis", "cli", "data", "editing", "evaluation", "methods", "models", "plotting", "worlds")
 
 __all__ = [*sorted(_HOME), "plotting"]

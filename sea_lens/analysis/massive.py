@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import pandas as pd
 import torch
@@ -19,8 +20,16 @@ from sea_lens.models.bridge import Model, check_is_model, tokenizer_of
 from sea_lens.models.prefixes import how_to_run
 from sea_lens.models.sites import Site, labels_of
 from sea_lens.models.tokens import PaddedTokens, check_context_length, token_ids
+from sea_lens.models.unwrapped import forward
 from sea_lens.results import Result
 
+TOKEN_COLUMNS = ["layer", "text", "position", "token", "kind", "coordinate", "value", "ratio", "share"]
+COORDINATE_COLUMNS = [
+    *("coordinate", "kind", "first_layer", "last_layer", "layer", "texts", "mean", "std", "spread", "share"),
+]
+DELIMITERS = frozenset(".,;:!?")
+TokenKind = Literal["first", "first delimiter", "both"]
+"""Kinds of tokens that massive activations lie on."""
 MAGNITUDE, RATIO = 100.0, 1000.0
 """The published criterion: an absolute value above 100, and at least 1,000 times the median of its hidden state."""
 
@@ -99,14 +108,50 @@ class MassiveTokens(Result):
     """The tokens that carry massive activations.
 
     Attributes:
-        table: One row per layer, text, position and coordinate that meet the criterion, with `token`, `value` and `ratio`.
+        table: One row per layer, text, position and coordinate that meet the criterion, with `token`, its `kind` (`first`,
+            the text's `first delimiter`, or `other`), `value`, `ratio` to the median, and the `share` of the token's squared
+            norm that lies there.
+        layers: One row per layer: the mean over texts of its three `largest` absolute values and of its `median` one.
         magnitude: The criterion's least absolute value.
         ratio: The criterion's least ratio.
+        n: Number of texts.
     """
 
     table: pd.DataFrame
+    layers: pd.DataFrame
     magnitude: float
     ratio: float
+    n: int
+
+    @property
+    def coordinates(self) -> pd.DataFrame:
+        """What is constant about them: one row per coordinate and kind of token, the largest first.
+
+        Columns: the `first_layer` and `last_layer` at which it is massive, the `layer` at which it is largest, and there in
+        how many `texts`, the `mean` and standard deviation (`std`) of its value over tokens, `spread` (`std / |mean|`; above
+        0.1 it is hardly a constant) and `share` of the token's squared norm.
+        """
+        rows = []
+        for (coordinate, kind), own in self.table.groupby(["coordinate", "kind"], sort=False):
+            peak = own.groupby("layer")["value"].mean().abs().idxmax()
+            there = own[own["layer"] == peak]
+            mean, std = there["value"].mean(), there["value"].std(ddof=0)
+            rows.append(
+                {
+                    "coordinate": coordinate,
+                    "kind": kind,
+                    "first_layer": own["layer"].min(),
+                    "last_layer": own["layer"].max(),
+                    "layer": peak,
+                    "texts": there["text"].nunique(),
+                    "mean": mean,
+                    "std": std,
+                    "spread": std / abs(mean),
+                    "share": there["share"].mean(),
+                }
+            )
+        found = pd.DataFrame(rows, columns=COORDINATE_COLUMNS)
+        return found.sort_values("mean", key=abs, ascending=False, kind="stable", ignore_index=True)
 
 
 @torch.no_grad()
@@ -121,12 +166,16 @@ def massive_tokens(
 ) -> MassiveTokens:
     """Finds the tokens that carry massive activations: mostly the first one, and delimiters.
 
+    An activation is massive where its absolute value is above `magnitude` and at least `ratio` times the median of its hidden
+    state: of all absolute values of the layer in that text, as published. (The median of the token alone misses the
+    largest ones of some models: such a token's other coordinates are large as well.)
+
     Args:
         model: A TransformerBridge with a tokenizer.
         texts: What to run.
         site: The name of the hook points to look at, one per layer.
         magnitude: Least absolute value.
-        ratio: Least multiple of the median absolute value at the same token.
+        ratio: Least multiple of the median absolute value of the text at that layer.
         batch_size: Texts per forward pass.
 
     Raises:
@@ -137,46 +186,84 @@ def massive_tokens(
         True
     """
     check_arguments(massive_tokens, locals())
-    if batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, and {batch_size} was given.")
     check_is_model(model)
-    _check(magnitude, ratio)
     if isinstance(texts, str) or not texts:
         raise InputError("Give a list of texts, with at least one.")
-    ids = [token_ids(model, text) for text in texts]
-    check_context_length(model, [len(row) for row in ids], [f"Text {index}" for index in range(len(ids))])
-    tokenizer = tokenizer_of(model)
-    sites = [Site(layer, site) for layer in range(model.cfg.n_layers)]
-    rows: list[dict[str, object]] = []
+    rows = [token_ids(model, text) for text in texts]
+    check_context_length(model, [len(row) for row in rows], [f"Text {index}" for index in range(len(rows))])
+    return massive_in_rows(model, rows, site=site, magnitude=magnitude, ratio=ratio, batch_size=batch_size)
 
-    def find(place: Site, start: int, tokens: PaddedTokens) -> Callable[..., None]:
+
+@torch.no_grad()
+def massive_in_rows(
+    model: Model,
+    rows: Sequence[Sequence[int]],
+    *,
+    site: str = "resid_post",
+    magnitude: float = MAGNITUDE,
+    ratio: float = RATIO,
+    batch_size: int = 32,
+) -> MassiveTokens:
+    """`massive_tokens` of texts as token ids."""
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, and {batch_size} was given.")
+    _check(magnitude, ratio)
+    tokenizer = tokenizer_of(model)
+    words = [[tokenizer.decode([token]) for token in row] for row in rows]
+    kinds = list(map(kinds_of, words))
+    sites = [Site(layer, site) for layer in range(model.cfg.n_layers)]
+    found: list[dict[str, object]] = []
+    largest: dict[int, list[list[float]]] = {place.layer or 0: [] for place in sites}
+
+    def look(layer: int, text: int, h: Float[Tensor, "pos width"]) -> None:
+        size, squares = h.abs(), h.double().square().sum(-1)
+        median = float(size.median())
+        top = size.flatten().topk(min(3, size.numel())).values.tolist()
+        largest[layer].append([*top, *[float("nan")] * (3 - len(top)), median])
+        met = (size > magnitude) & (size >= ratio * median)
+        for position, coordinate in met.nonzero().tolist():
+            value = float(h[position, coordinate])
+            found.append(
+                {
+                    "layer": layer,
+                    "text": text,
+                    "position": position,
+                    "token": words[text][position],
+                    "kind": kinds[text][position],
+                    "coordinate": coordinate,
+                    "value": value,
+                    "ratio": abs(value) / max(median, 1e-30),
+                    "share": value**2 / max(float(squares[position]), 1e-300),
+                }
+            )
+
+    def looking(place: Site, start: int, tokens: PaddedTokens) -> Callable[..., None]:
         def hook(tensor: Tensor, hook: object) -> None:
-            h = place.read(tensor).float().cpu()
-            ratios = h.abs() / h.abs().median(-1, keepdim=True).values.clamp_min(1e-30)
-            met = (h.abs() > magnitude) & (ratios >= ratio) & tokens.mask.cpu()[..., None]
-            for text, position, coordinate in met.nonzero().tolist():
-                rows.append(
-                    {
-                        "layer": place.layer,
-                        "text": start + text,
-                        "position": position,
-                        "token": tokenizer.decode([ids[start + text][position]]),
-                        "coordinate": coordinate,
-                        "value": float(h[text, position, coordinate]),
-                        "ratio": float(ratios[text, position, coordinate]),
-                    }
-                )
+            h, mask = place.read(tensor).float().cpu(), tokens.mask.cpu()
+            for row in range(len(h)):
+                look(place.layer or 0, start + row, h[row][mask[row]])
 
         return hook
 
-    batch_size, _ = how_to_run(model, None, batch_size, share_prefix=False, longest=max(map(len, ids)))
-    for start in range(0, len(ids), batch_size):
-        tokens = PaddedTokens.of(model, ids[start : start + batch_size])
-        with model.hooks(fwd_hooks=[(place.check(model), find(place, start, tokens)) for place in sites]):
-            model(tokens.ids, **tokens.forward_options())
-    columns = ["layer", "text", "position", "token", "coordinate", "value", "ratio"]
-    table = pd.DataFrame(rows, columns=columns).sort_values(columns[:3], kind="stable", ignore_index=True)
-    return MassiveTokens(table, magnitude, ratio)
+    batch_size, _ = how_to_run(model, None, batch_size, share_prefix=False, longest=max(map(len, rows)))
+    for start in range(0, len(rows), batch_size):
+        tokens = PaddedTokens.of(model, rows[start : start + batch_size])
+        with model.hooks(fwd_hooks=[(place.check(model), looking(place, start, tokens)) for place in sites]):
+            forward(model, tokens.ids, **tokens.forward_options())
+    table = pd.DataFrame(found, columns=TOKEN_COLUMNS).sort_values(TOKEN_COLUMNS[:3], kind="stable", ignore_index=True)
+    means = {layer: pd.DataFrame(own).mean().tolist() for layer, own in largest.items()}
+    layers = pd.DataFrame.from_dict(means, orient="index", columns=["largest", "second", "third", "median"])
+    return MassiveTokens(table, layers.rename_axis("layer"), magnitude, ratio, len(rows))
+
+
+def kinds_of(words: Sequence[str]) -> list[str]:
+    """Of each token of a text: `first`, `first delimiter` (a full stop, another mark or a new line) or `other`."""
+    kinds = ["first", *["other"] * (len(words) - 1)][: len(words)]
+    for position, word in enumerate(words[1:], start=1):
+        if "\n" in word or word.strip() in DELIMITERS:
+            kinds[position] = "first delimiter"
+            break
+    return kinds
 
 
 def _check(magnitude: float, ratio: float) -> None:

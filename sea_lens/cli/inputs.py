@@ -54,6 +54,7 @@ HELP |= {
     "select": "Choose layers greedily on half of the questions, confirmed on the others.",
     "sources": "Demonstrations to fit on, file by file, or organism or bias-organism. NAME=FILE gives one a name: bbq=FILE "
     "that of a benchmark whose data it is.",
+    "texts": "Texts to run: .txt, which is one text, a JSON list, or JSON lines; left out for the sample that ships.",
     "strength": "1 is the fitted editor, 0 no edit.",
     "strengths": "Several strengths to read beside each other, such as -2,-1,0,1,2.",
 }

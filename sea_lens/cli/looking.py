@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from sea_lens import plotting
 from sea_lens.analysis.effects import measure_effects, named_effect
+from sea_lens.analysis.implicit_bias import measure_implicit_bias
 from sea_lens.analysis.layers import ablate_layers, measure_interactions
-from sea_lens.analysis.massive import massive_activations
+from sea_lens.analysis.massive import massive_activations, massive_tokens
 from sea_lens.analysis.probes import probe_activations
 from sea_lens.analysis.selection import select_layers
 from sea_lens.analysis.subspaces import measure_spectra
@@ -17,10 +18,13 @@ from sea_lens.cli.app import command
 from sea_lens.cli.inputs import Asking, Reading, load
 from sea_lens.cli.options import Of, Options
 from sea_lens.cli.output import UNFINISHED, say, show, write
+from sea_lens.data.texts import read_texts
 from sea_lens.editing.editor import Editor
+from sea_lens.evaluation.massive import intervene_on_massive
 from sea_lens.models.activations import Activations
 from sea_lens.models.bridge import Model
 from sea_lens.models.collect import collect_activations
+from sea_lens.models.neutral import neutral_texts
 from sea_lens.models.sites import labels_of
 
 
@@ -153,6 +157,36 @@ def spectrum(
             tables[f"directions-{layer}"] = found.table
             figures[f"directions-{layer}"] = plotting.plot_directions(found)
     write(out, figures, spectra, massive, tables=tables)
+
+
+@command("Looking", options=Of(intervene_on_massive), biasing=Of(measure_implicit_bias))
+def massive(
+    model: str,
+    texts: Optional[Path] = None,
+    out: Path = Path("massive"),
+    *,
+    options: Options,
+    biasing: Options,
+    loading: Options,
+) -> None:
+    """Find massive activations, and set them to zero, to their mean and beside controls."""
+    bridge = load(model, loading, [] if texts is None else [texts])
+    given = neutral_texts(bridge) if texts is None else read_texts(texts)
+    criterion = {name: options[name] for name in ("magnitude", "ratio")}
+    found = massive_tokens(bridge, given, **criterion, batch_size=options["batch_size"])
+    show(found.layers, f"Largest absolute activations, means of {found.n} texts")
+    figures, results = {"layers": plotting.plot_massive_tokens(found)}, list[Any]([found])
+    if found.table.empty:
+        say(f"No activation is above {found.magnitude:g} and {found.ratio:g} times the median: nothing to set.")
+    else:
+        show(found.coordinates.set_index("coordinate"), "Massive coordinates, at the layer where each is largest")
+        bias = measure_implicit_bias(bridge, given, **biasing)
+        show(bias.table, f"Attention on {bias.kind} tokens, and what it gives")
+        result = intervene_on_massive(bridge, given, folder=out / UNFINISHED, **options)
+        show(result.table, f"Set after layer {result.layer}; perplexity unedited {result.unedited:.4g}")
+        figures |= {"bias": plotting.plot_implicit_bias(bias), "interventions": plotting.plot_interventions(result)}
+        results += [bias, result]
+    write(out, figures, *results)
 
 
 def _collected(

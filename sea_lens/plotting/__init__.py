@@ -11,6 +11,7 @@ from sea_lens.plotting.editing import (
     plot_tuning,
 )
 from sea_lens.plotting.evaluation import plot_comparison, plot_data_efficiency, plot_evaluation, plot_transfer
+from sea_lens.plotting.massive import plot_implicit_bias, plot_interventions, plot_massive_tokens
 
 __all__ = [
     "plot_ablation",
@@ -21,8 +22,11 @@ __all__ = [
     "plot_editor",
     "plot_effects",
     "plot_evaluation",
+    "plot_implicit_bias",
     "plot_interactions",
+    "plot_interventions",
     "plot_massive_activations",
+    "plot_massive_tokens",
     "plot_organism",
     "plot_principal_angles",
     "plot_probes",

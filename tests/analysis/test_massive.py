@@ -4,7 +4,7 @@ import torch
 from conftest import D_MODEL, N_LAYERS, build_bridge
 
 from sea_lens import Activations, AffineEdit, Editor, Site, fit_sea
-from sea_lens.analysis.massive import massive_activations, massive_tokens
+from sea_lens.analysis.massive import TOKEN_COLUMNS, kinds_of, massive_activations, massive_tokens
 from sea_lens.errors import InputError
 from sea_lens.models.activations import ROLES
 from sea_lens.models.tokens import token_ids
@@ -167,9 +167,12 @@ def test_the_planted_token_is_found_at_every_layer_and_padding_never(planted, re
         ids = torch.tensor([token_ids(planted, TEXTS[row.text])])
         with torch.no_grad():
             states = planted.original_model(ids, output_hidden_states=True).hidden_states
-        h = states[row.layer + 1][0, row.position].double().numpy()
+        hidden = states[row.layer + 1][0].double().numpy()
+        h = hidden[row.position]
         assert row.value == pytest.approx(h[row.coordinate], rel=1e-5)
-        assert row.ratio == pytest.approx(abs(h[row.coordinate]) / np.sort(np.abs(h))[(D_MODEL - 1) // 2], rel=1e-3)
+        entries = np.sort(np.abs(hidden).ravel())  # of the whole hidden state
+        assert row.ratio == pytest.approx(abs(h[row.coordinate]) / entries[(len(entries) - 1) // 2], rel=1e-3)
+        assert row.share == pytest.approx(h[row.coordinate] ** 2 / (h**2).sum(), rel=1e-5)
     reads_back(found)
     for batch_size in (1, 3):
         parts = massive_tokens(planted, TEXTS, batch_size=batch_size).table
@@ -182,7 +185,7 @@ def test_other_sites_are_looked_at_and_nothing_massive_gives_an_empty_table(plan
     for site in ("mlp_out", "attn.hook_z"):  # it is the stream that carries the value
         table = massive_tokens(planted, ["aXb"], site=site).table
         assert table.empty
-        assert list(table) == ["layer", "text", "position", "token", "coordinate", "value", "ratio"]
+        assert list(table) == TOKEN_COLUMNS
     assert len(massive_tokens(planted, ["ab"], site="attn.hook_z", magnitude=1e-9, ratio=1e-9).table) > D_MODEL
 
 
@@ -194,3 +197,22 @@ def test_a_single_string_no_texts_and_long_ones_are_refused(llama):
     with pytest.raises(InputError, match="Text 1 is "):
         massive_tokens(llama, ["a", "b" * 200])
     assert not any(point.fwd_hooks for point in llama.hook_dict.values())
+
+
+def test_what_is_constant_is_told_by_coordinate_and_kind_of_token(planted):
+    found = massive_tokens(planted, TEXTS)
+    rows = found.coordinates
+    assert rows["coordinate"].tolist() == [COORDINATE] * len(rows)
+    assert set(rows["kind"]) == {"other"}  # texts begin with a token of their own
+    for row in rows.itertuples():
+        own = found.table[(found.table["kind"] == row.kind) & (found.table["layer"] == row.layer)]["value"]
+        assert (row.mean, row.std) == (pytest.approx(own.mean()), pytest.approx(own.std(ddof=0), abs=1e-6))
+        assert (row.first_layer, row.last_layer) == (0, N_LAYERS - 1)
+    assert found.layers.loc[0, "largest"] > 10_000 > found.layers.loc[0, "median"]
+
+
+def test_kinds_of_tokens():
+    words = ["<s>", "One", ".", " Two", ".", "\n"]
+    assert kinds_of(words) == ["first", "other", "first delimiter", "other", "other", "other"]
+    assert kinds_of([".", "a\n"]) == ["first", "first delimiter"]
+    assert kinds_of([]) == []
