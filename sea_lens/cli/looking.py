@@ -159,7 +159,7 @@ def spectrum(
     write(out, figures, spectra, massive, tables=tables)
 
 
-@command("Looking", options=Of(intervene_on_massive), biasing=Of(measure_implicit_bias))
+@command("Looking", options=Of(intervene_on_massive, without=("texts",)), biasing=Of(measure_implicit_bias))
 def massive(
     model: str,
     texts: Optional[Path] = None,

@@ -142,3 +142,17 @@ def test_what_the_fit_was_asked_in_need_not_be_said_again(sea_lens, organism, de
         "effects", "organism", tmp_path / "editor", demos, "--control", 0, "--out", tmp_path / "effects"
     )
     assert (code, "asked in the chat template" in out) == (0, True)
+
+
+def test_massive_activations_of_a_model_are_set_beside_controls(sea_lens, tmp_path):
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"text": "<truthful> Q Mira home A"}\n{"text": "<truthful> Q Mira job A"}\n')
+    given = ("massive", "organism", "--texts", texts, "--out", tmp_path / "o")
+    code, out, err = sea_lens(*given)
+    assert code == 0, err
+    assert "No activation is above 100 and 1000 times the median" in out
+    assert {path.name for path in (tmp_path / "o").iterdir()} >= {"layers.png", "massive_tokens.json"}
+    code, out, err = sea_lens(*given, "--magnitude", 1, "--ratio", 5, "--control", 1)
+    assert code == 0, err
+    assert "next largest to zero" in out
+    assert {path.name for path in (tmp_path / "o").iterdir()} >= {"bias.png", "interventions.png", "interventions.csv"}
