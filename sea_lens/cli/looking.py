@@ -169,7 +169,7 @@ def massive(
     biasing: Options,
     loading: Options,
 ) -> None:
-    """Find massive activations, and set them to zero, to their mean and beside controls."""
+    """Find massive activations, and set them, beside controls."""
     bridge = load(model, loading, [] if texts is None else [texts])
     given = neutral_texts(bridge) if texts is None else read_texts(texts)
     criterion = {name: options[name] for name in ("magnitude", "ratio")}

@@ -30,7 +30,7 @@ def test_interventions_are_marks_with_intervals_in_the_order_of_the_table():
     (axes,) = rendered(plotting.plot_interventions(sl.Interventions(table, 37.2, 11, FOUND, 8))).axes
     assert labels(axes.get_yticklabels()) == [*table.index[::-1]]
     assert axes.get_xscale() == "log"
-    (bars,) = [one for one in axes.containers]
+    (bars,) = axes.containers
     np.testing.assert_allclose(ends(bars), table[["ratio_low", "ratio_high"]].to_numpy()[::-1])
     assert "after layer 11, 8 texts, 95% intervals (unedited 37.2)" in axes.get_title()
     assert not containers(axes)
