@@ -85,7 +85,7 @@ class DemonstrationTexts:
         """
         lengths, room = array("l"), True
         common: list[int] | None = None
-        longest, longest_label = 0, ""
+        longest, longest_label, widest = 0, "", 0
         contentless, first_contentless = 0, ""
         for index in range(len(self.demonstrations)):
             texts = self.of(index)
@@ -97,6 +97,7 @@ class DemonstrationTexts:
                 self.span(text, label_of(index, role))
             lengths.append(max(len(text.ids) for text in texts))
             shared = texts[0].ids[: shared_length(texts)]
+            widest = max(widest, len(shared) + sum(len(text.ids) - len(shared) for text in texts))
             common = (
                 shared if common is None else shared[: common_length([common, shared], min(len(common), len(shared)))]
             )
@@ -110,7 +111,7 @@ class DemonstrationTexts:
                 SeaLensWarning,
                 stacklevel=5,
             )
-        return TextSurvey(lengths, common or [])
+        return TextSurvey(lengths, common or [], widest)
 
     def _keep(self, texts: Sequence[TokenizedAnswer]) -> None:
         """Keeps the texts of the next demonstration, in one array: a list per text would take ten times the memory."""
@@ -162,7 +163,9 @@ class TextSurvey:
     Attributes:
         lengths: By demonstration, tokens in its longest text.
         common: What all texts begin with, at most to before the last token of the shortest prompt.
+        widest: Tokens of the largest demonstration, what its texts begin with counted once.
     """
 
     lengths: array[int]
     common: list[int]
+    widest: int

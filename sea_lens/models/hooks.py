@@ -73,13 +73,19 @@ def model_facts(model: Model, editor: EditsModels | None = None) -> dict[str, JS
 
 
 def gather_hooks(
-    sites: Sequence[Site], positions: Int[Tensor, "batch widest"], weights: Float[Tensor, "batch widest"]
+    sites: Sequence[Site],
+    rows: Int[Tensor, " texts"],
+    positions: Int[Tensor, "texts widest"],
+    weights: Float[Tensor, "texts widest"],
 ) -> tuple[list[FwdHook], dict[Site, Tensor]]:
-    """Hooks that gather a weighted sum over some positions of each row, in float32 on the CPU, and where they put it.
+    """Hooks that gather a weighted sum over some positions of each text, in float32, and where they put it.
+
+    It stays on the activation's device, for a copy at every site would wait for the device every time.
 
     Args:
         sites: Whose activations.
-        positions: By row, columns of the pass.
+        rows: By text, its row of the pass.
+        positions: By text, columns of the pass.
         weights: Theirs.
     """
     found: dict[Site, Tensor] = {}
@@ -87,13 +93,20 @@ def gather_hooks(
     def gather_at(site: Site) -> FwdHook:
         def hook(tensor: Tensor, hook: object) -> None:
             # Everything follows the activation's device: the layers of one model may lie on several.
-            rows = torch.arange(len(positions), device=tensor.device)[:, None]
-            picked = site.read(tensor)[rows, positions.to(tensor.device)].float()
-            found[site] = (picked * weights.to(picked)[..., None]).sum(1).cpu()
+            own = rows.to(tensor.device, non_blocking=True)[:, None], positions.to(tensor.device, non_blocking=True)
+            picked = site.read(tensor)[own].float()
+            found[site] = (picked * weights.to(picked, non_blocking=True)[..., None]).sum(1)
 
         return site.hook_name, hook
 
     return list(map(gather_at, sites)), found
+
+
+def copied_to_cpu(tensor: Tensor) -> Tensor:
+    """A tensor on the CPU. From a GPU it is under way: call `torch.cuda.synchronize` before it is read."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu()
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
 
 
 @contextmanager

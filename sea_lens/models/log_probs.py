@@ -1,8 +1,9 @@
 """Log-probabilities of completions: the one implementation, and the one KL divergence.
 
-What all prompts begin with (a few-shot prompt) is run once, and a prompt of its own once, whatever the number of its
-completions. Prompts of one length are run together, so that no row is padded in the middle, and the result is that of
-scoring each completion alone. Only positions that are scored become logits, and only these become float64.
+What all prompts begin with (a few-shot prompt) is run once, a prompt of its own once, whatever the number of its
+completions, and what completions begin with once (see `models/trees.py`). Where a model does not take trees, prompts of one
+length are run together, so that no row is padded in the middle. The result is that of scoring each completion alone. Only
+positions that are scored become logits, and their normalizers are sums in float64.
 """
 
 from __future__ import annotations
@@ -26,15 +27,18 @@ from sea_lens.models.distributed import from_each, n_processes, share_of, shows,
 from sea_lens.models.hooks import editing, model_facts
 from sea_lens.models.prefixes import CachedPrefix, how_to_run, length_to_share
 from sea_lens.models.tokens import PaddedTokens, Stem, stems_of, tokenized_answers
+from sea_lens.models.trees import PaddedTrees, TokenTree, can_branch, run_trees
 
 POSITIONS_AT_ONCE = 256
 VALUES_AT_ONCE = 2**24
 """Positions, and values of their float64 distributions (128 MiB), that are in memory together at most."""
+VALUES_IN_CACHE = 2**20
+"""Values whose float64 copies (8 MiB) a CPU sums up while they are near: a third of the time that more at once take."""
 
 
-def positions_at_once(d_vocab: int) -> int:
+def positions_at_once(d_vocab: int, values: int = VALUES_AT_ONCE) -> int:
     """Positions whose float64 distributions are in memory together."""
-    return max(1, min(POSITIONS_AT_ONCE, VALUES_AT_ONCE // d_vocab))
+    return max(1, min(POSITIONS_AT_ONCE, values // d_vocab))
 
 
 def log_softmax(logits: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch d_vocab"]:
@@ -63,15 +67,11 @@ def log_probs_of(
         places: By token, which row of the logits predicts it.
         ids: The tokens.
     """
-    where, said = torch.tensor(places, dtype=torch.long), torch.tensor(ids, dtype=torch.long)
-    found = torch.empty(len(where), dtype=torch.float64)
-    step = positions_at_once(logits.shape[1])
-    for start in range(0, len(logits), step):
-        part = log_softmax(logits[start : start + step])
-        inside = (where >= start) & (where < start + step)
-        rows, columns = (where[inside] - start).to(part.device), said[inside].to(part.device)
-        found[inside] = part[rows, columns].double().cpu()
-    return found
+    device, precise = logits.device, precise_dtype(logits.device)
+    where, said = (torch.tensor(each, dtype=torch.long, device=device) for each in (places, ids))
+    step = positions_at_once(logits.shape[1], VALUES_IN_CACHE if device.type == "cpu" else VALUES_AT_ONCE)
+    norms = torch.cat([part.to(precise).logsumexp(-1) for part in torch.split(logits, step)])
+    return (logits[where, said].to(precise) - norms[where]).double().cpu()
 
 
 def summed(
@@ -93,6 +93,13 @@ def summed(
             if len(completion) > 1:
                 start = starts[stem.row_of(completion)]
                 places += range(start, start + len(completion) - 1)
+    return _summed(logits, places, completions)
+
+
+def _summed(
+    logits: Float[Tensor, "n d_vocab"], places: Sequence[int], completions: Sequence[Sequence[int]]
+) -> Float[Tensor, " completions"]:
+    """The same, from which of the logits predicts each token of the completions."""
     found = log_probs_of(logits, places, list(chain.from_iterable(completions)))
     owners = torch.repeat_interleave(torch.tensor([len(completion) for completion in completions]))
     return torch.zeros(len(completions), dtype=torch.float64).index_add_(0, owners, found)
@@ -130,6 +137,7 @@ def score_answers(
     batch_size: int = 32,
     folder: str | Path | None = None,
     progress: bool = True,
+    stems: Sequence[Stem] | None = None,
 ) -> AnswerScores:
     """Log-probabilities of all answers, right and wrong, to all questions.
 
@@ -145,13 +153,14 @@ def score_answers(
         batch_size: Rows in one forward pass. It does not change the result, but for rounding.
         folder: Where to keep finished batches, each scoring in a folder of its own. A run that was killed goes on there.
         progress: Whether to show a progress bar.
+        stems: `stems_of(model, questions)`, for who scores the same questions often; None to make them.
 
     Raises:
         InputError: If an answer comes out as no tokens or does not fit the model's context, or the model predicts NaN.
         ModelMismatchError: If the editor does not fit the model.
     """
     check_is_model(model)
-    stems = stems_of(model, questions)
+    stems = stems_of(model, questions) if stems is None else stems
     scores = _score(model, stems, editor, questions.fingerprint, share_prompts, batch_size, folder, progress)
     shape = len(stems), max(len(stem.completions) for stem in stems)
     found, n_tokens = torch.full(shape, torch.nan, dtype=torch.float64), torch.zeros(shape, dtype=torch.long)
@@ -210,10 +219,13 @@ def _score(
     longest = max(len(stem.prompt) + max(map(len, stem.completions)) for stem in stems) - 1  # the last is not run
     batch_size, share = how_to_run(model, editor, batch_size, share, longest=longest)
     start = length_to_share([stem.prompt for stem in stems]) if share else 0
-    batches = _batches(stems, batch_size) if share else [[number] for number in range(len(stems))]
+    branching = share and can_branch(model, max(map(_size, stems)))
+    batches = _batches(stems, batch_size, branching) if share else [[number] for number in range(len(stems))]
+    run = _score_trees if branching else _score_shared if share else _score_whole
     store = None
     if folder is not None:
-        facts = {"questions": name, "share_prompts": share, "batch_size": batch_size, **model_facts(model, editor)}
+        asked = {"questions": name, "share_prompts": share, "batch_size": batch_size, "trees": branching}
+        facts = {**asked, **model_facts(model, editor)}
         store = Store.within(folder, "scores", facts)
     prefix: CachedPrefix | None = None
     own, ran = share_of(range(len(batches))), 0
@@ -226,9 +238,7 @@ def _score(
             if found is None:
                 if prefix is None:
                     prefix = _beginning(model, stems[0].prompt[:start])
-                summed_here = (
-                    _score_shared(prefix, batch, batch_size) if share else _score_whole(model, batch, batch_size)
-                )
+                summed_here = run(prefix, batch, batch_size)
                 _check(summed_here, batch)
                 found = {"scores": summed_here}
                 ran += 1
@@ -250,16 +260,25 @@ def _beginning(model: Model, ids: Sequence[int]) -> CachedPrefix:
     return CachedPrefix(model).extended(torch.tensor([ids], device=model.cfg.device), [0])[1]
 
 
-def _batches(stems: Sequence[Stem], batch_size: int) -> list[list[int]]:
-    """Stems whose prompts have one length, the longest first, as many together as `batch_size` allows rows."""
+def _size(stem: Stem) -> int:
+    """Tokens of a stem, at most: completions may begin alike."""
+    return len(stem.prompt) + sum(map(len, stem.rows))
+
+
+def _batches(stems: Sequence[Stem], batch_size: int, branching: bool) -> list[list[int]]:
+    """Stems that are run together, the longest first, as many as `batch_size` allows rows of completions.
+
+    Prompts of a batch have one length, unless each is one row with its completions.
+    """
     by_length: dict[int, list[int]] = defaultdict(list)
     for number, stem in enumerate(stems):
-        by_length[len(stem.prompt)].append(number)
+        by_length[0 if branching else len(stem.prompt)].append(number)
     batches: list[list[int]] = []
     for length in sorted(by_length, reverse=True):
         rows = batch_size + 1
-        # Of one prompt length, those with long completions together: less padding.
-        for number in sorted(by_length[length], key=lambda number: -max(map(len, stems[number].completions))):
+        # Those with long completions together: less padding.
+        sizes = {n: _size(stems[n]) if branching else max(map(len, stems[n].completions)) for n in by_length[length]}
+        for number in sorted(by_length[length], key=lambda number: -sizes[number]):
             needed = max(1, len(stems[number].rows))
             if rows + needed > batch_size:
                 batches.append([])
@@ -267,6 +286,25 @@ def _batches(stems: Sequence[Stem], batch_size: int) -> list[list[int]]:
             batches[-1].append(number)
             rows += needed
     return batches
+
+
+def _score_trees(prefix: CachedPrefix, batch: Sequence[Stem], batch_size: int) -> Float[Tensor, " completions"]:
+    """Every prompt with all its completions as one row."""
+    model, read = prefix.model, 0
+    trees = [
+        TokenTree.of([stem.prompt[prefix.length :] + completion[:-1] for completion in stem.completions])
+        for stem in batch
+    ]
+    padded, prompts = PaddedTrees.of(model, trees), [len(stem.prompt) for stem in batch]
+    heads = torch.tensor(prompts, device=padded.depths.device)[:, None] - prefix.length - 1
+    logits = run_trees(prefix, padded, prompts, padded.depths >= heads)
+    places: list[int] = []
+    for stem, tree in zip(batch, trees, strict=True):
+        head = len(stem.prompt) - prefix.length - 1  # the place of the prompt's last token: trunks do not branch
+        for path in tree.paths:
+            places += [read + place - head for place in path[head:]]
+        read += len(tree) - head
+    return _summed(logits, places, [completion for stem in batch for completion in stem.completions])
 
 
 def _score_shared(prefix: CachedPrefix, batch: Sequence[Stem], batch_size: int) -> Float[Tensor, " completions"]:
@@ -285,9 +323,9 @@ def _score_shared(prefix: CachedPrefix, batch: Sequence[Stem], batch_size: int) 
     return summed(torch.cat(read), batch, range(len(batch)), along)
 
 
-def _score_whole(model: Model, batch: Sequence[Stem], batch_size: int) -> Float[Tensor, " completions"]:
+def _score_whole(prefix: CachedPrefix, batch: Sequence[Stem], batch_size: int) -> Float[Tensor, " completions"]:
     """Every completion of one stem with its prompt before it, nothing shared."""
-    (stem,) = batch
+    (stem,), model = batch, prefix.model
     before, found = len(stem.prompt) - 1, []
     for start in range(0, len(stem.completions), batch_size):
         chosen = stem.completions[start : start + batch_size]
@@ -295,7 +333,7 @@ def _score_whole(model: Model, batch: Sequence[Stem], batch_size: int) -> Float[
         tokens = PaddedTokens.of(model, rows, prompt_lengths=[len(stem.prompt)] * len(rows))
         where = tokens.mask.clone()
         where[:, :before] = False
-        logits, first = CachedPrefix(model).continued(tokens, where=where), 0
+        logits, first = prefix.continued(tokens, where=where), 0
         for completion in chosen:
             found.append(log_probs_of(logits, range(first, first + len(completion)), completion).sum())
             first += len(completion)

@@ -61,21 +61,26 @@ class Passes:
     def __init__(self) -> None:
         """Of a model that has not run yet."""
         self.current: Pass | None = None
-        self._told: Tensor | None = None
+        self._told: tuple[Tensor | None, Tensor | None] = None, None  # prompt lengths and positions
         self._begun: tuple[Tensor, Tensor] | None = None  # tokens and prompt lengths of the pass that began the texts
         self._lengths: WeakKeyDictionary[object, int] = WeakKeyDictionary()  # of caches that do not know their own
         self.users = 0
         self.handle: RemovableHandle
 
     @contextmanager
-    def telling(self, prompt_lengths: Int[Tensor, " batch"] | int | None) -> Iterator[None]:
+    def telling(
+        self,
+        prompt_lengths: Int[Tensor, " batch"] | int | None,
+        positions: Int[Tensor, "batch pos"] | None = None,
+    ) -> Iterator[None]:
         """Says how many tokens of each row are its prompt, for the passes inside; None to leave it to the passes.
 
         Args:
             prompt_lengths: One number for all rows, or one per row.
+            positions: As in `Pass`, where a mask of a caller's own hides them.
         """
         before = self._told
-        self._told = None if prompt_lengths is None else torch.as_tensor(prompt_lengths)
+        self._told = None if prompt_lengths is None else torch.as_tensor(prompt_lengths), positions
         try:
             yield
         finally:
@@ -92,7 +97,8 @@ class Passes:
         batch, length = tokens.shape[:2]
         past = self._cached_length(kwargs, length)
         columns = past + torch.arange(length, device=tokens.device)
-        positions = _positions(kwargs, columns, past, batch)
+        told = self._told[1]
+        positions = _positions(kwargs, columns, past, batch) if told is None else told.to(columns.device)
         self.current = Pass(positions, columns, past == 0, self._prompt_lengths(tokens, positions, past))
 
     def _cached_length(self, kwargs: Mapping[str, Any], length: int) -> int:
@@ -115,8 +121,9 @@ class Passes:
 
     def _prompt_lengths(self, tokens: Tensor, positions: Tensor, past: int) -> Tensor:
         batch = len(tokens)
-        if self._told is not None:
-            return self._told.to(positions.device).expand(batch)
+        told = self._told[0]
+        if told is not None:
+            return told.to(positions.device).expand(batch)
         if past:
             if self._begun is not None and len(self._begun[1]) in (1, batch):
                 return self._begun[1].to(positions.device).expand(batch)
@@ -158,9 +165,13 @@ def _positions(
 
 
 @contextmanager
-def telling(model: Model, prompt_lengths: Int[Tensor, " batch"] | int | None) -> Iterator[None]:
+def telling(
+    model: Model,
+    prompt_lengths: Int[Tensor, " batch"] | int | None,
+    positions: Int[Tensor, "batch pos"] | None = None,
+) -> Iterator[None]:
     """For runners: says how many tokens of each row are its prompt, to whoever acts on the passes inside."""
-    with tracked(model) as passes, passes.telling(prompt_lengths):
+    with tracked(model) as passes, passes.telling(prompt_lengths, positions):
         yield
 
 

@@ -241,7 +241,7 @@ def _tried(model: Model) -> _Trial:
     rows[2, :6] = rows[1, :6]  # alike in their first half
     # What hooks of a user's own do to this is not the model's doing, and they may be gone next time.
     bare = not foreign_hooks(model)
-    with without_editors(model), _in_eval_mode(model):
+    with without_editors(model), in_eval_mode(model):
         logits = CachedPrefix(model).continued(_all_real(rows)).float().view(3, 12, -1)
         if not bool(logits.isfinite().all()):  # whoever reads results of such a model says so
             return _Trial(True, True, False)
@@ -267,7 +267,8 @@ def _tried(model: Model) -> _Trial:
 
 
 @contextmanager
-def _in_eval_mode(model: Model) -> Iterator[None]:
+def in_eval_mode(model: Model) -> Iterator[None]:
+    """Takes a model out of training mode inside the block."""
     training = [module for module in model.original_model.modules() if module.training]
     try:
         for module in training:

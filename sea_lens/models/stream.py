@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from itertools import chain
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -18,11 +20,15 @@ from sea_lens.errors import HookNeverFiredError, InputError, ModelMismatchError,
 from sea_lens.models.activations import ActivationKind, Activations, BySite, Role, TokenChoice
 from sea_lens.models.bridge import EditsModels, FwdHook, Model, ModelInfo
 from sea_lens.models.demonstration_texts import DemonstrationTexts, label_of, shared_length
-from sea_lens.models.hooks import attached_editors, gather_hooks, model_facts
+from sea_lens.models.hooks import attached_editors, copied_to_cpu, gather_hooks, model_facts
 from sea_lens.models.prefixes import LEAST_PREFIX, CachedPrefix, how_to_run
 from sea_lens.models.sinks import find_sinks
 from sea_lens.models.sites import Names, Site, Sites, model_sites, widths_of
 from sea_lens.models.tokens import PaddedTokens, TokenizedAnswer
+from sea_lens.models.trees import PaddedTrees, TokenTree, can_branch, in_equal_parts, run_trees
+
+_Part: TypeAlias = "tuple[Sequence[int], Tensor, Tensor, torch.device]"
+"""Which texts, which columns, what was gathered there, and where it comes from."""
 
 
 class ActivationStream:
@@ -65,6 +71,7 @@ class ActivationStream:
             model, editor, batch_size, share_prefix, longest=max(survey.lengths)
         )
         self._common = survey.common if self.shares_prefix and len(survey.common) >= LEAST_PREFIX else []
+        self._branches = self.shares_prefix and can_branch(model, survey.widest)
         self._order = torch.tensor(survey.lengths).argsort(descending=True, stable=True)
         acting = [*attached_editors(model), *([] if editor is None else [editor])]
         self.kind = ActivationKind(
@@ -99,6 +106,7 @@ class ActivationStream:
             "token": self.kind.token,
             "batch_size": self.batch_size,
             "share_prefix": self.shares_prefix,
+            "trees": self._branches,
             **model_facts(self.model, self.editor),
         }
 
@@ -142,23 +150,89 @@ class ActivationStream:
         """Runs one batch: the mean activation over each text's span, sites side by side, in float32 on the CPU."""
         rows = self.rows(number).tolist()
         groups = [self.texts.of(index) for index in rows]
-        texts = list(chain.from_iterable(groups))
         labels = [label_of(index, role) for index in rows for role in self.roles]
+        gathered = torch.empty(len(labels), sum(self.kind.widths))
+        parts = list((self._in_trees if self._branches else self._in_rows)(groups, labels))
+        for device in {device for *_, device in parts if device.type == "cuda"}:
+            torch.cuda.synchronize(device)  # the copies are under way
+        for texts, columns, part, _ in parts:
+            gathered[torch.tensor(texts)[:, None], columns] = part
+        _check_finite(torch.split(gathered, list(self.kind.widths), -1), labels, self.sites)
+        return gathered.view(len(rows), len(self.roles), -1)
+
+    def _in_trees(self, groups: Sequence[Sequence[TokenizedAnswer]], labels: Sequence[str]) -> Iterator[_Part]:
+        """Every demonstration as a row, with what its texts begin with in common once."""
+        prefix, n_roles = self._beginning, len(self.roles)
+        trees: list[tuple[TokenTree, int, list[int]]] = []  # with the length of the prompt, and which texts
+        for first, group in enumerate(groups):
+            by_start: dict[int, list[int]] = defaultdict(list)  # a row has one prompt length
+            for place, text in enumerate(group):
+                by_start[text.answer_start].append(place)
+            for start, places in by_start.items():
+                tree = TokenTree.of([group[place].ids[prefix.length :] for place in places])
+                trees.append((tree, start, [first * n_roles + place for place in places]))
+        trees.sort(key=lambda found: -len(found[0]))  # like lengths together: less padding
+        longest = max(len(text.ids) for group in groups for text in group) - prefix.length
+        for chosen in in_equal_parts(trees, max(1, self._n_rows * longest // len(trees[0][0]))):  # tokens bound memory
+            texts, rows, columns = list[int](), list[int](), list[list[int]]()
+            for row, (tree, _, own) in enumerate(chosen):
+                for number, path in zip(own, tree.paths, strict=True):
+                    span = self.texts.span(groups[number // n_roles][number % n_roles], labels[number])
+                    columns.append(path[slice(*(end - prefix.length for end in span))])
+                    texts.append(number)
+                    rows.append(row)
+            padded = PaddedTrees.of(self.model, [tree for tree, _, _ in chosen])
+            prompts = [start for _, start, _ in chosen]
+            with self._gathering(texts, rows, columns) as found:
+                run_trees(prefix, padded, prompts, stop_at_layer=self._stop)
+            yield from self._parts(texts, found)
+
+    def _in_rows(self, groups: Sequence[Sequence[TokenizedAnswer]], labels: Sequence[str]) -> Iterator[_Part]:
+        """Every text as a row, after what all texts of the batch have in common with others."""
+        texts = list(chain.from_iterable(groups))
         prefix, of_group = self._prompts(groups)
-        gathered = torch.empty(len(texts), sum(self.kind.widths))
         # Like lengths together: less padding.
         order = sorted(range(len(texts)), key=lambda index: -len(texts[index].ids))
         for start in range(0, len(order), self._n_rows):
             chosen = order[start : start + self._n_rows]
             follows = [index // len(self.roles) if of_group else 0 for index in chosen]
-            gathered[chosen] = self._pass(
-                prefix,
-                [texts[index] for index in chosen],
-                [self.texts.span(texts[index], labels[index]) for index in chosen],
-                follows,
+            starts = [texts[index].answer_start for index in chosen]
+            ids = [texts[index].ids[prefix.length :] for index in chosen]
+            tokens = PaddedTokens.of(self.model, ids, prompt_lengths=starts)
+            spans = [self.texts.span(texts[index], labels[index]) for index in chosen]
+            columns = [list(range(start - prefix.length, stop - prefix.length)) for start, stop in spans]
+            with self._gathering(chosen, range(len(chosen)), columns) as found:
+                prefix.continued(tokens, follows, stop_at_layer=self._stop)
+            yield from self._parts(chosen, found)
+
+    @contextmanager
+    def _gathering(
+        self, texts: Sequence[int], rows: Sequence[int], columns: Sequence[Sequence[int]]
+    ) -> Iterator[dict[Site, Tensor]]:
+        """Gathers the mean over some columns of a row for each text, in the pass inside the block."""
+        widest = max(map(len, columns))
+        positions, weights = torch.zeros(len(texts), widest, dtype=torch.long), torch.zeros(len(texts), widest)
+        for text, own in enumerate(columns):
+            positions[text, : len(own)] = torch.tensor(own)
+            weights[text, : len(own)] = 1 / len(own)
+        hooks, found = gather_hooks(self.sites, torch.tensor(rows), positions, weights)
+        with self.model.hooks(fwd_hooks=[*self._edits, *hooks]):  # they run in this order: the edited value is kept
+            yield found
+        absent = [str(site) for site in self.sites if site not in found]
+        if absent:
+            raise ModelMismatchError(
+                f"The forward pass reached no activation at {', '.join(absent)}. Does this model run those blocks?"
             )
-        _check_finite(torch.split(gathered, list(self.kind.widths), -1), labels, self.sites)
-        return gathered.view(len(rows), len(self.roles), -1)
+
+    def _parts(self, texts: Sequence[int], found: Mapping[Site, Tensor]) -> Iterator[_Part]:
+        """What was gathered, one copy for each device."""
+        columns = torch.split(torch.arange(sum(self.kind.widths)), list(self.kind.widths))
+        by_device: dict[torch.device, list[int]] = defaultdict(list)
+        for number, site in enumerate(self.sites):
+            by_device[found[site].device].append(number)
+        for device, own in by_device.items():
+            part = copied_to_cpu(torch.cat([found[self.sites[number]] for number in own], dim=1))
+            yield texts, torch.cat([columns[number] for number in own]), part, device
 
     @property
     def _stop(self) -> int:
@@ -182,32 +256,6 @@ class ActivationStream:
         ids = torch.tensor([group[0].ids[beginning.length : length] for group in groups], device=self.model.cfg.device)
         with self.model.hooks(fwd_hooks=self._edits):
             return beginning.extended(ids, [0] * len(groups), stop_at_layer=self._stop)[1], True
-
-    def _pass(
-        self,
-        prefix: CachedPrefix,
-        texts: Sequence[TokenizedAnswer],
-        spans: Sequence[tuple[int, int]],
-        follows: Sequence[int],
-    ) -> Float[Tensor, "batch width"]:
-        """One forward pass over what comes after the prefix."""
-        rows = [text.ids[prefix.length :] for text in texts]
-        tokens = PaddedTokens.of(self.model, rows, prompt_lengths=[text.answer_start for text in texts])
-        starts, stops = (torch.tensor(ends)[:, None] - prefix.length for ends in zip(*spans, strict=True))
-        steps = torch.arange(int((stops - starts).max()))[None]
-        inside = steps < stops - starts
-        positions: Int[Tensor, "batch widest"] = torch.where(inside, starts + steps, starts)
-        gathering, found = gather_hooks(self.sites, positions, inside / (stops - starts))
-        with self.model.hooks(
-            fwd_hooks=[*self._edits, *gathering]
-        ):  # hooks run in this order: the edited value is kept
-            prefix.continued(tokens, follows, stop_at_layer=self._stop)
-        absent = [str(site) for site in self.sites if site not in found]
-        if absent:
-            raise ModelMismatchError(
-                f"The forward pass reached no activation at {', '.join(absent)}. Does this model run those blocks?"
-            )
-        return torch.cat([found[site] for site in self.sites], dim=1)
 
 
 def _check_order(editor: EditsModels, sites: Sequence[Site]) -> None:

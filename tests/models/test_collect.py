@@ -149,14 +149,18 @@ def test_demonstrations_without_neutral_answers_have_two_sides(llama):
 
 
 def test_a_pass_has_so_many_rows_and_stops_at_the_last_layer(llama):
-    every, reached, rows = collect(llama, batch_size=5), [], []
+    every, reached, sizes = collect(llama, batch_size=5), [], []
     watch = [(f"blocks.{layer}.hook_mlp_out", lambda t, hook: reached.append(hook.layer())) for layer in range(3)]
-    watch += [("blocks.0.hook_in", lambda tensor, hook: rows.append(len(tensor)))]
+    watch += [("blocks.0.hook_in", lambda tensor, hook: sizes.append(tensor.shape[:2]))]
     with llama.hooks(fwd_hooks=watch):
         some = collect(llama, layers=[1, 0], batch_size=4)
         assert set(reached) == {0, 1}
         collect(llama, SHARING, layers=[0], batch_size=2)  # the beginnings stop there as well
-    assert max(rows) == 4
+    longest = max(
+        len(token_ids(llama, join(row.prompt, getattr(row, role)))) for row in DEMONSTRATIONS for role in ROLES
+    )
+    assert max(size.numel() for size in sizes) <= 4 * longest
+    assert max(size[0] for size in sizes) > 1
     assert reached[-1] == 0
     for layer in some.layers:
         torch.testing.assert_close(some.positive[layer], every.positive[layer], atol=2e-5, rtol=1e-5)
@@ -250,7 +254,8 @@ def test_texts_that_cannot_be_collected_are_named(llama):
     with torch.no_grad():
         model.original_model.get_input_embeddings().weight[token_ids(model, "#")[-1]] = float("nan")
     rows = Demonstrations.from_lists(["a", "b"], ["c", "d"], ["e", "f #"], ["g", "h"])
-    where = r"blocks\.0\.hook_resid_post, blocks\.1\.hook_resid_post, .*in 1 texts .*: Demonstration 1 \(negative\)"
+    # In a row with it, what no text sees is NaN times zero for its neighbors.
+    where = r"blocks\.0\.hook_resid_post, blocks\.1\.hook_resid_post, .*: .*Demonstration 1 \(negative\)"
     with pytest.raises(InputError, match=rf"NaN or infinity in the activations at {where}"):
         collect(model, rows)
 
@@ -278,9 +283,9 @@ def test_answers_without_content_are_warned_about(llama):
 # --- killed and run again --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("reached", "left"), [(0, 4), (1, 4), (3, 1)])
+@pytest.mark.parametrize(("reached", "left"), [(0, 3), (1, 3), (2, 1)])
 def test_a_killed_collection_goes_on_where_it_stopped(llama, tmp_path, reached, left):
-    whole = collect(llama, batch_size=4)  # a batch of 4 demonstrations in 3 passes, and one of 1 in 1
+    whole = collect(llama, batch_size=4)  # a batch of 4 demonstrations in 2 passes, and one of 1 in 1
     with pytest.raises(KeyboardInterrupt), Passes(llama, stop_after=reached):
         collect(llama, batch_size=4, folder=tmp_path / "run")
     with pytest.raises(FileFormatError, match="no finished collection"):
@@ -357,7 +362,7 @@ def test_a_model_that_is_edited_already_is_told_from_one_that_is_not(llama, fini
 )
 def test_a_damaged_batch_is_collected_again(llama, tmp_path, damage):
     whole = collect(llama, batch_size=4)
-    with pytest.raises(KeyboardInterrupt), Passes(llama, stop_after=3):
+    with pytest.raises(KeyboardInterrupt), Passes(llama, stop_after=2):
         collect(llama, folder=tmp_path, batch_size=4)
     (batch,) = tmp_path.glob("*.safetensors")
     damage(batch)
