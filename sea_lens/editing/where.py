@@ -195,6 +195,7 @@ class OfBatch(ByPosition):
         chosen: True where a token is edited, `[batch, pos]`.
     """
 
+    of_one_batch: ClassVar[bool] = True  # no row of it may end before the others
     chosen: Bool[Tensor, "n_prompts prompt_length"]
 
     def mask(self, seen: Pass, decided: Tensor | None) -> Mask:
@@ -239,6 +240,11 @@ class Both:
     def token_local(self) -> bool:
         """Whether both are."""
         return self.one.token_local and self.other.token_local
+
+    @property
+    def of_one_batch(self) -> bool:
+        """Whether one of them is."""
+        return any(getattr(each, "of_one_batch", False) for each in (self.one, self.other))
 
     @property
     def reads(self) -> Site | None:

@@ -24,7 +24,7 @@ def greedy_answers(
     editor: EditsModels | None = None,
     stop: Sequence[str] = ("\n",),
     batch_size: int = 16,
-    share_prefix: bool = False,
+    share_prefix: bool = True,
     folder: str | Path | None = None,
     progress: bool = True,
 ) -> list[str]:
@@ -40,9 +40,9 @@ def greedy_answers(
         max_new_tokens: Longest answer, in tokens, a reasoning trace among them.
         editor: To edit the model with; None for none.
         stop: Strings that end an answer, cut off with all after them. White space before the answer is dropped.
-        batch_size: Prompts in one forward pass. It does not change the answers.
-        share_prefix: Whether to run a beginning that all prompts share once. Not to be turned on under hooks of your own that
-            treat tokens by their place in a pass, or look at other tokens.
+        batch_size: Prompts in one forward pass. It does not change the answers, apart from rounding.
+        share_prefix: Whether to run a beginning that all prompts share once, where the model allows it. Under hooks of your
+            own, which might look at other tokens, every prompt is run whole.
         folder: Where to keep answers as they come, by model, editor and prompts. A run that was killed goes on there.
         progress: Whether to show a progress bar.
 

@@ -92,14 +92,6 @@ class CachedPrefix:
         with telling(self.model, self.length or None if tokens.prompt_lengths is None else tokens.prompt_lengths):
             return self._run(tokens, tokens.mask if where is None else where, stop_at_layer, options)
 
-    def repeated(self, rows: int) -> KeyValueCache | None:
-        """A copy of the beginning's cache for a number of rows; the model may append to it."""
-        if self.cache is None:
-            return None
-        cache = copy.deepcopy(self.cache)
-        cache.batch_select_indices(torch.zeros(rows, dtype=torch.long))
-        return cache
-
     def _run(
         self, tokens: PaddedTokens, where: Tensor, stop_at_layer: int | None, options: dict[str, Any]
     ) -> Float[Tensor, "n d_vocab"]:
@@ -169,7 +161,7 @@ def how_to_run(
             f"What {type(model.original_model).__name__} makes of a token depends on later ones under an attention mask, "
             "so no padded text comes out right. Take another model, or another version of transformer_lens."
         )
-    limit = _rope_limit(model)
+    limit = rope_limit(model)
     if limit is not None and longest > limit:
         _say_once(
             model,
@@ -199,7 +191,7 @@ def _say_once(model: Model, text: str) -> None:
         warnings.warn(text, SeaLensWarning, stacklevel=4)
 
 
-def _rope_limit(model: Model) -> int | None:
+def rope_limit(model: Model) -> int | None:
     """The length beyond which all of a text's rotary embeddings are others; None for none."""
     config = getattr(model.original_model, "config", None)
     found = getattr(config, "rope_parameters", None) or {}

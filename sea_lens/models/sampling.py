@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from sea_lens.errors import InputError
@@ -40,6 +41,16 @@ class Sampling:
                 "top_p and top_k are for draws, which a temperature of 0 makes none of. Give a temperature."
             )
 
+    def warpers(self) -> list[Any]:
+        """What changes scores before a draw, one after the other; nothing at temperature 0."""
+        if not self.temperature:
+            return []
+        from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper  # late: it takes a second
+
+        found: list[Any] = [TemperatureLogitsWarper(float(self.temperature))]
+        found += [TopKLogitsWarper(self.top_k)] if self.top_k else []
+        return [*found, TopPLogitsWarper(float(self.top_p))] if self.top_p < 1 else found
+
     def processors(self, rows: Sequence[int]) -> list[Any]:
         """What Hugging Face's greedy generation is given to draw tokens with; nothing at temperature 0.
 
@@ -48,20 +59,43 @@ class Sampling:
         """
         if not self.temperature:
             return []
-        from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper  # late: it takes a second
+        noise = _Noise(self.seed)
+        return [*self.warpers(), lambda ids, scores: noise.added(scores, rows)]
 
-        found: list[Any] = [TemperatureLogitsWarper(float(self.temperature))]
-        found += [TopKLogitsWarper(self.top_k)] if self.top_k else []
-        found += [TopPLogitsWarper(float(self.top_p))] if self.top_p < 1 else []
-        return [*found, _Noise([self.seed + row for row in rows])]
+
+class Choice:
+    """Chooses tokens of rows that come and go: each draws as it would alone."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        """Of a way of choosing."""
+        self._warpers = sampling.warpers()
+        self._noise = _Noise(sampling.seed) if sampling.temperature else None
+
+    def of(self, logits: Float[Tensor, "n d_vocab"], rows: Sequence[int]) -> list[int]:
+        """The next token of each row.
+
+        Args:
+            logits: By row.
+            rows: Its number in the whole list.
+        """
+        scores = logits.float()
+        for warper in self._warpers:
+            scores = warper(None, scores)
+        scores = scores if self._noise is None else self._noise.added(scores, rows)
+        found: list[int] = scores.argmax(-1).tolist()
+        return found
 
 
 class _Noise:
-    """Adds Gumbel noise to scores: the likeliest token of the sum is a draw from their softmax."""
+    """Gumbel noise: the likeliest token of its sum with scores is a draw from their softmax."""
 
-    def __init__(self, seeds: Sequence[int]) -> None:
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.generators: dict[int, torch.Generator] = {}
 
-    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
-        noise = torch.stack([torch.empty(scores.shape[1]).exponential_(generator=one).log() for one in self.generators])
-        return scores.float() - noise.to(scores.device)
+    def added(self, scores: Tensor, rows: Sequence[int]) -> Tensor:
+        for row in rows:
+            if row not in self.generators:
+                self.generators[row] = torch.Generator().manual_seed(self.seed + row)
+        each = [torch.empty(scores.shape[1]).exponential_(generator=self.generators[row]).log() for row in rows]
+        return scores.float() - torch.stack(each).to(scores.device)

@@ -11,10 +11,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from sea_lens import Demonstrations, Editor, Site
 from sea_lens.data.chat import Conversation
 from sea_lens.errors import InputError
-from sea_lens.models.answering import Asking, _Batch
 from sea_lens.models.generate import generate, greedy_answers
-from sea_lens.models.prefixes import CachedPrefix
-from sea_lens.models.sampling import Sampling
+from sea_lens.models.sampling import Choice, Sampling
 from sea_lens.models.tokens import token_ids
 from sea_lens.worlds.facts import prompt
 
@@ -246,9 +244,8 @@ def test_draws_have_the_probabilities_of_the_model(llama, drawn):
     kept = torch.arange(len(order)) < (drawn.get("top_k") or len(order))
     expected[order[~(kept & (before < drawn.get("top_p", 1)))]] = 0
     expected /= expected.sum()
-    asking = Asking(1, sampling=Sampling(**drawn), batch_size=n, keep_reasoning=True)
-    rows = _Batch(CachedPrefix(llama), [token_ids(llama, "The sky")] * n, range(n), asking)._new_tokens()
-    counts = torch.bincount(torch.tensor(rows)[:, 0], minlength=len(expected))
+    chosen = Choice(Sampling(**drawn)).of(logits.expand(n, -1), range(n))
+    counts = torch.bincount(torch.tensor(chosen), minlength=len(expected))
     assert not counts[expected == 0].any()
     deviation = (counts - n * expected).abs() / (n * expected * (1 - expected)).sqrt().clamp(min=0.5)
     assert deviation.max() < 5
