@@ -86,9 +86,8 @@ def answer_prompts(
     names = ["The prompt"] if len(rows) == 1 else [f"Prompt {i}" for i in range(len(rows))]
     check_context_length(model, [len(row) for row in rows], names, asking.max_new_tokens)
     longest = max(map(len, rows)) + asking.max_new_tokens
-    batch_size, share_prefix = how_to_run(
-        model, editor, asking.batch_size, asking.share_prefix, longest=longest, side="left"
-    )
+    share_prefix = asking.share_prefix and length_to_share(rows) > 0
+    batch_size, share_prefix = how_to_run(model, editor, asking.batch_size, share_prefix, longest=longest, side="left")
     store, answers = None, dict[int, Answer]()
     if folder is not None:
         how = {"max_new_tokens": asking.max_new_tokens, "stop": list(asking.stop), "endings": True}
