@@ -71,6 +71,7 @@ def tune(
         methods=methods,
         strengths=STRENGTHS,
         max_kl=None,  # the tables are of the highest score, whatever it costs
+        halving=False,  # as the tables were made
         max_new_tokens=1,
         batch_size=len(items),
         progress=progress,

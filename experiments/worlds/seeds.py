@@ -34,7 +34,9 @@ def report(folder: Path) -> list[str]:
     measured = json.loads((folder / "measured.json").read_text(encoding="utf-8"))
     model, world = load_organism(folder=folder)
     activations = collect(model, world)
-    tuning = tune(model, world, activations, max_kl=None)  # by score alone, as the table was made
+    tuning = tune(
+        model, world, activations, max_kl=None, halving=False
+    )  # by score alone, all of them, as the table was made
     editor, held_out = tuning.best, world.held_out
     swapped = refit(editor, activations.swapped())
     random = [answers(model, world, held_out, random_editor_like(editor, seed)).right.share for seed in range(6)]

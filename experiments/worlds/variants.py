@@ -137,6 +137,7 @@ def tune(model: Model, world: World, variant: Variant) -> Tuning:
         methods=methods,
         strengths=STRENGTHS,
         max_kl=None,  # the tables are of the highest score, whatever it costs
+        halving=False,  # as the tables were made
         max_new_tokens=1,
         batch_size=len(facts),
     )

@@ -151,10 +151,14 @@ def tune(entry: MethodEntry) -> Callable[..., None]:
             f"{100 * low:.1f} to {100 * high:.1f}" for low, high in zip(best["low"], best["high"], strict=True)
         ]
         columns = {"score": [f"{share:.1%}" for share in best["score"]], "95 %": intervals, "KL": best["kl"].tolist()}
+        if result.stopped:
+            columns["of"] = best["n"].tolist()
         if result.n_allowed < len(result.table):
             columns["breaks the model"] = ["" if allowed else "yes" for allowed in best["allowed"]]
         settings_of = [describe_setting(row) for _, row in best.iterrows()]
         show(pd.DataFrame({**columns, "setting": settings_of}), f"The best of {len(result.table)} settings")
+        for n, count in result.stopped.items():
+            say(f"{count} settings stopped after {n} questions (--no-halving asks all of them everything)")
         say(f"unedited: {result.unedited}")
         tables = {"settings": result.table}
         if result.damage is not None:

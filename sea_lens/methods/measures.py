@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
+
+import torch
 
 from sea_lens.cache import name_of
 from sea_lens.data.questions import Questions
+from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
-from sea_lens.models.answers import answer_greedily, check_compared, prefer_right
+from sea_lens.models.answers import answer_greedily, check_compared, margins_of, prefer_right
+from sea_lens.models.branching import BranchingRuns
+from sea_lens.models.branching_jobs import branched
 from sea_lens.models.bridge import Model
+from sea_lens.models.log_probs import AnswerScores, score_stems
 from sea_lens.models.matching import Match
+from sea_lens.models.tokens import stems_of
 from sea_lens.statistics import Proportion
 
 Measure = Callable[[Model, Questions], Proportion]
@@ -28,6 +36,8 @@ EASIER: Mapping[str, tuple[NamedMeasure, ...]] = {
     "preference_per_token": ("answers", "rouge"),
 }
 """What to take where a measure is 0 on all questions."""
+VALUES_KEPT = 2**26
+"""Activations of all layers that runs which share blocks keep at once, 256 MiB in float32."""
 COMPARING = {"rouge", "mc1", "preference", "preference_per_token"}
 """Measures that need wrong answers."""
 
@@ -49,10 +59,58 @@ def measure_of(measure: NamedMeasure | Measure, questions: Questions, max_new_to
         return lambda model, asked: (
             answer_greedily(model, asked, max_new_tokens, match=match, batch_size=batch_size).right
         )
-    per_token, best_only = measure == "preference_per_token", measure == "mc1"
-    return lambda model, asked: (
-        prefer_right(model, asked, per_token=per_token, best_only=best_only, batch_size=batch_size).right
-    )
+    return Preferring(measure == "preference_per_token", measure == "mc1", batch_size)
+
+
+@dataclass(frozen=True)
+class Preferring:
+    """A measure by log-probabilities of given answers. Every editor runs the same tokens, so editors can share blocks.
+
+    Attributes:
+        per_token: Whether means over tokens are compared, and not sums.
+        best_only: Whether only the first right answer counts.
+        batch_size: Rows in one forward pass.
+    """
+
+    per_token: bool
+    best_only: bool
+    batch_size: int
+
+    def __call__(self, model: Model, questions: Questions) -> Proportion:
+        """Under the hooks that are on the model."""
+        how = {"per_token": self.per_token, "best_only": self.best_only}
+        return prefer_right(model, questions, **how, batch_size=self.batch_size).right
+
+    def of_each(
+        self, model: Model, questions: Questions, editors: Sequence[Editor]
+    ) -> Iterator[tuple[int, Proportion]]:
+        """What each of many editors comes to, as (index, share), in no order; that of editors by themselves, to the bit."""
+        stems, n_right = stems_of(model, questions), [len(question.right) for question in questions]
+
+        def job() -> AnswerScores:
+            return score_stems(model, stems, n_right, batch_size=self.batch_size)
+
+        for index, scores in branched(BranchingRuns(model, editors), job, _are_same):
+            right = margins_of(scores, per_token=self.per_token, best_only=self.best_only) > 0
+            yield index, Proportion(int(right.sum()), len(right))
+
+    def pieces(self, model: Model, questions: Questions) -> list[Questions]:
+        """Questions in order, so many together that what runs share fits in memory."""
+        pieces: list[list[int]] = []
+        n_values = 0
+        for number, stem in enumerate(stems_of(model, questions)):
+            tokens = len(stem.prompt) + sum(map(len, stem.rows))
+            needed = tokens * model.cfg.d_model * model.cfg.n_layers
+            if not pieces or n_values + needed > VALUES_KEPT:
+                pieces.append([])
+                n_values = 0
+            pieces[-1].append(number)
+            n_values += needed
+        return [questions[piece[0] : piece[-1] + 1] for piece in pieces]
+
+
+def _are_same(one: AnswerScores, other: AnswerScores) -> bool:
+    return torch.allclose(one.log_probabilities, other.log_probabilities, rtol=0, atol=0, equal_nan=True)
 
 
 def check_chooses(measure: NamedMeasure | Measure, unedited: Proportion, questions: Questions) -> None:

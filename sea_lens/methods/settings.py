@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 
 from sea_lens.cache import digest
 from sea_lens.editing.editor import Editor
+from sea_lens.editing.edits import Edit
 from sea_lens.errors import InputError
 from sea_lens.methods.method import Method, settings_of
 from sea_lens.methods.tuning import TunedEditors, View
 from sea_lens.models.damage import DamageLimits
-from sea_lens.models.sites import check_layers, named_layers
+from sea_lens.models.sites import Site, check_layers, named_layers
 from sea_lens.statistics import Proportion
 
 UNEDITED = "unedited"
@@ -23,8 +25,8 @@ class Measured:
     """What is measured of an edit.
 
     Attributes:
-        right: Questions that the edited model has right.
-        n: Questions.
+        right: Questions that the edited model has right, of those it was asked.
+        n: Questions that it was asked.
         kl: See `Damage.kl`.
         perplexity_ratio: See `Damage.perplexity_ratio`.
     """
@@ -39,25 +41,22 @@ class Measured:
         return self.kl <= limits.kl and self.perplexity_ratio <= limits.perplexity_ratio
 
     @property
+    def score(self) -> float:
+        """The share that is right; NaN of no questions."""
+        return self.right / self.n if self.n else math.nan
+
+    @property
     def columns(self) -> dict[str, float]:
-        """The score, its 95 % Wilson interval, and the damage."""
-        proportion = Proportion(self.right, self.n)
-        low, high = proportion.interval()
+        """The score, its 95 % Wilson interval (all there is, of no questions), of how many questions, and the damage."""
+        low, high = Proportion(self.right, self.n).interval() if self.n else (0.0, 1.0)
         return {
-            "score": proportion.share,
+            "score": self.score,
             "low": low,
             "high": high,
+            "n": self.n,
             "kl": self.kl,
             "perplexity_ratio": self.perplexity_ratio,
         }
-
-
-def measured_row(row: object) -> tuple[str, Measured] | None:
-    """What a line of kept scores holds; None for half a line."""
-    kinds = [str, int, int, float, float]
-    if not isinstance(row, list) or [type(value) for value in row] != kinds:
-        return None
-    return row[0], Measured(*row[1:])
 
 
 def layer_sets(
@@ -92,17 +91,30 @@ def sites_of(fit: Editor, sets: Mapping[str, Sequence[int]]) -> dict[str, tuple[
     return found
 
 
-def keys_of(editors: TunedEditors) -> list[str]:
-    """A digest of what each editor does, so that equal ones are measured once; each fit's tensors are read once."""
+def keys_and_editors(editors: TunedEditors) -> tuple[list[str], dict[str, Editor]]:
+    """A digest of what each editor does, so that equal ones are measured once; and by digest, the editor.
+
+    Equal edits of different fits are one object in these editors, by which runs that share blocks know them, and edits that
+    do nothing are left out.
+    """
     digests = [
         {str(site): digest(edit) for site, edit in fit.edits.items() if not edit.is_identity} for fit in editors.fits
     ]
-    keys = []
+    keys: list[str] = []
+    found: dict[str, Editor] = {}
+    edits: dict[tuple[str, float], Edit] = {}
     for view in editors.views:
-        found = digests[view.fit]
-        does = {site: found[site] for site in view.sites or found if site in found} if view.strength else {}
-        keys.append(digest(does, view.strength, editors.fits[view.fit].where) if does else UNEDITED)
-    return keys
+        own, fit = digests[view.fit], editors.fits[view.fit]
+        does = {site: own[site] for site in view.sites or own if site in own} if view.strength else {}
+        keys.append(digest(does, view.strength, fit.where) if does else UNEDITED)
+        if does and keys[-1] not in found:
+            for site, name in does.items():
+                if (name, view.strength) not in edits:
+                    edits[name, view.strength] = fit[site].scaled(view.strength)
+            found[keys[-1]] = replace(
+                fit, edits={Site.of(site): edits[name, view.strength] for site, name in does.items()}
+            )
+    return keys, found
 
 
 def shown_settings(methods: Sequence[Method]) -> list[str]:

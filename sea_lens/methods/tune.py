@@ -9,43 +9,31 @@ import math
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import pandas as pd
-import torch
-from tqdm.auto import tqdm
 
 from sea_lens.arguments import check_arguments
 from sea_lens.cache import Store, digest
 from sea_lens.data.questions import Questions
 from sea_lens.editing.controls import control_editors
-from sea_lens.editing.editor import Editor
-from sea_lens.errors import BrokenModelWarning, HookNeverFiredError, InputError, SeaLensWarning
+from sea_lens.errors import BrokenModelWarning, InputError, SeaLensWarning
+from sea_lens.methods.halving import Race, halves, in_rounds
 from sea_lens.methods.measures import Measure, NamedMeasure, check_chooses, measure_name_of, measure_of
 from sea_lens.methods.method import Method, fit_all, grid
 from sea_lens.methods.sea.sea import SEA
-from sea_lens.methods.settings import (
-    UNEDITED,
-    Measured,
-    keys_of,
-    layer_sets,
-    measured_row,
-    row_of,
-    shown_settings,
-    sites_of,
-)
+from sea_lens.methods.settings import keys_and_editors, layer_sets, row_of, shown_settings, sites_of
+from sea_lens.methods.trials import FEWER, FIRST_LOOK, WHOLE, Trials
 from sea_lens.methods.tuning import TunedEditors, Tuning, View
 from sea_lens.models.activations import Activations
 from sea_lens.models.bridge import Model, check_is_model, weights_digest
 from sea_lens.models.damage import Damage, DamageLimits, DamageMeter
-from sea_lens.models.distributed import alone, from_each, from_first, n_processes, share_of, shows, together
-from sea_lens.statistics import Proportion
+from sea_lens.models.distributed import from_first
 
 EXPLAINED_VARIANCES = (0.5, 0.8, 0.9, 0.99, 0.998, 0.9999)
 MAX_KL = DamageLimits().kl
 UNLIMITED = sys.float_info.max
-FORMAT = "sea_lens.tuning/3"
+FORMAT = "sea_lens.tuning/4"
 EXAMPLE_TOKENS = 24
 """Length of the answers that are shown, in tokens."""
 
@@ -61,6 +49,7 @@ def tune(
     measure: NamedMeasure | Measure = "answers",
     measure_name: str | None = None,
     max_kl: float | None = MAX_KL,
+    halving: bool | None = None,
     neutral_texts: Sequence[str] | None = None,
     control: int = 3,
     examples: int = 3,
@@ -76,8 +65,17 @@ def tune(
     is not chosen, whatever its score; it stays in the table.
 
     Layers and strengths are views of one fit per method, settings of one method share its work, and settings that come to
-    the same edit are measured once. Under `torchrun`, with `torch.distributed` initialised, they are
-    split over the processes.
+    the same edit are measured once. Where log-probabilities are compared, and for damage, editors that are alike up to a
+    layer share the blocks below it, to the bit. Under `torchrun`, with `torch.distributed` initialised, settings are split
+    over the processes.
+
+    Many settings are halved (successive halving, Jamieson and Talwalkar 2016): all of them answer a quarter of the questions
+    and have their damage measured on a quarter of the texts, the better half goes on to half of the questions, and the
+    better half of those to all questions and all texts. So the best quarter has whole scores. The others keep the score,
+    the interval and the damage of what they saw, their number of questions `n`, and places below. Where the summed KL of a
+    first look alone is past the limit, whatever the other texts say, a setting is asked nothing. Until some setting that
+    came to the end may be chosen, the next best go on. A setting that is better on all questions may be lost early: one that
+    is right on 60 % where the others are on 40 % is among the better half of 15 questions in 9 of 10 cases.
 
     Example:
         >>> model, world = sl.load_organism()
@@ -107,6 +105,8 @@ def tune(
         max_kl: What a setting may cost, in nats per token: the mean KL(unedited || edited) of next-token distributions on the
             questions' prompts and on neutral text, the higher of the two. Perplexity may grow by the factor that a KL of this
             size stands for, exp(max_kl). At the default of 1 nat, text is e times as perplexing as it was. None for no limit.
+        halving: Whether settings are halved. None for yes from 64 settings and 48 questions on: of fewer, too few would come
+            to the end, and be dropped by too few questions. False measures every setting on every question.
         neutral_texts: Texts that an edit should leave alone; None for `sl.neutral_texts(model)`, none for prompts only.
         control: How many norm-matched random editors to score beside the best setting.
         examples: How many of the questions' prompts to continue with and without the best edit.
@@ -157,75 +157,75 @@ def tune(
     sets = layer_sets(layers, activations.layers, model.cfg.n_layers)
     needed = {layer for found in sets.values() for layer in found}
     score = measure_of(measure, questions, max_new_tokens, batch_size)
-    meter = DamageMeter.of(model, prompts, neutral_texts, limits=_limits(max_kl), batch_size=batch_size)
+    limits = _limits(max_kl)
+    meter = DamageMeter.of(model, prompts, neutral_texts, limits=limits, batch_size=batch_size)
     store = None
     if folder is not None:
         texts = {kind: plain.rows for kind, plain in meter.predictions.items()}
         facts = {"measure": measure_name_of(measure, measure_name), "max_new_tokens": max_new_tokens}
         facts |= {"weights": weights_digest(model), "questions": digest(list(questions)), "texts": digest(texts)}
         store = Store(folder, "scores", {"format": FORMAT, **facts})
-    rows_kept = [] if store is None else [measured_row(row) for row in store.rows()]
-    scores = _Scores(model, questions, score, meter, store, from_first(dict(filter(None, rows_kept))))
-    unedited = scores.of_unedited()
+    n_settings = len(chosen) * len(sets) * len(strengths)
+    parts, rounds = in_rounds(model, score, questions, halves(halving, n_settings, len(questions)))
+    meters = {WHOLE: meter, FIRST_LOOK: meter.on_fewer(FEWER)}
+    trials = Trials(model, score, parts, meters, store, progress)
+    unedited = trials.unedited()
     check_chooses(measure, unedited, questions)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SeaLensWarning)  # an edit that does nothing is a row like any other here
         used = [site for site in activations.sites if "all" in sets or site.layer in needed]
         fits = tuple(fit_all(chosen, activations.at_sites(used)))
-        views = [
-            View(number, sites, float(strength))
+        named = [
+            (name, View(number, sites, float(strength)))
             for number, fit in enumerate(fits)
             for name, sites in sites_of(fit, sets).items()
             for strength in strengths
         ]
-        names = [name for fit in fits for name in sites_of(fit, sets) for _ in strengths]
-        editors = TunedEditors(fits, tuple(views))
-        keys: list[str] = from_first(keys_of(editors))
-        waiting = [row for row, key in enumerate(keys) if key not in scores.known and key not in keys[:row]]
-        own: list[tuple[float, ...]] = []
-        share, bar = share_of(waiting), tqdm(total=len(waiting), desc="editors", disable=not shows(progress))
-        processes = n_processes()
-        with together(), alone(), bar:  # a measure may itself be one that processes share
-            for row in share:
-                own.append((row, *astuple(scores.of(keys[row], editors[row]))))
-                bar.update(processes)
-        for each in from_each(torch.tensor(own, dtype=torch.float64).reshape(-1, 5)):
-            for row, right, n, kl, ratio in each.tolist():
-                scores.known[keys[int(row)]] = Measured(int(right), int(n), kl, ratio)
-    shown = shown_settings(chosen)
-    measured = [scores.known[key] for key in keys]
-    table = pd.DataFrame(
-        row_of(chosen[view.fit], shown, name, view, editors.fits[view.fit], found)
-        for view, name, found in zip(views, names, measured, strict=True)
-    )
-    table = table.assign(allowed=[found.is_within(meter.limits) for found in measured], editor=keys)
-    sizes = pd.Series([sum(edit.rank for edit in editor.edits.values()) for editor in editors])
-    damage: Damage | None = None
-    while True:
-        order = table.assign(size=sizes).sort_values(
-            ["allowed", "score", "kl", "size"], ascending=[False, False, True, True], kind="stable"
-        )
-        first = int(order.index[0])
-        if not table.at[first, "allowed"]:
-            break
-        damage = meter.measure(editors[first], examples=examples, max_new_tokens=min(max_new_tokens, EXAMPLE_TOKENS))
-        if not damage.is_broken:
-            break
-        # By its answers, which repeat themselves: the next one is looked at.
-        table.loc[table["editor"] == table.at[first, "editor"], "allowed"] = False
-        damage = None
-    controls: list[dict[str, object]] = []
-    if damage is not None and not editors[first].is_identity:
-        with warnings.catch_warnings(), alone():
-            warnings.simplefilter("ignore", SeaLensWarning)
-            for number, other in enumerate(control_editors(editors[first], control, seed)):
-                columns = scores.of(digest("control", other.fingerprint), other).columns
-                controls.append({"control": f"random {seed + number}", **columns})
-    ordered = TunedEditors(fits, tuple(views[int(row)] for row in order.index))
-    table = table.loc[order.index].reset_index(drop=True)
+        editors = TunedEditors(fits, tuple(view for _, view in named))
+        own_keys, by_key = keys_and_editors(editors)
+        keys: list[str] = from_first(own_keys)
+        trials.editors.update(by_key)
+        sizes = pd.Series([sum(edit.rank for edit in editor.edits.values()) for editor in editors])
+        race = Race(trials, rounds, dict(zip(reversed(keys), reversed(sizes.tolist()), strict=True)), limits)
+        race.run(keys)
+        shown = shown_settings(chosen)
+        damage: Damage | None = None
+        broken: set[str] = set()  # by their answers, which repeat themselves
+        while True:
+            measured = [trials.of(key, race.reached[key]) for key in keys]
+            table = pd.DataFrame(
+                row_of(chosen[view.fit], shown, name, view, fits[view.fit], found)
+                for (name, view), found in zip(named, measured, strict=True)
+            )
+            within = [found.is_within(limits) and key not in broken for key, found in zip(keys, measured, strict=True)]
+            table = table.assign(allowed=within, editor=keys)
+            order = table.assign(size=sizes).sort_values(
+                ["allowed", "n", "score", "kl", "size"], ascending=[False, False, False, True, True], kind="stable"
+            )
+            first = int(order.index[0])
+            if not table.at[first, "allowed"]:
+                break
+            if not race.is_finished(keys[first]):
+                race.go_on()
+                continue
+            damage = meter.measure(
+                editors[first], examples=examples, max_new_tokens=min(max_new_tokens, EXAMPLE_TOKENS)
+            )
+            if not damage.is_broken:
+                break
+            broken.add(keys[first])  # the next one is looked at
+            damage = None
+        controls: list[dict[str, object]] = []
+        if damage is not None and not editors[first].is_identity:
+            others = control_editors(editors[first], control, seed)
+            named_others = {digest("control", other.fingerprint): other for other in others}
+            trials.editors.update(named_others)
+            race.finish(list(named_others))
+            for number, key in enumerate(named_others):
+                controls.append({"control": f"random {seed + number}", **trials.of(key, race.reached[key]).columns})
     found = Tuning(
-        table,
-        ordered,
+        table.loc[order.index].reset_index(drop=True),
+        TunedEditors(fits, tuple(named[int(row)][1] for row in order.index)),
         (unedited.successes, unedited.n),
         max_kl,
         pd.DataFrame(controls).set_index("control") if controls else pd.DataFrame(),
@@ -233,47 +233,6 @@ def tune(
     )
     _warn_of(found)
     return found
-
-
-@dataclass(frozen=True, eq=False)
-class _Scores:
-    """What is measured of editors, each once.
-
-    Attributes:
-        known: By key.
-    """
-
-    model: Model
-    questions: Questions
-    score: Measure
-    meter: DamageMeter
-    store: Store | None
-    known: dict[str, Measured]
-
-    def of_unedited(self) -> Proportion:
-        if UNEDITED not in self.known:
-            found = self.score(self.model, self.questions)
-            self._keep(UNEDITED, Measured(found.successes, found.n, 0.0, 1.0))
-        return Proportion(self.known[UNEDITED].right, self.known[UNEDITED].n)
-
-    def of(self, key: str, editor: Editor) -> Measured:
-        if key not in self.known:
-            damage = self.meter.measure(editor)
-            found = self._score(editor) if math.isfinite(damage.kl) else 0  # a model that predicts NaN answers nothing
-            self._keep(key, Measured(found, self.known[UNEDITED].n, damage.kl, damage.perplexity_ratio))
-        return self.known[key]
-
-    def _score(self, editor: Editor) -> int:
-        try:
-            with editor.attached(self.model):
-                return self.score(self.model, self.questions).successes
-        except HookNeverFiredError:  # of a condition that no question meets
-            return self.known[UNEDITED].right
-
-    def _keep(self, key: str, found: Measured) -> None:
-        self.known[key] = found
-        if self.store is not None:
-            self.store.append([key, *astuple(found)])
 
 
 def _limits(max_kl: float | None) -> DamageLimits:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,10 +92,12 @@ class Tuning(Result):
     Attributes:
         table: One row per setting: `method`, those of its settings that differ from the others' or from their defaults,
             `layers`, `strength`, `ranks` (site by site), `clamped` (the largest share of clamped entries at any site; only
-            with feature maps), `score` with its 95 % Wilson interval `low` to `high`, `kl` (mean over tokens of
-            KL(unedited || edited) in nats, on prompts or neutral text, where it is higher), `perplexity_ratio` (edited over
-            unedited, where it is higher), `allowed` (whether the damage is within the limit; the others come last), and
-            `editor`, a digest: equal ones are the same edit, measured once.
+            with feature maps), `score` with its 95 % Wilson interval `low` to `high`, `n` (questions that it is of), `kl`
+            (mean over tokens of KL(unedited || edited) in nats, on prompts or neutral text, where it is higher),
+            `perplexity_ratio` (edited over unedited, where it is higher), `allowed` (whether the damage is within the limit;
+            the others come last), and `editor`, a digest: equal ones are the same edit, measured once. Where settings were
+            halved, those that stopped early come below the allowed ones of full `n`; their numbers are of the questions, and
+            of every fourth text, that they saw. One that a first look at its damage ruled out has `n` 0 and no score.
         editors: The editor of each row.
         unedited_counts: Right answers of the unedited model, and questions.
         max_kl: The limit, in nats per token; None for none.
@@ -119,6 +122,12 @@ class Tuning(Result):
     def n_allowed(self) -> int:
         """How many settings are within the limit of damage."""
         return int(self.table["allowed"].sum())
+
+    @property
+    def stopped(self) -> dict[int, int]:
+        """How many settings were stopped early, by the number of questions that they saw."""
+        seen = Counter(map(int, self.table["n"])) if "n" in self.table else Counter[int]()
+        return {n: seen[n] for n in sorted(seen) if n < self.unedited.n}
 
     @property
     def why_none(self) -> str:
@@ -164,7 +173,8 @@ class Tuning(Result):
     def _head(self) -> str:
         row, past = self.table.iloc[0], len(self.table) - self.n_allowed
         broken = f", {past} past the limit of damage" if past else ""
-        head = f"Tuning({len(self.table)} settings{broken}; unedited {self.unedited}; "
+        early = ", ".join(f"{count} stopped after {n} questions" for n, count in self.stopped.items())
+        head = f"Tuning({len(self.table)} settings{broken}{', ' if early else ''}{early}; unedited {self.unedited}; "
         if not self.n_allowed:
             return f"{head}none is chosen)"
         return (

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from sea_lens.arguments import check_arguments
 from sea_lens.data.questions import Questions
@@ -139,13 +141,24 @@ def prefer_right(
     scores = score_answers(model, questions, batch_size=batch_size, progress=progress)
     if not per_token:
         _warn_of_scored(scores)
+    margins = margins_of(scores, per_token=per_token, best_only=best_only).tolist()
+    table = pd.DataFrame({"prompt": [question.prompt for question in questions], "margin": margins})
+    return Preferences(table.assign(right=table["margin"] > 0), per_token)
+
+
+def margins_of(scores: AnswerScores, *, per_token: bool, best_only: bool) -> Float[Tensor, " questions"]:
+    """By question, the log-probability of the likeliest right answer less that of the likeliest wrong one, in nats.
+
+    Args:
+        scores: Of all answers.
+        per_token: Whether to take the mean over an answer's tokens instead of the sum.
+        best_only: Whether only the first right answer counts.
+    """
     values, right = scores.by_answer(per_token), scores.is_right.clone()
     if best_only:
         right[:, 1:] = False
     best = [values.masked_fill(~own, -torch.inf).amax(1) for own in (right, scores.is_wrong)]
-    margins = (best[0] - best[1]).tolist()
-    table = pd.DataFrame({"prompt": [question.prompt for question in questions], "margin": margins})
-    return Preferences(table.assign(right=table["margin"] > 0), per_token)
+    return best[0] - best[1]
 
 
 def check_compared(questions: Questions) -> None:

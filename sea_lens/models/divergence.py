@@ -152,7 +152,7 @@ class UneditedPredictions:
 
     @torch.no_grad()
     def divergences_to(self, editors: Sequence[EditsModels]) -> list[Divergence]:
-        """What `divergence_to` gives for each of many editors, to the bit: runs alike up to a layer share the blocks below it.
+        """What `divergence_to` gives for each of many editors, to the bit: runs that are alike up to a layer share blocks.
 
         Args:
             editors: Views of one fit that hold the same edits share most.

@@ -162,13 +162,31 @@ def score_answers(
     check_is_model(model)
     stems = stems_of(model, questions) if stems is None else stems
     scores = _score(model, stems, editor, questions.fingerprint, share_prompts, batch_size, folder, progress)
+    return _by_question(stems, scores, [len(question.right) for question in questions])
+
+
+def score_stems(model: Model, stems: Sequence[Stem], n_right: Sequence[int], *, batch_size: int = 32) -> AnswerScores:
+    """`score_answers` of questions that are tokens already, which many editors share.
+
+    Args:
+        model: A TransformerBridge with a tokenizer. Hooks that are on it act.
+        stems: From `stems_of`.
+        n_right: By stem, how many of its first completions are right.
+        batch_size: Rows in one forward pass.
+
+    Raises:
+        InputError: If the model predicts NaN.
+    """
+    return _by_question(stems, _score(model, stems, None, "", True, batch_size, None, False), n_right)
+
+
+def _by_question(stems: Sequence[Stem], scores: Sequence[Tensor], n_right: Sequence[int]) -> AnswerScores:
     shape = len(stems), max(len(stem.completions) for stem in stems)
     found, n_tokens = torch.full(shape, torch.nan, dtype=torch.float64), torch.zeros(shape, dtype=torch.long)
     for row, (stem, own) in enumerate(zip(stems, scores, strict=True)):
         found[row, : len(own)] = own
         n_tokens[row, : len(own)] = torch.tensor(list(map(len, stem.completions)))
-    n_right = torch.tensor([[len(question.right)] for question in questions])
-    is_right = (torch.arange(shape[1])[None] < n_right) & (n_tokens > 0)
+    is_right = (torch.arange(shape[1])[None] < torch.tensor(n_right)[:, None]) & (n_tokens > 0)
     return AnswerScores(found, n_tokens, is_right, ~is_right & (n_tokens > 0))
 
 

@@ -117,7 +117,8 @@ def plot_tuning(tuning: Tuning, *, figure: Figure | SubFigure | None = None) -> 
     """Heat maps of the score in percent: a method's most varied setting by layers, a panel per other setting and strength.
 
     Green settings do better than the unedited model, brown ones worse. Crossed ones break the model and are not chosen. The
-    frame marks the best of all that are.
+    frame marks the best of all that are. Settings that were stopped early show the score of the questions that they saw, and
+    none where that are none.
 
     Args:
         tuning: From `tune`.
@@ -167,7 +168,8 @@ def plot_tuning(tuning: Tuning, *, figure: Figure | SubFigure | None = None) -> 
     bar = figure.colorbar(image, ax=drawn, shrink=0.9, pad=0.01, format=PercentFormatter(1))
     bar.set_ticks([0, plain, 1])
     bar.ax.axhline(plain, color=INK, linewidth=1)
-    bar.set_label(f"score ({tuning.unedited.n} questions; {tuning.unedited.share:.0%} unedited)", fontsize=8)
+    fewer = " or fewer" if tuning.stopped else ""
+    bar.set_label(f"score ({tuning.unedited.n}{fewer} questions; {tuning.unedited.share:.0%} unedited)", fontsize=8)
     return page(figure)
 
 

@@ -42,7 +42,12 @@ def answers(model: Model, world: World, facts: Sequence[Fact], editor: Editor | 
 
 
 def tune(
-    model: Model, world: World, activations: Activations, progress: bool = False, max_kl: float | None = MAX_KL
+    model: Model,
+    world: World,
+    activations: Activations,
+    progress: bool = False,
+    max_kl: float | None = MAX_KL,
+    halving: bool | None = None,
 ) -> Tuning:
     """Chooses a setting of linear SEA on the fitting facts alone."""
     facts = world.fitting
@@ -52,6 +57,7 @@ def tune(
         world.questions(facts),
         strengths=STRENGTHS,
         max_kl=max_kl,
+        halving=halving,
         max_new_tokens=1,
         batch_size=len(facts),
         progress=progress,

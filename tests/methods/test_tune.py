@@ -2,8 +2,10 @@
 
 import json
 import math
+from collections import Counter
 from dataclasses import replace
 from itertools import product
+from typing import ClassVar
 
 import pandas as pd
 import pytest
@@ -15,6 +17,7 @@ from sea_lens import (
     ITI,
     LEACE,
     SEA,
+    DamageLimits,
     MeanDifference,
     Questions,
     SeaLensWarning,
@@ -27,8 +30,10 @@ from sea_lens import (
     tune,
 )
 from sea_lens.errors import BrokenModelWarning, FileFormatError, InputError, ModelMismatchError
+from sea_lens.methods.halving import Race, halves, in_parts
 from sea_lens.methods.measures import EASIER, NAMES
-from sea_lens.methods.settings import layer_sets
+from sea_lens.methods.settings import Measured, layer_sets
+from sea_lens.methods.trials import WHOLE, Reached, Trials
 from sea_lens.methods.tuning import Tuning, describe_setting
 from sea_lens.models.answers import answer_greedily, prefer_right
 from sea_lens.models.generate import greedy_answers
@@ -109,7 +114,7 @@ def test_there_is_a_row_for_every_combination_with_the_editor_of_a_fit_of_its_ow
     tuning, _ = tuned
     setting, found = (
         ["method", "explained_variance", "center", "layers", "strength"],
-        ["score", "low", "high", "kl", "perplexity_ratio", "allowed", "editor"],
+        ["score", "low", "high", "n", "kl", "perplexity_ratio", "allowed", "editor"],
     )
     assert list(tuning.table.columns) == [*setting, "ranks", *found]
     expected = product([("sea", 0.5, False), ("sea", 0.9, True)], LAYERS, [1.0, 2.0])
@@ -342,22 +347,113 @@ def test_the_best_is_shown_beside_random_editors_and_with_its_answers(run, organ
     assert loaded.damage.kl == found.damage.kl
 
 
+# --- halving ---------------------------------------------------------------------------------------------------------
+
+GRID = {"methods": [SEA(0.5), SEA(0.9), SEA(0.5, center=True)], "strengths": [1.0, 4.0]}
+GRID |= {"layers": ["all", "first:3", "last:2", [1]], "measure": "preference", "neutral_texts": [*TEXTS * 2, "Q Bo"]}
+MEASURED = ["score", "low", "high", "n", "kl", "perplexity_ratio", "allowed"]
+
+
+@pytest.mark.usefixtures("without_type_checks")
+def test_halving_has_the_winner_and_final_rows_of_the_whole_tuning(run, organism, questions, tmp_path):
+    model = organism[0]
+    with Passes(model) as passes:
+        tunings = [run(halving=False, **GRID)]
+        n_whole = passes.tokens
+        tunings.append(run(halving=True, folder=tmp_path, **GRID))
+    assert passes.tokens - n_whole < 0.8 * n_whole
+    whole, halved = (tuning.table.set_index([*tuning.table.columns[:6], "editor"]) for tuning in tunings)
+    assert len(whole) == len(halved) == 24
+    assert set(whole["n"]) == {24}
+    pd.testing.assert_series_equal(halved.iloc[0], whole.iloc[0])
+    final = halved["n"] == 24
+    assert final.sum() >= 8
+    pd.testing.assert_frame_equal(halved.loc[final, MEASURED], whole.loc[halved.index[final], MEASURED])
+    assert halved["n"].isin([0, 6, 12, 24]).all()
+    assert not whole.loc[halved.index[halved["n"] == 0], "allowed"].any()  # they are ruled out for certain
+    allowed = halved[halved["allowed"]]
+    assert allowed["n"].is_monotonic_decreasing
+    assert allowed["score"][allowed["n"] == 24].is_monotonic_decreasing
+    stopped = tunings[1].table[tunings[1].table["n"] == 6].iloc[0]
+    with tunings[1].editors[int(stopped.name)].attached(model):
+        found = prefer_right(model, in_parts(questions, True)[0]).right
+    assert (found.share, *found.interval(), found.n) == tuple(stopped[["score", "low", "high", "n"]])
+    assert "stopped after 6 questions" in repr(tunings[1])
+    assert "stopped after 6 questions" in tunings[1]._repr_html_()
+    assert "stopped" not in repr(tunings[0])
+    lines = (tmp_path / "scores.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "scores.jsonl").write_bytes(b"".join(lines[: len(lines) // 2]))  # what a kill leaves
+    assert_same(run(halving=True, folder=tmp_path, **GRID), tunings[1])
+
+
+class Numbers(Trials):
+    """Numbers that are known: setting k is right on k of 100 questions, and the whole damage of the best 20 is high."""
+
+    asked: ClassVar = Counter()
+
+    def __init__(self):
+        pass
+
+    def look(self, keys, look):
+        pass
+
+    def ask(self, keys, n_parts):
+        self.asked.update(keys)
+
+    def is_past(self, key):
+        return key == "99"
+
+    def of(self, key, reached):
+        return Measured(int(key), 100, 2.0 if reached.look == WHOLE and int(key) >= 80 else 0.5, 1.0)
+
+
+def test_where_no_finalist_may_be_chosen_the_next_best_go_on():
+    keys = [str(number) for number in range(40, 100)]
+    race = Race(Numbers(), [1, 2, 3], dict.fromkeys(keys, 1), DamageLimits())
+    race.run(keys)
+    finished = [key for key in keys if race.is_finished(key)]
+    assert finished == keys[-16:-1]  # a quarter of those that were asked
+    assert "99" not in Numbers.asked  # it is ruled out by its damage, and asked nothing
+    race.go_on()
+    assert [key for key in keys if race.is_finished(key)] == keys[-24:-1]
+    assert race.reached["40"] == Reached(1)
+    assert race.reached["70"] == Reached(2)
+
+
+@pytest.mark.usefixtures("without_type_checks")
+def test_answers_are_halved_too(run):
+    found = run(halving=True, **{**GRID, "layers": ["all", [0], [1]], "measure": "answers"})
+    assert set(found.table["n"]) > {24}
+    assert found.table["n"][0] == 24
+
+
+@pytest.mark.parametrize("n", [1, 3, 4, 15, 60])
+def test_parts_hold_every_question_once_and_double(n):
+    questions = Questions.from_lists([f"Q{k}" for k in range(n)], [["a"]] * n, [["b"]] * n)
+    parts = in_parts(questions, halved=True)
+    assert sorted(one.prompt for part in parts for one in part) == sorted(one.prompt for one in questions)
+    sizes = list(map(len, parts))
+    assert sizes == ([n] if n < 4 else [-(-n // 4), -(-n // 2) - -(-n // 4), n // 2])
+    assert in_parts(questions, halved=False) == [questions]
+    assert (halves(None, 64, 48), halves(None, 63, 48), halves(None, 64, 47)) == (True, False, False)
+
+
 # --- going on, and files ---------------------------------------------------------------------------------------------
 
 
 def test_a_killed_tuning_goes_on_and_a_finished_one_is_read_and_grows(tuned, run, organism, tmp_path):
     tuning, folder = tuned
     lines = (folder / "scores.jsonl").read_bytes().splitlines(keepends=True)
-    assert len(lines) == 1 + 8
+    assert len(lines) == 1 + 2 * 8  # the unedited model's score, and damage and score of every editor
     (tmp_path / "scores.json").write_bytes((folder / "scores.json").read_bytes())
-    for kept, cut in ((0, b""), (3, lines[3][:-5]), (9, b"")):  # what a kill leaves
+    for kept, cut in ((0, b""), (3, lines[3][:-5]), (12, lines[12][:-5]), (17, b"")):  # what a kill leaves
         (tmp_path / "scores.jsonl").write_bytes(b"".join(lines[:kept]) + cut)
         assert_same(run(folder=tmp_path), tuning)
         rows = [line for line in (tmp_path / "scores.jsonl").read_bytes().splitlines(keepends=True) if line in lines]
         assert sorted(rows) == sorted(lines)
     before = len((tmp_path / "scores.jsonl").read_bytes().splitlines())
     more = run(folder=tmp_path, strengths=[3.0, 2.0, 1.0], methods=[*METHODS, MeanDifference()], layers=["all"])
-    assert len((tmp_path / "scores.jsonl").read_bytes().splitlines()) == before + 2 + 3
+    assert len((tmp_path / "scores.jsonl").read_bytes().splitlines()) == before + 2 * (2 + 3)
     assert len(more.table) == 9
     assert not any(point.fwd_hooks for point in organism[0].hook_dict.values())
 
