@@ -6,6 +6,7 @@ cannot tell whether the same number of any other coordinates would do the same; 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from sea_lens.arguments import check_arguments
 from sea_lens.editing.coordinates import SetCoordinates
 from sea_lens.editing.editor import Editor
 from sea_lens.editing.where import At, From, Where
-from sea_lens.errors import InputError
+from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.evaluation.perplexity import evaluate_perplexity
 from sea_lens.evaluation.windows import text_windows
 from sea_lens.models.bridge import Model, check_is_model
@@ -129,18 +130,21 @@ def intervene_on_massive(
     unedited: Any = None
     for name, edits in interventions.items():
         for edit, where, tokens in edits:
-            evaluation = evaluate_perplexity(
-                model,
-                given,
-                Editor({target.layer: edit}).at_positions(where),
-                control=0,
-                damage=False,
-                seed=seed,
-                confidence=confidence,
-                batch_size=batch_size,
-                folder=folder,
-                progress=progress,
-            )
+            editor = Editor({target.layer: edit}).at_positions(where)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", SeaLensWarning)  # of one that changes nothing, as the mean should
+                evaluation = evaluate_perplexity(
+                    model,
+                    given,
+                    editor,
+                    control=0,
+                    damage=False,
+                    seed=seed,
+                    confidence=confidence,
+                    batch_size=batch_size,
+                    folder=folder,
+                    progress=progress,
+                )
             nll, kl = evaluation.table.loc["nll"], evaluation.table.loc["kl"]
             unedited = evaluation.table.loc["perplexity", "unedited"]
             ends = torch.tensor([nll["change"], nll["low"], nll["high"]], dtype=torch.float64).exp().tolist()
