@@ -15,6 +15,7 @@ from sea_lens.editing.where import Where
 from sea_lens.errors import HookNeverFiredError, InputError, ModelMismatchError, SeaLensWarning
 from sea_lens.models.bridge import UNKNOWN_MODEL, FwdHook, Model, ModelInfo, check_is_model
 from sea_lens.models.passes import Pass, Passes, tracked
+from sea_lens.models.points import hooked, points_of
 from sea_lens.models.sites import Site, check_layers
 
 
@@ -117,7 +118,7 @@ def edited(model: Model, editor: Edits) -> Iterator[None]:
     with ExitStack() as stack:
         passes = None if where is None else stack.enter_context(tracked(model))
         hooks = EditHooks(editor, passes)
-        stack.enter_context(model.hooks(fwd_hooks=hooks.hooks()))
+        stack.enter_context(hooked(model, hooks.hooks()))
         yield
     if not any(hooks.fired.values()):
         raise HookNeverFiredError(
@@ -157,8 +158,10 @@ def check_fits(edits: Mapping[Site, Edit], sites: Iterable[Site], ours: ModelInf
     layers = [site.layer for site in edits if site.layer is not None]
     if layers:
         check_layers(layers, theirs.n_layers)
+    points = points_of(model)
     for site in sites:
-        site.check(model)
+        if site.hook_name not in points:
+            site.check(model)  # which says what the model has
     if ours is None:
         return
     if ours.n_layers != theirs.n_layers:

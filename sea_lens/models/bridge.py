@@ -106,8 +106,8 @@ def check_is_model(model: object) -> None:
             f"{type(wrapped).__name__} {why}, and sea_lens works with models that write text from left to right. Give a "
             "decoder-only language model."
         )
-    if isinstance(model, Model):
-        _warn_of_dropout(model.original_model)
+    if wrapped is not None and _is_model(model):
+        _warn_of_dropout(wrapped)
         return
     what = "None" if model is None else f"a {type(model).__name__}"
     if isinstance(model, str | Path):
@@ -118,6 +118,18 @@ def check_is_model(model: object) -> None:
     else:
         how = "Make one with sea_lens.load_model(name)."
     raise ModelMismatchError(f"A TransformerBridge is needed, and {what} was given. {how}")
+
+
+_MODELS: WeakSet[torch.nn.Module] = WeakSet()
+"""Models that have every member of the protocol: asking them takes a millisecond."""
+
+
+def _is_model(model: object) -> bool:
+    if not isinstance(model, torch.nn.Module):
+        return isinstance(model, Model)
+    if model not in _MODELS and isinstance(model, Model):
+        _MODELS.add(model)
+    return model in _MODELS
 
 
 _DROPPING_OUT: WeakSet[torch.nn.Module] = WeakSet()

@@ -21,6 +21,7 @@ from sea_lens.models.layers import check_count as check_count
 from sea_lens.models.layers import check_layers as check_layers
 from sea_lens.models.layers import named_layers as named_layers
 from sea_lens.models.layers import spans
+from sea_lens.models.points import points_of
 
 NAMES = (
     "resid_pre",
@@ -139,7 +140,7 @@ class Site:
         check_is_model(model)
         if self.layer is not None:
             check_layers([self.layer], model.cfg.n_layers)
-        if self.hook_name not in model.hook_dict:
+        if self.hook_name not in points_of(model):
             there = sites_of(model, self.layer)
             shown = [name for name in there if name in NAMES or name in get_close_matches(self.name, there, 3)]
             raise ModelMismatchError(
