@@ -63,7 +63,8 @@ BOUNDS: Mapping[str, Bounds] = {
     "confidence": Bounds(0.0, 1.0, open_low=True, open_high=True),
     "repetition": Bounds(0.0, 1.0),
     "top_p": Bounds(0.0, 1.0, open_low=True),
-    **dict.fromkeys(("limit", "max_kl"), POSITIVE),
+    **dict.fromkeys(("limit", "max_kl", "mean_norm"), POSITIVE),
+    "tau": Bounds(0.0, 1.0),
 }
 """By the name of a parameter, which is the same in the whole package, what its numbers lie between.
 
@@ -75,6 +76,7 @@ MADE_BY = {
     "Demonstrations": "Demonstrations.from_jsonl(path) and from_lists(...) make them",
     "Editor": "SEA().fit(activations) makes one, and Editor.from_pretrained(folder) reads one",
     "EditsModels": "SEA().fit(activations) makes one, and Editor.from_pretrained(folder) reads one",
+    "SAE": "load_sae(folder) reads one",
     "Questions": "Questions.from_jsonl(path) and from_lists(...) make them",
     "Where": "such as WhenAligned(site, direction)",
 }

@@ -72,22 +72,45 @@ def read_directions(
     """
     check_arguments(read_directions, locals())
     check_is_model(model)
-    from transformer_lens.tools.analysis.logit_lens import logit_readout
-
     editor.check(model)
     edit = editor[layer]
     (site,) = editor.at_layers([layer]).sites
     label = dict(zip(editor.sites, labels_of(editor.sites), strict=True))[site]
     directions, gains = _readable(edit, site)
     component = torch.full((len(gains),), nan, dtype=torch.float64)
-    is_shift = len(gains) != edit.rank
+    has_signs = len(gains) != edit.rank or getattr(edit, "oriented", False)  # a shift, or features
     if activations is not None:
         component = _components(activations.at_sites([site]), site, directions)
-        if not is_shift:
+        if not has_signs:
             directions = directions * torch.where(component < 0, -1.0, 1.0)
             component = component.abs()
+    read = tokens_along(model, directions, k, through_norm=site.layer is not None)
+    rows = [
+        {"kind": "promoted" if gain > 0 else "suppressed", "gain": gain, "component": along, **tokens}
+        for tokens, gain, along in zip(read, gains.tolist(), component.tolist(), strict=True)
+    ]
+    table = pd.DataFrame(rows).sort_values("gain", ascending=False, kind="stable", ignore_index=True)
+    return Directions(table.rename_axis("direction"), label, activations is not None or has_signs)
+
+
+@torch.no_grad()
+def tokens_along(
+    model: Model, directions: Float[Tensor, "width n_directions"], k: int, *, through_norm: bool = True
+) -> list[dict[str, object]]:
+    """The `k` tokens that each direction raises and lowers most (`raises`, `lowers`), and by how much.
+
+    Args:
+        model: A TransformerBridge with a tokenizer.
+        directions: In the residual stream's basis.
+        k: How many at each end.
+        through_norm: Whether the final norm lies between them and the unembedding.
+
+    Raises:
+        InputError: If `k` is impossible.
+    """
+    from transformer_lens.tools.analysis.logit_lens import logit_readout
+
     device, dtype = next((parameter.device, parameter.dtype) for parameter in model.parameters())
-    through_norm = site.layer is not None
     ends: list[Tensor] = [
         logit_readout(model, (sign * directions.T).to(device, dtype), apply_ln=through_norm).values.double().cpu()
         for sign in (1, -1)
@@ -97,21 +120,17 @@ def read_directions(
         raise InputError(f"k must be 1 to {logits.shape[1]}, the tokens of the vocabulary; got {k}.")
     tokenizer = tokenizer_of(model)
     rows: list[dict[str, object]] = []
-    for row, gain, along in zip(logits, gains.tolist(), component.tolist(), strict=True):
+    for row in logits:
         raised, lowered = row.topk(k), row.topk(k, largest=False)
         rows.append(
             {
-                "kind": "promoted" if gain > 0 else "suppressed",
-                "gain": gain,
-                "component": along,
                 "raises": tuple(tokenizer.decode([token]) for token in raised.indices.tolist()),
                 "lowers": tuple(tokenizer.decode([token]) for token in lowered.indices.tolist()),
                 "raised_by": tuple(raised.values.tolist()),
                 "lowered_by": tuple(lowered.values.tolist()),
             }
         )
-    table = pd.DataFrame(rows).sort_values("gain", ascending=False, kind="stable", ignore_index=True)
-    return Directions(table.rename_axis("direction"), label, activations is not None or is_shift)
+    return rows
 
 
 def _readable(edit: Edit, site: Site) -> tuple[Float[Tensor, "width n_directions"], Float[Tensor, " n_directions"]]:

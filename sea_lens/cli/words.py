@@ -23,6 +23,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(("n_folds", "random_editors"), (2, math.inf)),
     **dict.fromkeys(("control", "n_shuffles", "num_fewshot", "temperature", "top_k"), (0, math.inf)),
     "seed": (0, 2**32 - 1),
+    "tau": (0, 1),
 }
 """By an option's name, its least and its greatest value. They are checked before anything else happens."""
 OPEN: Mapping[str, tuple[float, float]] = {"confidence": (0, 1), "limit": (0, math.inf), "max_kl": (0, math.inf)}
@@ -133,6 +134,8 @@ def _number(kind: type, name: str) -> Words:
 
 def _registered(kind: type) -> Words | None:
     """Registered values of a class or a protocol: `tanh`, or `tanh:4` with its fields in order."""
+    if not getattr(kind, "in_words", True):
+        return None
     known = {re.sub(r"(?<=[a-z])(?=[A-Z])", "-", name).lower(): cls for name, cls in registered_values(kind).items()}
 
     def read(word: str) -> Any:

@@ -11,6 +11,7 @@ from sea_lens.errors import InputError
 from sea_lens.models.bridge import Model
 from sea_lens.models.loading import register_model
 from sea_lens.models.neutral import register_neutral_texts
+from sea_lens.sae.load import NAMED as NAMED_SAES
 from sea_lens.worlds.bias import BiasWorld
 from sea_lens.worlds.facts import World
 
@@ -18,6 +19,8 @@ WEIGHTS = Path(__file__).parent / "weights"
 NAME = "sea-lens-organism"
 BIAS_WEIGHTS = Path(__file__).parent / "bias_weights"
 BIAS_NAME = "sea-lens-bias-organism"
+SAE_WEIGHTS = Path(__file__).parent / "sae"
+NAMED_SAES["organism"] = SAE_WEIGHTS
 
 
 def load_organism(device: str | torch.device = "cpu", folder: str | Path = WEIGHTS) -> tuple[Model, World]:

@@ -1,0 +1,1 @@
+"""Sparse autoencoders: what they compute, and our own reader of the files that they are published in."""
