@@ -103,7 +103,7 @@ def test_training_finds_a_planted_dictionary():
     rows = torch.linalg.qr(torch.randn(16, 16, generator=generator)).Q
     codes = (torch.rand(4000, 16, generator=generator) < 0.12) * (1 + torch.rand(4000, 16, generator=generator))
     state = torch.get_rng_state()
-    sae = train(codes @ rows + 3, 16, 2, 300, seed=0, batch=128)
+    sae = train(codes @ rows + 3, 16, 2, 500, seed=0, batch=256)
     torch.set_rng_state(state)
     found = sae.measure(codes @ rows + 3)
     assert found.explained_variance > 0.6
