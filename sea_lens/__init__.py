@@ -34,4 +34,87 @@ _HOME = {
     "Questions": "data.questions",
     "SAE": "sae.sae",
     "SAEFeature": "editing.sparse",
+    "SAKE": "methods.sake",
     "SAS": "methods.sas",
+    "SEA": "methods.sea.sea",
+    "SEAFitter": "methods.sea.streaming",
+    "SeaLensWarning": "errors",
+    "SetCoordinates": "editing.coordinates",
+    "Site": "models.sites",
+    "Spectra": "analysis.subspaces",
+    "SquaredExponential": "methods.sea.feature_space",
+    "Tanh": "methods.sea.feature_space",
+    "Tuning": "methods.tuning",
+    "WhenAligned": "editing.conditions",
+    "ablate_layers": "analysis.layers",
+    "answer_greedily": "models.answers",
+    "collect_activations": "models.collect",
+    "collect_fact": "methods.sake",
+    "collect_statistics": "methods.sea.statistics",
+    "compare": "evaluation.compare",
+    "data_efficiency": "evaluation.data_efficiency",
+    "evaluate_bbq": "evaluation.bbq",
+    "evaluate_crows_pairs": "evaluation.crows_pairs",
+    "evaluate_lm_eval": "evaluation.lm_eval",
+    "evaluate_perplexity": "evaluation.perplexity",
+    "evaluate_stereoset": "evaluation.stereoset",
+    "evaluate_truthfulqa": "evaluation.truthfulqa",
+    "evaluate_winobias": "evaluation.winobias",
+    "fit_sea": "methods.sea.synonyms",
+    "fitted_editor": "methods.method",
+    "generate": "models.generate",
+    "generate_answers": "evaluation.truthfulqa",
+    "grid": "methods.method",
+    "intervene_on_massive": "evaluation.massive",
+    "join_facts": "methods.sake",
+    "kl_to_unedited": "models.divergence",
+    "load_bias_organism": "worlds.load",
+    "load_model": "models.loading",
+    "load_organism": "worlds.load",
+    "load_sae": "sae.load",
+    "massive_activations": "analysis.massive",
+    "massive_tokens": "analysis.massive",
+    "measure_damage": "models.damage",
+    "measure_effects": "analysis.effects",
+    "measure_implicit_bias": "analysis.implicit_bias",
+    "measure_interactions": "analysis.layers",
+    "measure_spectra": "analysis.subspaces",
+    "neutral_texts": "models.neutral",
+    "prefer_right": "models.answers",
+    "probe_activations": "analysis.probes",
+    "random_editor_like": "editing.controls",
+    "read_directions": "analysis.tokens",
+    "read_features": "analysis.features",
+    "read_published_editor": "methods.sea.published",
+    "refit": "methods.method",
+    "register_benchmark": "evaluation.benchmark",
+    "register_edit": "editing.registry",
+    "register_effect": "analysis.effects",
+    "register_method": "methods.method",
+    "register_value": "editing.registry",
+    "select_layers": "analysis.selection",
+    "transfer": "evaluation.transfer",
+    "tune": "methods.tune",
+}
+"""Where each public name lives. Names are imported when they are first asked for, so that `import sea_lens` is quick."""
+
+_REGISTERING = ("editing.coordinates", "models.generate", "methods", "worlds.load")
+_PACKAGES = ("analysis", "cli", "data", "editing", "evaluation", "methods", "models", "plotting", "sae", "worlds")
+
+__all__ = [*sorted(_HOME), "plotting"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return import_module(f"sea_lens.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'sea_lens' has no attribute {name!r}")
+    for package in _REGISTERING:  # so that what files and names stand for is known before the first is read
+        import_module(f"sea_lens.{package}")
+    found = getattr(import_module(f"sea_lens.{_HOME[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
