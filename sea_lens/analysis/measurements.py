@@ -18,7 +18,7 @@ from sea_lens.data.questions import Questions
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.models.answers import warn_of_lengths
-from sea_lens.models.branching import BranchingRuns
+from sea_lens.models.branching import BranchingRuns, Unembedding
 from sea_lens.models.bridge import EditsModels, Model, check_is_model, weights_digest
 from sea_lens.models.distributed import shows
 from sea_lens.models.predictions import Predictions, QuestionBatch, mean_lengths, question_batches
@@ -118,7 +118,7 @@ def measure(
     runs = BranchingRuns(model, [None, *editors])
     values = torch.full((len(effects), len(editors), len(questions)), torch.nan, dtype=torch.float64)
     changed = torch.zeros(len(editors), dtype=torch.bool)
-    batches = question_batches(model, questions, batch_size)
+    batches = question_batches(model, questions, batch_size, runs.editors)
     sums = [effect.name for effect in effects if effect.is_sum]
     if sums:
         told = f"A sum over tokens, as in {' and '.join(sums)},"
@@ -131,6 +131,7 @@ def measure(
             "editors": [None if editor is None else editor.fingerprint for editor in editors],
             "effects": [name_of(effect.function) for effect in effects],
             "batch_size": batch_size,
+            "batches": [[batch.indices, len(batch.tokens.ids)] for batch in batches],
         }
         store = Store.within(folder, "measurement", facts)
     total = len(questions) * (len(editors) + 1)
@@ -176,22 +177,35 @@ def _measure_batch(
     """The effects of every editor but the first, which is the unedited model; and, last, whether it changed any logit."""
     found = torch.zeros(len(effects) + 1, len(runs.editors) - 1, len(batch.indices), dtype=torch.float64)
     plain: Tensor | None = None
-    for number, logits in runs.logits(batch.tokens, batch.where):
-        predictions = batch.predictions(logits)
+    for number, states in runs.states(batch.tokens, batch.where):
+        unembedding = runs.unembedding(number)
+        predictions = batch.predictions(states, unembedding)
         _check_predictions(predictions, batch.indices, runs.editors[number])
         bar.update(len(batch.indices))
         if plain is None:
-            plain, unedited = logits, predictions
+            plain, unedited = states, predictions
             continue
-        found[-1, number - 1] = not torch.equal(logits, plain)
+        found[-1, number - 1] = not (
+            torch.equal(predictions.log_probabilities, unedited.log_probabilities)
+            and _same_logits((unembedding, states), (runs.unembedding(0), plain))
+        )
         for row, effect in enumerate(effects):
             found[row, number - 1] = _checked(effect.name, effect.function(predictions, unedited), batch.indices)
     return found
 
 
+def _same_logits(one: tuple[Unembedding, Tensor], other: tuple[Unembedding, Tensor]) -> bool:
+    """Whether all logits are equal, which they are where nothing acts on them and what they are made of is equal."""
+    if not (one[0].hooks or other[0].hooks) and torch.equal(one[1], other[1]):
+        return True
+    pairs = zip(one[0].parts(one[1]), other[0].parts(other[1]), strict=True)
+    return all(torch.equal(*pair) for pair in pairs)
+
+
 def _check_predictions(predictions: Predictions, indices: Sequence[int], editor: EditsModels | None) -> None:
     """Refuses NaN, which compares as if it were a number: nothing would be likelier than a right answer of rank 1."""
-    nan = predictions.next_token.isnan().any(1) | predictions.log_probabilities.isnan().any(1)
+    # A NaN among a position's logits makes all of its log-probabilities NaN, and every position that is read scores a token.
+    nan = predictions.log_probabilities.isnan().any(1)
     bad = sorted(index for index, is_bad in zip(indices, nan.tolist(), strict=True) if is_bad)
     if bad:
         under = "unedited" if editor is None else f"edited at {_places(editor)}"

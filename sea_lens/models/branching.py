@@ -1,17 +1,18 @@
 """One batch of tokens under many editors, each block computed once for all runs that are alike up to it.
 
 Runs that first differ at layer k start from the residual stream captured there, and the blocks below are skipped. The
-results are those of separate full runs to the bit. That is checked on every model's first batch, with one full run; where it
-does not hold, full runs are made.
+results are those of separate full runs to the bit. That is checked with one full run, once for every model and block to start
+after; where it does not hold, full runs are made.
+
+What comes out is what the unembedding reads: tokens x width. `Unembedding` makes logits of it, a part at a time.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from jaxtyping import Bool, Float
@@ -20,22 +21,43 @@ from torch import Tensor, nn
 from sea_lens.cache import digest
 from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.models.bridge import EditsModels, FwdHook, Model
-from sea_lens.models.hooks import foreign_hooks, logits_at
+from sea_lens.models.hooks import foreign_hooks, logits_of, states_at
+from sea_lens.models.log_probs import logits_at_once
 from sea_lens.models.passes import telling
-from sea_lens.models.prefixes import how_to_run
 from sea_lens.models.sites import Site
+from sea_lens.models.skipping import Start, starting_after
 from sea_lens.models.tokens import PaddedTokens
+from sea_lens.models.trees import are_run_alone
 
 Stream = Float[Tensor, "batch pos d_model"]
-Logits = Float[Tensor, "n d_vocab"]
-ROWS_AT_ONCE = 32
-"""Rows of logits that are compared together, which bounds memory."""
-Start = tuple[int, Stream]
-"""A block, and its output as the runs that start there have it."""
-
+States = Float[Tensor, "n width"]
 
 _RUN_IN_FULL: WeakSet[nn.Module] = WeakSet()
 """Models whose blocks cannot be skipped."""
+_SEEN_EXACT: WeakKeyDictionary[nn.Module, set[int]] = WeakKeyDictionary()
+"""By model, the layers from which on runs were seen to come out as full ones."""
+
+
+@dataclass(frozen=True, eq=False)
+class Unembedding:
+    """Makes logits of what a model's unembedding reads.
+
+    Attributes:
+        model: The model.
+        hooks: On its logits.
+    """
+
+    model: Model
+    hooks: Sequence[FwdHook] = ()
+
+    @torch.no_grad()
+    def logits(self, states: States) -> Float[Tensor, "n d_vocab"]:
+        """All of them."""
+        return logits_of(self.model, states, self.hooks)
+
+    def parts(self, states: States) -> Iterator[Float[Tensor, "part d_vocab"]]:
+        """A part at a time, which bounds memory whatever the vocabulary."""
+        yield from map(self.logits, torch.split(states, logits_at_once(self.model.cfg.d_vocab)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +77,7 @@ class BranchingRuns:
     _exact: list[bool] = field(default_factory=list, repr=False, init=False)
     _hooks: list[list[tuple[Site, FwdHook]]] = field(default_factory=list, repr=False, init=False)
     _wheres: list[str] = field(default_factory=list, repr=False, init=False)
+    _known: dict[tuple[int, int], tuple[object, object]] = field(default_factory=dict, repr=False, init=False)
 
     def __post_init__(self) -> None:
         if not self.editors:
@@ -71,21 +94,24 @@ class BranchingRuns:
             self._hooks.append([(Site.of(hook[0]), hook) for hook in hooks])
             self._wheres.append(digest(where))
 
-    def logits(self, tokens: PaddedTokens, where: Bool[Tensor, "batch pos"]) -> Iterator[tuple[int, Logits]]:
-        """Logits of one batch under every editor, as (index of the editor, logits); the first editor comes first.
+    def unembedding(self, index: int) -> Unembedding:
+        """What makes logits of the states under an editor."""
+        after = [hook for site, hook in self._hooks[index] if site.layer is None and site.name != "unembed.hook_in"]
+        return Unembedding(self.model, after)
+
+    def states(self, tokens: PaddedTokens, where: Bool[Tensor, "batch pos"]) -> Iterator[tuple[int, States]]:
+        """What the unembedding reads under every editor, as (index of the editor, states); the first editor comes first.
 
         Args:
             tokens: The batch.
-            where: The positions whose logits are returned, row after row.
+            where: The positions whose states are returned, row after row.
 
         Warns:
             SeaLensWarning: Once per model, if its blocks cannot be skipped, so that full runs are made.
         """
         left, longest = list(range(len(self.editors))), int(tokens.mask.sum(1).max())
         # Where one editor's rows have to be run alone, all are: runs are compared with each other.
-        alone = any(
-            how_to_run(self.model, editor, 2, share_prefix=False, longest=longest)[0] == 1 for editor in self.editors
-        )
+        alone = are_run_alone(self.model, self.editors, longest)
         with telling(self.model, tokens.prompt_lengths):
             if (
                 self.skips_blocks
@@ -93,27 +119,30 @@ class BranchingRuns:
                 and not alone
                 and self.model.original_model not in _RUN_IN_FULL
             ):
-                for index, logits in self._shared(tokens, where, list(left)):
+                for index, states in self._shared(tokens, where, list(left)):
                     left.remove(index)
-                    yield index, logits
+                    yield index, states
             yield from ((index, self._full_run(tokens, where, index, alone)) for index in left)
 
-    def _shared(self, tokens: PaddedTokens, where: Tensor, indices: Sequence[int]) -> Iterator[tuple[int, Logits]]:
+    def _shared(self, tokens: PaddedTokens, where: Tensor, indices: Sequence[int]) -> Iterator[tuple[int, States]]:
         """Runs that share blocks; the first that skips some is given if it came out as its full run does, to the bit."""
         branched = self._branch(tokens, where, indices, None)
+        seen = _SEEN_EXACT.setdefault(self.model.original_model, set())
         while True:
             try:
                 found = next(branched, None)
                 if found is None:
                     return
-                index, logits = found
-                if not self._exact and self._first_difference(indices[0], index, 0) is not None:
-                    full = self._full_run(tokens, where, index)
-                    pairs = zip(torch.split(logits, ROWS_AT_ONCE), torch.split(full, ROWS_AT_ONCE), strict=True)
-                    self._exact.append(
-                        all(torch.allclose(one, other, rtol=0, atol=0, equal_nan=True) for one, other in pairs)
-                    )
-                    del full
+                index, states = found
+                layer = None if self._exact else self._first_difference(indices[0], index, 0)
+                if layer is not None:
+                    is_exact = layer in seen and not foreign_hooks(self.model)
+                    if not is_exact:
+                        full = self._full_run(tokens, where, index)
+                        is_exact = torch.allclose(states, full, rtol=0, atol=0, equal_nan=True)
+                        if is_exact and not foreign_hooks(self.model):
+                            seen.add(layer)
+                    self._exact.append(is_exact)
             except (RuntimeError, TypeError, ValueError, AttributeError, LookupError):  # in a model of another build
                 self._exact[:] = [False]
             if self._exact == [False]:
@@ -126,22 +155,22 @@ class BranchingRuns:
                     stacklevel=3,
                 )
                 return
-            yield index, logits
+            yield index, states
 
-    def _full_run(self, tokens: PaddedTokens, where: Tensor, index: int, alone: bool = False) -> Logits:
+    def _full_run(self, tokens: PaddedTokens, where: Tensor, index: int, alone: bool = False) -> States:
         with torch.no_grad(), self.model.hooks(fwd_hooks=[hook for _, hook in self._hooks[index]]):
             if not alone:
-                return logits_at(self.model, tokens, where)
+                return states_at(self.model, tokens, where)
             found = []
             for number in range(len(tokens.ids)):
                 row = tokens.row(number)
                 with telling(self.model, row.prompt_lengths):
-                    found.append(logits_at(self.model, row, where[number][tokens.mask[number]][None]))
+                    found.append(states_at(self.model, row, where[number][tokens.mask[number]][None]))
             return torch.cat(found)
 
     def _branch(
         self, tokens: PaddedTokens, where: Tensor, indices: Sequence[int], start: Start | None
-    ) -> Iterator[tuple[int, Logits]]:
+    ) -> Iterator[tuple[int, States]]:
         """Runs editors that are alike up to a block, from that block's output on (from the beginning for None)."""
         main, first = indices[0], 0 if start is None else start[0] + 1
         alike = [main]
@@ -160,11 +189,11 @@ class BranchingRuns:
         hooks: list[FwdHook] = [(Site(layer).hook_name, _keep(streams, layer)) for layer in sorted(needed)]
         # After those that keep a stream, which must see it unedited.
         hooks += [hook for site, hook in self._hooks[main] if site.layer is None or site.layer >= first]
-        with torch.no_grad(), _starting_after(self.model, start), self.model.hooks(fwd_hooks=hooks):
-            logits = logits_at(self.model, tokens, where)
+        with torch.no_grad(), starting_after(self.model, start), self.model.hooks(fwd_hooks=hooks):
+            states = states_at(self.model, tokens, where)
         for index in alike:
-            yield index, logits
-        del logits
+            yield index, states
+        del states
         # The first to skip blocks is checked against a full run: one that skips about half of them.
         middle = (self.model.cfg.n_layers - 1) // 2
         for (layer, _), group in sorted(apart.items(), key=lambda found: abs(found[0][0] - middle)):
@@ -184,6 +213,12 @@ class BranchingRuns:
 
     def _acts(self, index: int, layer: int) -> tuple[object, object]:
         """What an editor does inside a block, and to its output. After the last layer comes what is outside the blocks."""
+        known = self._known.get((index, layer))
+        if known is None:
+            known = self._known[index, layer] = self._acts_of(index, layer)
+        return known
+
+    def _acts_of(self, index: int, layer: int) -> tuple[object, object]:
         editor, there = self.editors[index], None if layer == self.model.cfg.n_layers else layer
         acts = (
             [] if editor is None else [(site, id(edit)) for site, edit in editor.edits.items() if site.layer == there]
@@ -204,25 +239,3 @@ def _keep(streams: dict[int, Stream], layer: int) -> Callable[..., None]:
         streams[layer] = tensor
 
     return hook
-
-
-@contextmanager
-def _starting_after(model: Model, start: Start | None) -> Iterator[None]:
-    """Makes every block up to one pass its input on, and that one return a stream of ours, whatever it is given."""
-    skipped = [] if start is None else list(model.blocks)[: start[0] + 1]
-
-    def pass_on(hidden_states: Tensor, *_: object, **__: object) -> Tensor:
-        return hidden_states
-
-    def resume(*_: object, **__: object) -> Tensor:
-        assert start is not None
-        return start[1]
-
-    try:
-        for number, block in enumerate(skipped, start=1):
-            # Into the instance itself: set as an attribute, the bridge hands it on to the model that it wraps.
-            vars(block)["forward"] = resume if number == len(skipped) else pass_on
-        yield
-    finally:
-        for block in skipped:
-            vars(block).pop("forward", None)

@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from sea_lens.cache import JSON
 from sea_lens.errors import HookNeverFiredError, InputError
 from sea_lens.models.bridge import EditsModels, FwdHook, Model, weights_digest
+from sea_lens.models.passes import unnoted
 from sea_lens.models.sites import Site
+from sea_lens.models.skipping import without_blocks
 from sea_lens.models.tokens import PaddedTokens
 from sea_lens.models.unwrapped import forward
+
+_NEED_BLOCKS: WeakSet[nn.Module] = WeakSet()
+"""Models that make no logits without their blocks."""
 
 
 def attached_editors(model: Model) -> list[EditsModels]:
@@ -177,26 +183,36 @@ def states_at(
 
     def take(tensor: Tensor, hook: object) -> Tensor:
         found.append(tensor[where.to(tensor.device)])
-        return tensor[:, :1]
+        return tensor[:1, :1]
 
     with model.hooks(fwd_hooks=[*hooks, ("unembed.hook_in", take)]):
         forward(model, tokens.ids, **tokens.forward_options())
     return found[-1]
 
 
-def logits_of(model: Model, states: Float[Tensor, "n width"]) -> Float[Tensor, "n d_vocab"]:
+def logits_of(
+    model: Model, states: Float[Tensor, "n width"], hooks: Sequence[FwdHook] = ()
+) -> Float[Tensor, "n d_vocab"]:
     """The logits that a model makes of what its unembedding reads, with whatever it does to them afterwards.
 
     Args:
         model: The model, with whatever hooks are on its logits.
         states: From `states_at`.
+        hooks: Further hooks on its logits.
     """
 
     def put(tensor: Tensor, hook: object) -> Tensor:
         return states[None]
 
-    # The blocks see one token, whose state is replaced.
+    # One token, whose state is replaced: the blocks need not see it.
     token = torch.zeros(1, 1, dtype=torch.long, device=model.cfg.device)
-    with model.hooks(fwd_hooks=[("unembed.hook_in", put)]):
+    with unnoted(model), model.hooks(fwd_hooks=[*hooks, ("unembed.hook_in", put)]):
+        if model.original_model not in _NEED_BLOCKS:
+            try:
+                with without_blocks(model):
+                    skipped: Tensor = forward(model, token, use_cache=False)[0]
+                return skipped
+            except (RuntimeError, TypeError, ValueError, AttributeError, LookupError):  # of another build
+                _NEED_BLOCKS.add(model.original_model)
         logits: Tensor = forward(model, token, use_cache=False)[0]
     return logits

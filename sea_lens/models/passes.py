@@ -56,6 +56,7 @@ class Passes:
     Attributes:
         current: The pass that is running, or ran last; None before the first.
         users: How many are tracking.
+        looks_away: Whether passes are left unnoted for the moment.
     """
 
     def __init__(self) -> None:
@@ -65,6 +66,7 @@ class Passes:
         self._begun: tuple[Tensor, Tensor] | None = None  # tokens and prompt lengths of the pass that began the texts
         self._lengths: WeakKeyDictionary[object, int] = WeakKeyDictionary()  # of caches that do not know their own
         self.users = 0
+        self.looks_away = False
         self.handle: RemovableHandle
 
     @contextmanager
@@ -88,6 +90,8 @@ class Passes:
 
     def see(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """The forward pre-hook."""
+        if self.looks_away:
+            return
         tokens = kwargs.get("input_ids", args[0] if args else None)
         if tokens is None:
             tokens = kwargs.get("inputs_embeds")
@@ -173,6 +177,17 @@ def telling(
     """For runners: says how many tokens of each row are its prompt, to whoever acts on the passes inside."""
     with tracked(model) as passes, passes.telling(prompt_lengths, positions):
         yield
+
+
+@contextmanager
+def unnoted(model: Model) -> Iterator[None]:
+    """For passes that run no text: whoever tracks the model does not note them."""
+    with tracked(model) as passes:
+        before, passes.looks_away = passes.looks_away, True
+        try:
+            yield
+        finally:
+            passes.looks_away = before
 
 
 _TRACKED: WeakKeyDictionary[nn.Module, Passes] = WeakKeyDictionary()

@@ -1,12 +1,14 @@
-"""What a model predicts about questions, read off the logits of whole rows: what effects are measured on.
+"""What a model predicts about questions: what effects are measured on.
 
-Runs under many editors share blocks (`models/branching.py`), so rows are run whole here and not after a cached beginning.
+Runs under many editors share blocks (`models/branching.py`), so a prompt and its answers are run in one pass here and not
+after a cached beginning. Where a model allows it (`models/trees.py`), the answers stand side by side in one row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean
 
 import torch
@@ -15,12 +17,22 @@ from torch import Tensor
 
 from sea_lens.data.questions import Questions
 from sea_lens.errors import InputError
-from sea_lens.models.bridge import Model
+from sea_lens.models.branching import Unembedding
+from sea_lens.models.bridge import EditsModels, Model
 from sea_lens.models.log_probs import log_softmax, summed
 from sea_lens.models.tokens import PaddedTokens, Stem, stems_of
+from sea_lens.models.trees import Row, branched_tokens, may_branch
 
-LOGITS_AT_ONCE = 2**25
-"""Logits that a batch reads at most, 128 MiB in float32; a question alone may have more."""
+TOKENS_IN_A_ROW = 512
+"""Tokens of a prompt and answers side by side; a prompt with one answer may have more."""
+PADDING_TOKENS = 64
+"""Tokens of padding above which a batch ends: a pass of its own costs less, in which weights are read once more."""
+STREAM_VALUES = 2**27
+"""Values of a batch's residual streams, each layer's twice, as runs that share blocks keep them: 512 MiB in float32."""
+ATTENTION_VALUES = 2**25
+"""Values of one layer's attention patterns in a batch, 128 MiB in float32."""
+NEXT_TOKEN_VALUES = 2**22
+"""Values of the next-token distributions of a batch's questions, 32 MiB in float64."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +40,7 @@ class Predictions:
     """What a model predicts about questions, all in float64 nats. Columns are completions, the right ones first.
 
     Attributes:
-        next_token: Log-probabilities of the token after the prompt, `[questions, d_vocab]`.
+        read_next_token: Computes `next_token`.
         first_tokens: First token of each completion, `[questions, completions]`.
         log_probabilities: Summed log-probability of each whole completion, `[questions, completions]`.
         is_right: Which completions are right, `[questions, completions]`.
@@ -36,12 +48,17 @@ class Predictions:
         n_tokens: Length of each completion; 0 where there is none, `[questions, completions]`.
     """
 
-    next_token: Float[Tensor, "questions d_vocab"]
+    read_next_token: Callable[[], Float[Tensor, "questions d_vocab"]]
     first_tokens: Int[Tensor, "questions completions"]
     log_probabilities: Float[Tensor, "questions completions"]
     is_right: Bool[Tensor, "questions completions"]
     is_wrong: Bool[Tensor, "questions completions"]
     n_tokens: Int[Tensor, "questions completions"]
+
+    @cached_property
+    def next_token(self) -> Float[Tensor, "questions d_vocab"]:
+        """Log-probabilities of the token after the prompt. Made when first asked for: a vocabulary is large."""
+        return self.read_next_token()
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +72,9 @@ class QuestionBatch:
         indices: Which questions.
         stems: Their prompts and completions.
         tokens: The rows, padded.
-        where: The positions whose logits are read.
-        after: By question, which of these logits are those after its prompt.
-        along: By question and row, which are those after the row's first token behind the prompt.
+        where: The positions that are read.
+        after: By question, which of these positions is its prompt's last.
+        along: By question and row, which is the first behind the prompt.
         n_right: By question.
     """
 
@@ -70,7 +87,15 @@ class QuestionBatch:
     n_right: list[int]
 
     @classmethod
-    def of(cls, model: Model, stems: Sequence[Stem], indices: Sequence[int], n_right: Sequence[int]) -> QuestionBatch:
+    def of(
+        cls,
+        model: Model,
+        stems: Sequence[Stem],
+        indices: Sequence[int],
+        n_right: Sequence[int],
+        *,
+        share_prompts: bool = False,
+    ) -> QuestionBatch:
         """The rows of some questions.
 
         Args:
@@ -78,8 +103,9 @@ class QuestionBatch:
             stems: Of these questions.
             indices: Which questions they are.
             n_right: How many of each one's completions are right.
+            share_prompts: Whether completions may stand side by side after one prompt.
         """
-        rows: list[list[int]] = []
+        rows: list[Row] = []
         starts: list[int] = []
         after: list[int] = []
         along: list[list[int]] = []
@@ -87,25 +113,30 @@ class QuestionBatch:
         for stem in stems:
             after.append(n_read)
             along.append([])
-            for row in stem.rows or [[]]:
-                is_first = not along[-1]
-                rows.append([*stem.prompt, *row])
-                starts.append(len(stem.prompt) - is_first)
-                along[-1].append(n_read + is_first)
-                n_read += len(row) + is_first
-        lengths = [len(stem.prompt) for stem, starts_of_rows in zip(stems, along, strict=True) for _ in starts_of_rows]
-        tokens = PaddedTokens.of(model, rows, prompt_lengths=lengths)
+            for group in _groups(stem, share_prompts):
+                rows.append((stem.prompt, group))
+                starts.append(len(stem.prompt) - (not along[-1]))
+                for row in group or [[]]:
+                    is_first = not along[-1]
+                    along[-1].append(n_read + is_first)
+                    n_read += len(row) + is_first
+        tokens = branched_tokens(model, rows)
         columns = torch.arange(tokens.ids.shape[1], device=tokens.ids.device)
         where = tokens.mask & (columns >= torch.tensor(starts, device=tokens.ids.device)[:, None])
         return cls(list(indices), list(stems), tokens, where, after, along, list(n_right))
 
-    def predictions(self, logits: Float[Tensor, "n d_vocab"]) -> Predictions:
-        """Reads the predictions off the logits at `where`."""
+    def predictions(self, states: Float[Tensor, "n width"], unembedding: Unembedding) -> Predictions:
+        """Reads the predictions off.
+
+        Args:
+            states: What the unembedding reads at `where`, row after row.
+            unembedding: Makes logits of it.
+        """
         shape = len(self.stems), max(len(stem.completions) for stem in self.stems)
         scores, first = torch.full(shape, -torch.inf, dtype=torch.float64), torch.zeros(shape, dtype=torch.long)
         is_right, is_wrong = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
         n_tokens = torch.zeros(shape, dtype=torch.long)
-        found = summed(logits, self.stems, self.after, self.along)
+        found = summed(unembedding.parts(states), self.stems, self.after, self.along)
         sizes = [len(stem.completions) for stem in self.stems]
         for row, (stem, own, n_right) in enumerate(
             zip(self.stems, torch.split(found, sizes), self.n_right, strict=True)
@@ -115,8 +146,25 @@ class QuestionBatch:
             n_tokens[row, : len(own)] = torch.tensor(list(map(len, stem.completions)))
             is_right[row, :n_right] = True
             is_wrong[row, n_right : len(own)] = True
-        next_token = log_softmax(logits[torch.tensor(self.after, device=logits.device)]).cpu()
+        after = states[torch.tensor(self.after, device=states.device)]
+
+        def next_token() -> Tensor:
+            return torch.cat([log_softmax(part).cpu() for part in unembedding.parts(after)])
+
         return Predictions(next_token, first, scores, is_right, is_wrong, n_tokens)
+
+
+def _groups(stem: Stem, share_prompts: bool) -> list[list[list[int]]]:
+    """A question's rows, those that stand side by side together."""
+    groups: list[list[list[int]]] = []
+    room = 0
+    for row in stem.rows:
+        if not share_prompts or len(row) > room:
+            groups.append([])
+            room = TOKENS_IN_A_ROW - len(stem.prompt)
+        groups[-1].append(row)
+        room -= len(row)
+    return groups or [[]]
 
 
 def mean_lengths(batches: Sequence[QuestionBatch]) -> tuple[float, float]:
@@ -131,36 +179,66 @@ def mean_lengths(batches: Sequence[QuestionBatch]) -> tuple[float, float]:
     return fmean(right), fmean(wrong)
 
 
-def question_batches(model: Model, questions: Questions, batch_size: int) -> list[QuestionBatch]:
+def question_batches(
+    model: Model,
+    questions: Questions,
+    batch_size: int,
+    editors: Sequence[EditsModels | None] = (None,),
+    *,
+    share_prompts: bool = True,
+) -> list[QuestionBatch]:
     """All questions in batches, those of like length together, the longest first.
 
-    A batch holds at most `batch_size` rows of tokens and reads at most 2^25 logits, which bounds memory for any vocabulary. A
-    question is never split.
+    A batch holds at most `batch_size` rows of tokens, and fewer where their padding, residual streams, attention patterns or
+    next-token distributions would pass the limits above: memory is bounded for any text and vocabulary. A question is never
+    split.
 
     Args:
         model: A TransformerBridge with a tokenizer.
         questions: The questions.
         batch_size: Maximum of rows in a batch.
+        editors: Under which they are to be run; None is the unedited model.
+        share_prompts: Whether a question's answers may stand side by side in one row, where the model and the editors allow
+            it. It does not change the result, but for rounding.
 
     Raises:
         InputError: If `batch_size` is below 1, a completion comes out as no tokens, or one does not fit the context.
     """
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, and {batch_size} was given.")
-    stems = stems_of(model, questions)
-    lengths = [len(stem.prompt) + max(map(len, stem.completions)) for stem in stems]
+    stems, cfg = stems_of(model, questions), model.cfg
+    n_heads: int = getattr(cfg, "n_heads", 1)
+    if share_prompts:
+        groups = [(stem.prompt, group) for stem in stems for group in _groups(stem, True) if len(group) > 1]
+        longest = max(groups, key=lambda row: len(row[0]) + sum(map(len, row[1])), default=None)
+        share_prompts = longest is not None and may_branch(model, editors, longest)
+    rows = [_groups(stem, share_prompts) for stem in stems]
+    lengths = [
+        len(stem.prompt) + max(sum(map(len, group)) for group in own) for stem, own in zip(stems, rows, strict=True)
+    ]
     chunks: list[list[int]] = []
-    most = LOGITS_AT_ONCE // model.cfg.d_vocab
-    n_rows, n_read = batch_size, 0
+    n_rows, width, n_tokens = 0, 0, 0
     for index in sorted(range(len(stems)), key=lambda index: -lengths[index]):
-        rows = max(1, len(stems[index].rows))
-        read = 1 + sum(map(len, stems[index].rows))
-        if n_rows + rows > batch_size or n_read + read > most:
+        own = sum(len(stems[index].prompt) + sum(map(len, group)) for group in rows[index])
+        n_rows, width, n_tokens = n_rows + len(rows[index]), width or lengths[index], n_tokens + own
+        is_full = (
+            n_rows > batch_size
+            or n_rows * width - n_tokens > PADDING_TOKENS
+            or n_rows * width * 2 * cfg.n_layers * cfg.d_model > STREAM_VALUES
+            or n_rows * width**2 * n_heads > ATTENTION_VALUES
+            or (len(chunks[-1]) + 1 if chunks else 1) * cfg.d_vocab > NEXT_TOKEN_VALUES
+        )
+        if is_full or not chunks:
             chunks.append([])
-            n_rows = n_read = 0
+            n_rows, width, n_tokens = len(rows[index]), lengths[index], own
         chunks[-1].append(index)
-        n_rows, n_read = n_rows + rows, n_read + read
     return [
-        QuestionBatch.of(model, [stems[k] for k in chunk], chunk, [len(questions[k].right) for k in chunk])
+        QuestionBatch.of(
+            model,
+            [stems[k] for k in chunk],
+            chunk,
+            [len(questions[k].right) for k in chunk],
+            share_prompts=share_prompts,
+        )
         for chunk in chunks
     ]

@@ -92,7 +92,7 @@ def predictions(probabilities, completions):
             (right if is_right else wrong)[row, column] = True
     with np.errstate(divide="ignore"):
         next_token = torch.from_numpy(np.log(np.array(probabilities, dtype=np.float64)))
-    return Predictions(next_token, first, scores, right, wrong, 2 * (right | wrong).long())
+    return Predictions(lambda: next_token, first, scores, right, wrong, 2 * (right | wrong).long())
 
 
 UNEDITED = predictions(

@@ -32,14 +32,14 @@ def test_batches_change_nothing(llama, questions, editor, batch_size):
 def test_a_killed_measurement_goes_on_and_another_does_not_mix_with_it(llama, questions, editor, tmp_path):
     CALLS.clear()
     editors, effects = [None, editor], [Effect("counted", counted)]
-    options = {"batch_size": 2, "folder": tmp_path, "progress": False}
+    options = {"batch_size": 1, "folder": tmp_path, "progress": False}
     with pytest.raises(KeyboardInterrupt):
         measure(llama, questions, editors, effects, **options)
     resumed = measure(llama, questions, editors, effects, **options)
-    n_batches = len(question_batches(llama, questions, 2))
+    n_batches = len(question_batches(llama, questions, 1))
     assert n_batches > 2
     assert len(CALLS) == 3 + 2 * (n_batches - 1)  # the batch that was whole is not measured again
-    whole = measure(llama, questions, editors, effects, batch_size=2, progress=False)
+    whole = measure(llama, questions, editors, effects, batch_size=1, progress=False)
     assert torch.equal(resumed.values, whole.values)
     other = measure(llama, questions, [None, editor.scaled(0.5)], effects, **options)
     assert not torch.equal(other.values, whole.values)

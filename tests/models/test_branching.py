@@ -46,12 +46,17 @@ def full_run(model, editor, tokens):
         return logits_at(model, tokens, everywhere(tokens))
 
 
+def logits_of_runs(runs, tokens):
+    for index, states in runs.states(tokens, everywhere(tokens)):
+        yield index, runs.unembedding(index).logits(states)
+
+
 def assert_equal_to_full_runs(model, editors, side):
     tokens = PaddedTokens.of(model, ROWS, side, prompt_lengths=[4, 2, 1])
     before, seen = full_run(model, None, tokens), []
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # that blocks cannot be skipped would be a warning
-        for index, logits in BranchingRuns(model, editors).logits(tokens, everywhere(tokens)):
+        for index, logits in logits_of_runs(BranchingRuns(model, editors), tokens):
             seen.append(index)
             assert torch.equal(logits, full_run(model, editors[index], tokens))
     assert seen[0] == 0
@@ -82,25 +87,36 @@ def count_blocks(model, run):
     return counts
 
 
-def test_each_block_is_run_once_for_runs_that_are_alike_up_to_it(llama):
-    editor = make_editor(EVERY)
+def test_each_block_is_run_once_for_runs_that_are_alike_up_to_it():
+    llama, editor = build_bridge("llama"), make_editor(EVERY)
     tokens = PaddedTokens.of(llama, ROWS)
+    list(BranchingRuns(llama, [None]).states(tokens, everywhere(tokens)))  # what a model can do is tried once
     runs = BranchingRuns(llama, [None, *(editor.at_layers([layer]) for layer in range(N_LAYERS))])
-    assert count_blocks(llama, lambda: runs.logits(tokens, everywhere(tokens))) == [
+    assert count_blocks(llama, lambda: runs.states(tokens, everywhere(tokens))) == [
         2,
         3,
         4,
-    ]  # on the first batch, a full run to compare with
-    assert count_blocks(llama, lambda: runs.logits(tokens, everywhere(tokens))) == [1, 2, 3]
+    ]  # on the model's first batch, a full run to compare with
+    assert count_blocks(llama, lambda: runs.states(tokens, everywhere(tokens))) == [1, 2, 3]
     naive = BranchingRuns(llama, runs.editors, skips_blocks=False)
-    assert count_blocks(llama, lambda: naive.logits(tokens, everywhere(tokens))) == [4, 4, 4]
+    assert count_blocks(llama, lambda: naive.states(tokens, everywhere(tokens))) == [4, 4, 4]
+
+
+def test_a_model_is_checked_once_for_every_layer_to_start_from(monkeypatch):
+    llama, editor, full = build_bridge("llama"), make_editor(EVERY), []
+    tokens, full_run = PaddedTokens.of(llama, ROWS), BranchingRuns._full_run
+    monkeypatch.setattr(BranchingRuns, "_full_run", lambda *given: full.append(given[3]) or full_run(*given))
+    for number, layer in enumerate([1, 1, 2, 2, 1]):
+        for _ in range(2):
+            list(BranchingRuns(llama, [None, editor.at_layers([layer])]).states(tokens, everywhere(tokens)))
+        assert len(full) == (1 if number < 2 else 2)
 
 
 def test_a_users_own_hooks_still_act(llama):
     editor, tokens = make_editor(EVERY), PaddedTokens.of(llama, ROWS)
     views = [None, editor.at_layers([1]), editor.without_layers([1])]
     with llama.hooks(fwd_hooks=[("blocks.1.hook_resid_post", lambda tensor, hook: tensor * 1.5)]):
-        for index, logits in BranchingRuns(llama, views).logits(tokens, everywhere(tokens)):
+        for index, logits in logits_of_runs(BranchingRuns(llama, views), tokens):
             assert torch.equal(logits, full_run(llama, views[index], tokens))
 
 
@@ -119,7 +135,7 @@ def test_a_model_whose_blocks_cannot_be_skipped_is_run_in_full(monkeypatch):
     monkeypatch.setattr(type(first), "forward", forward)
     views = [None, editor.at_layers([1]), editor.at_layers([2])]
     with pytest.warns(SeaLensWarning, match="cannot be skipped"):
-        found = dict(BranchingRuns(model, views).logits(tokens, everywhere(tokens)))
+        found = dict(logits_of_runs(BranchingRuns(model, views), tokens))
     assert all(torch.equal(found[index], full_run(model, view, tokens)) for index, view in enumerate(views))
 
 
@@ -150,7 +166,7 @@ def test_blocks_that_return_tuples_are_run_in_full(monkeypatch):
     assert torch.equal(full_run(model, None, tokens), plain)
     views = [None, editor.at_layers([0]), editor.at_layers([1])]
     with pytest.warns(SeaLensWarning, match="cannot be skipped"):
-        found = dict(BranchingRuns(model, views).logits(tokens, everywhere(tokens)))
+        found = dict(logits_of_runs(BranchingRuns(model, views), tokens))
     assert sorted(found) == [0, 1, 2]
     assert all(torch.equal(found[index], full_run(model, view, tokens)) for index, view in enumerate(views))
     assert not any("forward" in vars(block) for block in model.blocks)
@@ -174,7 +190,7 @@ def test_blocks_that_need_a_later_one_than_was_skipped_first_are_run_in_full(mon
     monkeypatch.setattr(kind, "forward", forward)
     views = [None, *(editor.at_layers([layer]) for layer in EVERY)]
     with pytest.warns(SeaLensWarning, match="cannot be skipped"):
-        found = dict(BranchingRuns(model, views).logits(tokens, everywhere(tokens)))
+        found = dict(logits_of_runs(BranchingRuns(model, views), tokens))
     assert all(torch.equal(found[index], full_run(model, view, tokens)) for index, view in enumerate(views))
 
 
@@ -184,9 +200,9 @@ def test_activations_that_overflow_are_no_reason_to_run_in_full(llama):
     tokens, runs = PaddedTokens.of(llama, ROWS), BranchingRuns(llama, [None, editor])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = dict(runs.logits(tokens, everywhere(tokens)))
+        found = dict(logits_of_runs(runs, tokens))
     assert found[1].isnan().any()
-    assert count_blocks(llama, lambda: runs.logits(tokens, everywhere(tokens))) == [1, 1, 2]
+    assert count_blocks(llama, lambda: runs.states(tokens, everywhere(tokens))) == [1, 1, 2]
 
 
 @pytest.mark.parametrize("site", ["resid_post", "mlp_out"])
@@ -194,7 +210,7 @@ def test_an_error_in_a_resumed_run_leaves_the_model_whole(llama, site):
     editor, tokens = make_editor(EVERY, site), PaddedTokens.of(llama, ROWS)
     plain, runs = full_run(llama, None, tokens), BranchingRuns(llama, [None, editor.at_layers([2])])
     list(
-        runs.logits(tokens, everywhere(tokens))
+        runs.states(tokens, everywhere(tokens))
     )  # the check is done, and what fails now fails in a run that skips blocks
     calls = []
 
@@ -204,7 +220,7 @@ def test_an_error_in_a_resumed_run_leaves_the_model_whole(llama, site):
             raise KeyboardInterrupt
 
     with llama.hooks(fwd_hooks=[("unembed.hook_in", fail)]), pytest.raises(KeyboardInterrupt):
-        list(runs.logits(tokens, everywhere(tokens)))
+        list(runs.states(tokens, everywhere(tokens)))
     assert len(calls) == 2
     assert not any("forward" in vars(block) for block in llama.blocks)
     assert not any(point.fwd_hooks for point in llama.hook_dict.values())
@@ -214,7 +230,7 @@ def test_an_error_in_a_resumed_run_leaves_the_model_whole(llama, site):
 def test_an_error_inside_leaves_the_model_whole(llama):
     editor, tokens = make_editor(EVERY), PaddedTokens.of(llama, ROWS)
     plain = full_run(llama, None, tokens)
-    runs = BranchingRuns(llama, [None, editor.at_layers([2])]).logits(tokens, everywhere(tokens))
+    runs = BranchingRuns(llama, [None, editor.at_layers([2])]).states(tokens, everywhere(tokens))
     next(runs)
     runs.close()
     assert torch.equal(full_run(llama, None, tokens), plain)
@@ -227,7 +243,8 @@ def test_an_editor_that_mixes_tokens_is_run_row_by_row(llama):
     generator = torch.Generator().manual_seed(0)
     bases = [torch.linalg.qr(torch.randn(32, 2, generator=generator)).Q for _ in range(2)]
     tokens, views = PaddedTokens.of(llama, ROWS), [None, sl.Editor({1: PublishedEdit(*bases)})]
-    found = dict(BranchingRuns(llama, views).logits(tokens, tokens.mask))
+    runs = BranchingRuns(llama, views)
+    found = {index: runs.unembedding(index).logits(states) for index, states in runs.states(tokens, tokens.mask)}
     for index, view in enumerate(views):
         alone = [full_run(llama, view, PaddedTokens.of(llama, [row])) for row in ROWS]
         torch.testing.assert_close(found[index], torch.cat(alone))

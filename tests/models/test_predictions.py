@@ -8,7 +8,8 @@ from tokenizers import models
 from sea_lens import Questions
 from sea_lens.errors import InputError
 from sea_lens.models import predictions
-from sea_lens.models.hooks import logits_at
+from sea_lens.models.branching import Unembedding
+from sea_lens.models.hooks import states_at
 from sea_lens.models.log_probs import completion_log_probabilities
 from sea_lens.models.predictions import question_batches
 
@@ -25,7 +26,7 @@ def completions_of(question):
 
 @torch.no_grad()
 def predict(model, batch):
-    return batch.predictions(logits_at(model, batch.tokens, batch.where))
+    return batch.predictions(states_at(model, batch.tokens, batch.where), Unembedding(model))
 
 
 def by_question(model, questions, batch_size):
@@ -103,29 +104,51 @@ def test_predictions_do_not_depend_on_the_batch_or_the_order(llama, batch_size):
     ],
 )
 def test_a_question_costs_as_many_rows_as_it_has_beginnings(llama, right, wrong, rows):
-    (batch,) = question_batches(llama, Questions.from_lists(["ab "], [right], [wrong]), 1)
+    asked = Questions.from_lists(["ab "], [right], [wrong])
+    (batch,) = question_batches(llama, asked, 1, share_prompts=False)
     assert len(batch.tokens.ids) == rows
     expected = completion_log_probabilities(llama, [("ab ", text) for text in [*right, *wrong]])
     assert predict(llama, batch).log_probabilities[0].tolist() == pytest.approx(expected, abs=1e-5)
+    (batch,) = question_batches(llama, asked, 1)
+    assert len(batch.tokens.ids) == 1  # a tree of them
+    assert predict(llama, batch).log_probabilities[0].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("most", [12, 16, 512])
+def test_answers_that_do_not_fit_into_one_row_get_several(llama, monkeypatch, most):
+    monkeypatch.setattr(predictions, "TOKENS_IN_A_ROW", most)
+    found = by_question(llama, QUESTIONS, 4)
+    scores = [
+        completion_log_probabilities(llama, [(q.prompt, text) for text in completions_of(q)], share_prefix=False)
+        for q in QUESTIONS
+    ]
+    assert [each[2].tolist() for each in found] == [pytest.approx(own, abs=1e-5) for own in scores]
 
 
 def test_a_batch_has_so_many_rows_of_like_length_the_longest_first(llama):
     asked = Questions.from_lists(["a" * n for n in (3, 50, 4, 60, 5)], [["x"]] * 4 + [["xy", "za"]], [["y"]] * 5)
-    batches = question_batches(llama, asked, 2)
+    batches = question_batches(llama, asked, 2, share_prompts=False)
     assert [batch.indices for batch in batches] == [[3, 1], [4], [2, 0]]
     assert [len(batch.tokens.ids) for batch in batches] == [2, 2, 2]
     assert batches[2].tokens.ids.shape[1] < 10
 
 
-def test_a_batch_reads_so_many_logits_whatever_the_vocabulary(llama, monkeypatch):
-    """Memory is bounded by tokens: with a large vocabulary a batch has fewer questions than rows would allow."""
-    asked = Questions.from_lists(["a" * n for n in range(2, 8)], [["abcde"]] * 6, [["fgh"]] * 6)
-    monkeypatch.setattr(predictions, "LOGITS_AT_ONCE", 20 * llama.cfg.d_vocab)
+@pytest.mark.parametrize("limit", ["NEXT_TOKEN_VALUES", "STREAM_VALUES", "ATTENTION_VALUES"])
+def test_a_batch_is_bounded_whatever_the_vocabulary_and_the_texts(llama, monkeypatch, limit):
+    asked = Questions.from_lists(["a" * 6] * 6, [["abcde"]] * 6, [["fgh"]] * 6)
+    (batch,) = question_batches(llama, asked, 100)
+    length, cfg = batch.tokens.ids.shape[1], llama.cfg
+    one = {
+        "NEXT_TOKEN_VALUES": cfg.d_vocab,
+        "STREAM_VALUES": length * 2 * cfg.n_layers * cfg.d_model,
+        "ATTENTION_VALUES": length**2 * cfg.n_heads,
+    }
+    monkeypatch.setattr(predictions, limit, 2 * one[limit])
     batches = question_batches(llama, asked, 100)
-    assert [int(batch.where.sum()) for batch in batches] == [18] * 3  # each reads 1 + 5 + 3 positions
+    assert [batch.indices for batch in batches] == [[0, 1], [2, 3], [4, 5]]
     assert torch.cat([predict(llama, batch).n_tokens for batch in batches]).tolist() == [[6, 4]] * 6
-    monkeypatch.setattr(predictions, "LOGITS_AT_ONCE", 1)
-    assert [batch.indices for batch in question_batches(llama, asked, 100)] == [[5], [4], [3], [2], [1], [0]]
+    monkeypatch.setattr(predictions, limit, 1)
+    assert [batch.indices for batch in question_batches(llama, asked, 100)] == [[index] for index in range(6)]
 
 
 def test_questions_without_a_prompt_start_from_the_beginning_token(bridge):
