@@ -171,9 +171,10 @@ def ablate_layers(
     if damage:
         prompts = [question.prompt for question in questions]
         meter = DamageMeter.of(model, prompts, neutral_texts, batch_size=batch_size)
-        kls = {(): 0.0} | {tuple(chosen): meter.measure(editor.at_layers(chosen)).kl for chosen in sets if chosen}
-        table["kl"] = [kls[tuple(chosen)] for chosen in sets]
-        cost = meter.measure(editor)
+        chosen_sets = list(dict.fromkeys(tuple(chosen) for chosen in sets if chosen))
+        costs = dict(zip(chosen_sets, meter.measure_all([editor.at_layers(each) for each in chosen_sets]), strict=True))
+        table["kl"] = [costs[tuple(chosen)].kl if chosen else 0.0 for chosen in sets]
+        cost = costs[tuple(sites)]
         cost.warn()
     names = [
         " ".join([mode, ",".join(map(str, chosen))]).strip() for (mode, _, _), chosen in zip(rows, named, strict=True)

@@ -138,7 +138,7 @@ def select_layers(
             "held_out": confirmed.mean(1).tolist(),
             "held_out_low": low.tolist(),
             "held_out_high": high.tolist(),
-            "kl": [meter.measure(editor.at_layers(sites)).kl for sites in path],
+            "kl": [cost.kl for cost in meter.measure_all([editor.at_layers(sites) for sites in path])],
             "chosen": [step == stop for step in range(steps)],
         }
     )

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from sea_lens.arguments import check_arguments
 from sea_lens.errors import HookNeverFiredError, InputError, SeaLensWarning
-from sea_lens.models.branching import BranchingRuns
+from sea_lens.models.batches import length_sorted
+from sea_lens.models.branching import BranchingRuns, Unembedding
 from sea_lens.models.bridge import EditsModels, Model, check_is_model
-from sea_lens.models.hooks import logits_at
-from sea_lens.models.log_probs import kl, log_softmax, positions_at_once
+from sea_lens.models.hooks import states_at
+from sea_lens.models.log_probs import kl, log_softmax, logits_at_once, positions_at_once
 from sea_lens.models.passes import telling
 from sea_lens.models.prefixes import how_to_run
 from sea_lens.models.tokens import PaddedTokens, all_token_ids, check_context_length
 
 Rows = tuple[tuple[int, ...], ...]
 """Texts as token ids."""
-KEPT_PREDICTIONS = 2**24
-"""Logits that are kept for the next editor; more, as of a large vocabulary, are computed anew for each."""
+STATES_AT_ONCE = 2**25
+"""Values of what the unembedding reads that wait to become logits, and as many that are kept for the next editor: 128 MiB."""
 
 
 def kl_to_unedited(model: Model, texts: Sequence[str], editor: EditsModels, *, batch_size: int = 16) -> float:
@@ -130,16 +132,20 @@ class UneditedPredictions:
         batches = self._batches(batch_size)
         totals, edited = torch.zeros(3, dtype=torch.float64), False
         waiting: list[tuple[Rows, Tensor]] = []
+        plain, after = Unembedding(self.model), BranchingRuns(self.model, [editor]).unembedding(0)
         for batch in batches:
             waiting.append((batch, self._unedited(batch)))
-            if batch is batches[-1] or sum(plain.numel() for _, plain in waiting) >= KEPT_PREDICTIONS:
+            if batch is batches[-1] or sum(states.numel() for _, states in waiting) >= STATES_AT_ONCE:
+                others = None
                 # Attached once for all that wait, and not for each: some texts may be too short to be edited.
                 with suppress(HookNeverFiredError):
                     with telling(self.model, prompt_length), editor.attached(self.model):
-                        there = [self._compared(plain, self._logits(each), each) for each, plain in waiting]
-                    totals, edited, waiting = sum(there, totals), True, []
-                # Left here: no token was edited, so both models are one.
-                totals = sum((self._alike(*each) for each in waiting), totals)
+                        there = [self._states(each) for each, _ in waiting]
+                    others, edited = there, True
+                for number, (each, states) in enumerate(waiting):
+                    # If no token was edited, both models are one.
+                    other = (plain, states) if others is None else (after, others[number])
+                    totals += _compared(each, (plain, states), [other])[0]
                 waiting = []
         if not edited:
             warnings.warn(
@@ -169,17 +175,32 @@ class UneditedPredictions:
             edited = torch.zeros(len(local), dtype=torch.bool)
             runs = BranchingRuns(self.model, [None, *(editors[index] for index in local)])
             for batch in self._batches(batch_size):
-                plain: Tensor | None = None
-                for number, logits in runs.logits(*self._places(batch)):
-                    if plain is None:
-                        plain = logits
-                        continue
-                    totals[number - 1] += self._compared(plain, logits, batch)
-                    edited[number - 1] |= not torch.equal(plain, logits)
-            # One that changed no logit may have edited none: it is looked at by itself.
+                for plain, waiting in self._under_all(runs, batch):
+                    numbers = [number - 1 for number, _ in waiting]
+                    others = [(runs.unembedding(number), states) for number, states in waiting]
+                    totals[numbers] += _compared(batch, (runs.unembedding(0), plain), others)
+                    edited[numbers] |= torch.tensor(
+                        [bool(after.hooks) or not torch.equal(plain, states) for after, states in others]
+                    )
+            # One that changed no state may have edited none: it is looked at by itself.
             rows = zip(local, totals, edited.tolist(), strict=True)
             found = {index: self._mean(total, True) for index, total, did in rows if did}
         return [found[i] if i in found else self.divergence_to(each) for i, each in enumerate(editors)]
+
+    def _under_all(self, runs: BranchingRuns, batch: Rows) -> Iterator[tuple[Tensor, list[tuple[int, Tensor]]]]:
+        """States of the unedited model, with those under some of the editors, by number: as many as may wait together."""
+        plain: Tensor | None = None
+        waiting: list[tuple[int, Tensor]] = []
+        for number, states in runs.states(*self._places(batch)):
+            if plain is None:
+                plain = states
+                continue
+            waiting.append((number, states))
+            if len(waiting) * plain.numel() >= STATES_AT_ONCE:
+                yield plain, waiting
+                waiting = []
+        if waiting and plain is not None:
+            yield plain, waiting
 
     def _mean(self, totals: Tensor, edited: bool) -> Divergence:
         tokens = sum(len(row) - 1 for row in self.rows)
@@ -187,46 +208,19 @@ class UneditedPredictions:
         return Divergence(tokens, kl, plain, other, edited)
 
     def _batches(self, batch_size: int) -> list[Rows]:
-        """Texts in order, as many together as `batch_size` and `KEPT_PREDICTIONS` allow."""
-        batches: list[list[tuple[int, ...]]] = []
-        n_values = 0
-        for row in self.rows:
-            needed = (len(row) - 1) * self.model.cfg.d_vocab
-            if not batches or len(batches[-1]) == batch_size or n_values + needed > KEPT_PREDICTIONS:
-                batches.append([])
-                n_values = 0
-            batches[-1].append(row)
-            n_values += needed
-        return [tuple(batch) for batch in batches]
+        batches = length_sorted(self.model, [[len(row)] for row in self.rows], batch_size)
+        return [tuple(self.rows[number] for number in batch) for batch in batches]
 
     def _unedited(self, batch: Rows) -> Tensor:
         found = self._kept.get(batch)
         if found is None:
-            found = self._logits(batch)
-            if found.numel() + sum(kept.numel() for kept in self._kept.values()) <= KEPT_PREDICTIONS:
+            found = self._states(batch)
+            if found.numel() + sum(kept.numel() for kept in self._kept.values()) <= STATES_AT_ONCE:
                 self._kept[batch] = found
         return found
 
-    def _compared(self, unedited: Tensor, edited: Tensor, batch: Rows) -> Tensor:
-        """KL and both negative log-likelihoods, summed over tokens."""
-        said, found = _next_tokens(batch).to(unedited.device), torch.zeros(3, dtype=torch.float64)
-        columns = (unedited, edited, said)
-        step = positions_at_once(unedited.shape[1])
-        for plain, other, ids in zip(*(torch.split(each, step) for each in columns), strict=True):
-            before, after = log_softmax(plain), log_softmax(other)
-            sums = kl(before, after).sum(), _nll(before, ids), _nll(after, ids)
-            found += torch.stack(sums).double().cpu()
-        return found
-
-    def _alike(self, batch: Rows, unedited: Tensor) -> Tensor:
-        step, said = positions_at_once(unedited.shape[1]), _next_tokens(batch).to(unedited.device)
-        parts = zip(torch.split(unedited, step), torch.split(said, step), strict=True)
-        zero = torch.zeros((), dtype=torch.float64)
-        nll = sum((_nll(log_softmax(plain), ids).double().cpu() for plain, ids in parts), zero)
-        return torch.stack([torch.zeros_like(nll), nll, nll])
-
-    def _logits(self, batch: Rows) -> Tensor:
-        return logits_at(self.model, *self._places(batch))
+    def _states(self, batch: Rows) -> Tensor:
+        return states_at(self.model, *self._places(batch))
 
     def _places(self, batch: Rows) -> tuple[PaddedTokens, Tensor]:
         """A batch, and all of its tokens but each text's last, which nothing follows."""
@@ -237,8 +231,28 @@ class UneditedPredictions:
         return tokens, where
 
 
-def _next_tokens(batch: Rows) -> Tensor:
-    return torch.tensor([token for row in batch for token in row[1:]])
+Predictor = tuple[Unembedding, Tensor]
+"""What makes logits, and what it makes them of."""
+
+
+def _compared(batch: Rows, unedited: Predictor, edited: Sequence[Predictor]) -> Float[Tensor, "editors 3"]:
+    """KL and both negative log-likelihoods, summed over tokens, for some edited models."""
+    (before, states), found = unedited, torch.zeros(len(edited), 3, dtype=torch.float64)
+    said = torch.tensor([token for row in batch for token in row[1:]], device=states.device)
+    for some in torch.split(torch.arange(len(said)), logits_at_once(before.model.cfg.d_vocab)):
+        here = slice(int(some[0]), int(some[-1]) + 1)
+        plain = before.logits(states[here])
+        for number, (after, others) in enumerate(edited):
+            other = plain if others is states else after.logits(others[here])
+            columns, step = (plain, other, said[here].to(plain.device)), positions_at_once(plain.shape[1])
+            for one, two, ids in zip(*(torch.split(each, step) for each in columns), strict=True):
+                found[number] += _sums(one, two, ids)
+    return found
+
+
+def _sums(unedited: Tensor, edited: Tensor, said: Tensor) -> Float[Tensor, " 3"]:
+    before, after = log_softmax(unedited), log_softmax(edited)
+    return torch.stack([kl(before, after).sum(), _nll(before, said), _nll(after, said)]).double().cpu()
 
 
 def _nll(log_probabilities: Tensor, said: Tensor) -> Tensor:

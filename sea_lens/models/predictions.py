@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sea_lens.data.questions import Questions
 from sea_lens.errors import InputError
+from sea_lens.models.batches import length_sorted
 from sea_lens.models.branching import Unembedding
 from sea_lens.models.bridge import EditsModels, Model
 from sea_lens.models.log_probs import log_softmax, summed
@@ -25,12 +26,6 @@ from sea_lens.models.trees import Row, branched_tokens, may_branch
 
 TOKENS_IN_A_ROW = 512
 """Tokens of a prompt and answers side by side; a prompt with one answer may have more."""
-PADDING_TOKENS = 64
-"""Tokens of padding above which a batch ends: a pass of its own costs less, in which weights are read once more."""
-STREAM_VALUES = 2**27
-"""Values of a batch's residual streams, each layer's twice, as runs that share blocks keep them: 512 MiB in float32."""
-ATTENTION_VALUES = 2**25
-"""Values of one layer's attention patterns in a batch, 128 MiB in float32."""
 NEXT_TOKEN_VALUES = 2**22
 """Values of the next-token distributions of a batch's questions, 32 MiB in float64."""
 
@@ -189,9 +184,8 @@ def question_batches(
 ) -> list[QuestionBatch]:
     """All questions in batches, those of like length together, the longest first.
 
-    A batch holds at most `batch_size` rows of tokens, and fewer where their padding, residual streams, attention patterns or
-    next-token distributions would pass the limits above: memory is bounded for any text and vocabulary. A question is never
-    split.
+    A batch holds at most `batch_size` rows of tokens, and fewer where padding or memory would pass the limits of
+    `length_sorted`, or the next-token distributions that above. A question is never split.
 
     Args:
         model: A TransformerBridge with a tokenizer.
@@ -206,32 +200,13 @@ def question_batches(
     """
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, and {batch_size} was given.")
-    stems, cfg = stems_of(model, questions), model.cfg
-    n_heads: int = getattr(cfg, "n_heads", 1)
+    stems = stems_of(model, questions)
     if share_prompts:
         groups = [(stem.prompt, group) for stem in stems for group in _groups(stem, True) if len(group) > 1]
         longest = max(groups, key=lambda row: len(row[0]) + sum(map(len, row[1])), default=None)
         share_prompts = longest is not None and may_branch(model, editors, longest)
-    rows = [_groups(stem, share_prompts) for stem in stems]
-    lengths = [
-        len(stem.prompt) + max(sum(map(len, group)) for group in own) for stem, own in zip(stems, rows, strict=True)
-    ]
-    chunks: list[list[int]] = []
-    n_rows, width, n_tokens = 0, 0, 0
-    for index in sorted(range(len(stems)), key=lambda index: -lengths[index]):
-        own = sum(len(stems[index].prompt) + sum(map(len, group)) for group in rows[index])
-        n_rows, width, n_tokens = n_rows + len(rows[index]), width or lengths[index], n_tokens + own
-        is_full = (
-            n_rows > batch_size
-            or n_rows * width - n_tokens > PADDING_TOKENS
-            or n_rows * width * 2 * cfg.n_layers * cfg.d_model > STREAM_VALUES
-            or n_rows * width**2 * n_heads > ATTENTION_VALUES
-            or (len(chunks[-1]) + 1 if chunks else 1) * cfg.d_vocab > NEXT_TOKEN_VALUES
-        )
-        if is_full or not chunks:
-            chunks.append([])
-            n_rows, width, n_tokens = len(rows[index]), lengths[index], own
-        chunks[-1].append(index)
+    lengths = [[len(stem.prompt) + sum(map(len, group)) for group in _groups(stem, share_prompts)] for stem in stems]
+    chunks = length_sorted(model, lengths, batch_size, max(1, NEXT_TOKEN_VALUES // model.cfg.d_vocab))
     return [
         QuestionBatch.of(
             model,

@@ -23,6 +23,7 @@ from sea_lens import (
     neutral_texts,
 )
 from sea_lens.errors import InputError
+from sea_lens.models.branching import BranchingRuns, Unembedding
 from sea_lens.models.damage import TOKENS_PER_TEXT, repetition
 from tests.models.test_divergence import kl_by_hand
 
@@ -156,7 +157,9 @@ def test_an_infinite_kl_stays_infinite_and_is_broken(llama):
         return tensor
 
     whole = found.measure(make_editor(strength=0.0))  # keeps the unedited model's predictions
-    with llama.hooks(fwd_hooks=[("unembed.hook_out", rule_out)]):
+    with pytest.MonkeyPatch.context() as patched:
+        after = Unembedding(llama, [("unembed.hook_out", rule_out)])
+        patched.setattr(BranchingRuns, "unembedding", lambda *_: after)  # as of an editor that acts on logits
         broken = found.measure(make_editor())
     assert whole.kl == 0
     assert broken.is_broken

@@ -6,7 +6,7 @@ from statistics import fmean
 
 import pytest
 import torch
-from conftest import Passes, make_editor
+from conftest import make_editor
 
 from sea_lens import SeaLensWarning, kl_to_unedited
 from sea_lens.errors import InputError
@@ -89,12 +89,14 @@ def test_impossible_texts_are_named(llama):
 
 
 @pytest.mark.parametrize("kept", [0, 2**25])
-def test_the_unedited_model_is_run_once_for_all_editors_where_its_predictions_fit(llama, monkeypatch, kept):
-    monkeypatch.setattr(divergence, "KEPT_PREDICTIONS", kept)
+def test_the_unedited_model_is_run_once_for_all_editors_where_its_states_fit(llama, monkeypatch, kept):
+    monkeypatch.setattr(divergence, "STATES_AT_ONCE", kept)
+    ran, states = [], UneditedPredictions._states
+    monkeypatch.setattr(UneditedPredictions, "_states", lambda *given: ran.append(given[1]) or states(*given))
     editors = [make_editor(strength=strength) for strength in (0.1, 0.5, 1.0)]
     predictions = UneditedPredictions.of(llama, TEXTS, batch_size=64)
-    with Passes(llama) as passes, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = [predictions.kl_to(one) for one in editors]
-    assert passes.n == (4 if kept else 6 * len(TEXTS))  # a text by itself where nothing fits
+    assert len(ran) == (4 if kept else 6) * len(set(ran))
     assert found == [kl_to_unedited(llama, TEXTS, one, batch_size=64) for one in editors]

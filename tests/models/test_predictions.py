@@ -5,6 +5,7 @@ import torch
 from conftest import build_bridge, byte_tokenizer, make_editor
 from tokenizers import models
 
+import sea_lens.models.batches
 from sea_lens import Questions
 from sea_lens.errors import InputError
 from sea_lens.models import predictions
@@ -143,11 +144,12 @@ def test_a_batch_is_bounded_whatever_the_vocabulary_and_the_texts(llama, monkeyp
         "STREAM_VALUES": length * 2 * cfg.n_layers * cfg.d_model,
         "ATTENTION_VALUES": length**2 * cfg.n_heads,
     }
-    monkeypatch.setattr(predictions, limit, 2 * one[limit])
+    module = predictions if limit == "NEXT_TOKEN_VALUES" else sea_lens.models.batches
+    monkeypatch.setattr(module, limit, 2 * one[limit])
     batches = question_batches(llama, asked, 100)
     assert [batch.indices for batch in batches] == [[0, 1], [2, 3], [4, 5]]
     assert torch.cat([predict(llama, batch).n_tokens for batch in batches]).tolist() == [[6, 4]] * 6
-    monkeypatch.setattr(predictions, limit, 1)
+    monkeypatch.setattr(module, limit, 1)
     assert [batch.indices for batch in question_batches(llama, asked, 100)] == [[index] for index in range(6)]
 
 
