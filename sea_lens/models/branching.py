@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sea_lens.cache import digest
 from sea_lens.errors import InputError, SeaLensWarning
+from sea_lens.models.branched_tokens import BranchedTokens, are_run_alone
 from sea_lens.models.bridge import EditsModels, FwdHook, Model
 from sea_lens.models.hooks import foreign_hooks, logits_of, states_at
 from sea_lens.models.log_probs import logits_at_once
@@ -27,7 +28,6 @@ from sea_lens.models.passes import telling
 from sea_lens.models.sites import Site
 from sea_lens.models.skipping import Start, starting_after
 from sea_lens.models.tokens import PaddedTokens
-from sea_lens.models.trees import are_run_alone
 
 Stream = Float[Tensor, "batch pos d_model"]
 States = Float[Tensor, "n width"]
@@ -112,7 +112,8 @@ class BranchingRuns:
         left, longest = list(range(len(self.editors))), int(tokens.mask.sum(1).max())
         # Where one editor's rows have to be run alone, all are: runs are compared with each other.
         alone = are_run_alone(self.model, self.editors, longest)
-        with telling(self.model, tokens.prompt_lengths):
+        positions = tokens.positions if isinstance(tokens, BranchedTokens) else None
+        with telling(self.model, tokens.prompt_lengths, positions):
             if (
                 self.skips_blocks
                 and self._exact != [False]

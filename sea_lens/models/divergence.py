@@ -244,7 +244,7 @@ def _compared(batch: Rows, unedited: Predictor, edited: Sequence[Predictor]) -> 
         plain = before.logits(states[here])
         for number, (after, others) in enumerate(edited):
             other = plain if others is states else after.logits(others[here])
-            columns, step = (plain, other, said[here].to(plain.device)), positions_at_once(plain.shape[1])
+            columns, step = (plain, other, said[here].to(plain.device)), positions_at_once(plain.shape[1], plain.device)
             for one, two, ids in zip(*(torch.split(each, step) for each in columns), strict=True):
                 found[number] += _sums(one, two, ids)
     return found

@@ -9,7 +9,7 @@ positions that are scored become logits, and their normalizers are sums in float
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -30,14 +30,22 @@ from sea_lens.models.tokens import PaddedTokens, Stem, stems_of, tokenized_answe
 from sea_lens.models.trees import PaddedTrees, TokenTree, can_branch, run_trees
 
 POSITIONS_AT_ONCE = 256
+LOGITS_AT_ONCE = 2**24
+"""Logits that are in memory together, 64 MiB in float32; those of one position may be more."""
 VALUES_AT_ONCE = 2**24
-"""Positions, and values of their float64 distributions (128 MiB), that are in memory together at most."""
+"""Values of float64 distributions (128 MiB) that are in the memory of an accelerator together."""
 VALUES_IN_CACHE = 2**20
 """Values whose float64 copies (8 MiB) a CPU sums up while they are near: a third of the time that more at once take."""
 
 
-def positions_at_once(d_vocab: int, values: int = VALUES_AT_ONCE) -> int:
-    """Positions whose float64 distributions are in memory together."""
+def logits_at_once(d_vocab: int) -> int:
+    """Positions whose logits are in memory together."""
+    return max(1, LOGITS_AT_ONCE // d_vocab)
+
+
+def positions_at_once(d_vocab: int, device: torch.device | None = None) -> int:
+    """Positions whose float64 distributions are worked on together; on the CPU for no device."""
+    values = VALUES_IN_CACHE if device is None or device.type == "cpu" else VALUES_AT_ONCE
     return max(1, min(POSITIONS_AT_ONCE, values // d_vocab))
 
 
@@ -58,20 +66,27 @@ def kl(log_p: Float[Tensor, "*batch d_vocab"], log_q: Float[Tensor, "*batch d_vo
 
 
 def log_probs_of(
-    logits: Float[Tensor, "n d_vocab"], places: Sequence[int], ids: Sequence[int]
+    logits: Float[Tensor, "n d_vocab"] | Iterable[Float[Tensor, "part d_vocab"]],
+    places: Sequence[int],
+    ids: Sequence[int],
 ) -> Float[Tensor, " tokens"]:
     """Log-probabilities of tokens, in float64 on the CPU.
 
     Args:
-        logits: Of some positions.
+        logits: Of some positions; or part after part of them.
         places: By token, which row of the logits predicts it.
         ids: The tokens.
     """
-    device, precise = logits.device, precise_dtype(logits.device)
-    where, said = (torch.tensor(each, dtype=torch.long, device=device) for each in (places, ids))
-    step = positions_at_once(logits.shape[1], VALUES_IN_CACHE if device.type == "cpu" else VALUES_AT_ONCE)
-    norms = torch.cat([part.to(precise).logsumexp(-1) for part in torch.split(logits, step)])
-    return (logits[where, said].to(precise) - norms[where]).double().cpu()
+    where, said = (torch.tensor(each, dtype=torch.long) for each in (places, ids))
+    found, start = torch.empty(len(where), dtype=torch.float64), 0
+    for part in [logits] if isinstance(logits, Tensor) else logits:
+        precise, inside = precise_dtype(part.device), (where >= start) & (where < start + len(part))
+        rows, columns = (where[inside] - start).to(part.device), said[inside].to(part.device)
+        step = positions_at_once(part.shape[1], part.device)
+        norms = torch.cat([few.to(precise).logsumexp(-1) for few in torch.split(part, step)])
+        found[inside] = (part[rows, columns].to(precise) - norms[rows]).double().cpu()
+        start += len(part)
+    return found
 
 
 def summed(
@@ -93,11 +108,13 @@ def summed(
             if len(completion) > 1:
                 start = starts[stem.row_of(completion)]
                 places += range(start, start + len(completion) - 1)
-    return _summed(logits, places, completions)
+    return summed_at(logits, places, completions)
 
 
-def _summed(
-    logits: Float[Tensor, "n d_vocab"], places: Sequence[int], completions: Sequence[Sequence[int]]
+def summed_at(
+    logits: Float[Tensor, "n d_vocab"] | Iterable[Float[Tensor, "part d_vocab"]],
+    places: Sequence[int],
+    completions: Sequence[Sequence[int]],
 ) -> Float[Tensor, " completions"]:
     """The same, from which of the logits predicts each token of the completions."""
     found = log_probs_of(logits, places, list(chain.from_iterable(completions)))
@@ -322,7 +339,7 @@ def _score_trees(prefix: CachedPrefix, batch: Sequence[Stem], batch_size: int) -
         for path in tree.paths:
             places += [read + place - head for place in path[head:]]
         read += len(tree) - head
-    return _summed(logits, places, [completion for stem in batch for completion in stem.completions])
+    return summed_at(logits, places, [completion for stem in batch for completion in stem.completions])
 
 
 def _score_shared(prefix: CachedPrefix, batch: Sequence[Stem], batch_size: int) -> Float[Tensor, " completions"]:

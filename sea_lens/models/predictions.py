@@ -18,11 +18,12 @@ from torch import Tensor
 from sea_lens.data.questions import Questions
 from sea_lens.errors import InputError
 from sea_lens.models.batches import length_sorted
+from sea_lens.models.branched_tokens import branched_tokens, may_branch
 from sea_lens.models.branching import Unembedding
 from sea_lens.models.bridge import EditsModels, Model
-from sea_lens.models.log_probs import log_softmax, summed
+from sea_lens.models.log_probs import log_softmax, summed_at
 from sea_lens.models.tokens import PaddedTokens, Stem, stems_of
-from sea_lens.models.trees import Row, branched_tokens, may_branch
+from sea_lens.models.trees import TokenTree
 
 TOKENS_IN_A_ROW = 512
 """Tokens of a prompt and answers side by side; a prompt with one answer may have more."""
@@ -69,7 +70,7 @@ class QuestionBatch:
         tokens: The rows, padded.
         where: The positions that are read.
         after: By question, which of these positions is its prompt's last.
-        along: By question and row, which is the first behind the prompt.
+        places: By token of each completion, question after question, which predicts it.
         n_right: By question.
     """
 
@@ -78,7 +79,7 @@ class QuestionBatch:
     tokens: PaddedTokens
     where: Bool[Tensor, "rows pos"]
     after: list[int]
-    along: list[list[int]]
+    places: list[int]
     n_right: list[int]
 
     @classmethod
@@ -88,8 +89,7 @@ class QuestionBatch:
         stems: Sequence[Stem],
         indices: Sequence[int],
         n_right: Sequence[int],
-        *,
-        share_prompts: bool = False,
+        trees: Sequence[Sequence[TokenTree]],
     ) -> QuestionBatch:
         """The rows of some questions.
 
@@ -98,27 +98,31 @@ class QuestionBatch:
             stems: Of these questions.
             indices: Which questions they are.
             n_right: How many of each one's completions are right.
-            share_prompts: Whether completions may stand side by side after one prompt.
+            trees: By question, its rows of tokens.
         """
-        rows: list[Row] = []
-        starts: list[int] = []
+        chosen: list[list[int]] = []  # by row, the places that are read
         after: list[int] = []
-        along: list[list[int]] = []
+        places: list[int] = []
         n_read = 0
-        for stem in stems:
+        for stem, own in zip(stems, trees, strict=True):
+            head = len(stem.prompt) - 1  # trunks do not branch
             after.append(n_read)
-            along.append([])
-            for group in _groups(stem, share_prompts):
-                rows.append((stem.prompt, group))
-                starts.append(len(stem.prompt) - (not along[-1]))
-                for row in group or [[]]:
-                    is_first = not along[-1]
-                    along[-1].append(n_read + is_first)
-                    n_read += len(row) + is_first
-        tokens = branched_tokens(model, rows)
-        columns = torch.arange(tokens.ids.shape[1], device=tokens.ids.device)
-        where = tokens.mask & (columns >= torch.tensor(starts, device=tokens.ids.device)[:, None])
-        return cls(list(indices), list(stems), tokens, where, after, along, list(n_right))
+            paths: list[list[int]] = []  # by row of the stem, the numbers of what is read along it
+            for tree in own:
+                start = head + bool(paths)
+                chosen.append(list(range(start, len(tree))))
+                for path in tree.paths:
+                    paths.append([after[-1], *(n_read + place - start for place in path[head + 1 :])])
+                n_read += len(chosen[-1])
+            for completion in stem.completions:
+                path = paths[stem.row_of(completion) if stem.rows else 0]
+                places += path[: len(completion)]
+        lengths = [len(stem.prompt) for stem, own in zip(stems, trees, strict=True) for _ in own]
+        tokens = branched_tokens(model, [tree for own in trees for tree in own], lengths)
+        where = torch.zeros_like(tokens.mask)
+        for number, read in enumerate(chosen):
+            where[number, read] = True
+        return cls(list(indices), list(stems), tokens, where, after, places, list(n_right))
 
     def predictions(self, states: Float[Tensor, "n width"], unembedding: Unembedding) -> Predictions:
         """Reads the predictions off.
@@ -131,7 +135,8 @@ class QuestionBatch:
         scores, first = torch.full(shape, -torch.inf, dtype=torch.float64), torch.zeros(shape, dtype=torch.long)
         is_right, is_wrong = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
         n_tokens = torch.zeros(shape, dtype=torch.long)
-        found = summed(unembedding.parts(states), self.stems, self.after, self.along)
+        completions = [completion for stem in self.stems for completion in stem.completions]
+        found = summed_at(unembedding.parts(states), self.places, completions)
         sizes = [len(stem.completions) for stem in self.stems]
         for row, (stem, own, n_right) in enumerate(
             zip(self.stems, torch.split(found, sizes), self.n_right, strict=True)
@@ -149,17 +154,17 @@ class QuestionBatch:
         return Predictions(next_token, first, scores, is_right, is_wrong, n_tokens)
 
 
-def _groups(stem: Stem, share_prompts: bool) -> list[list[list[int]]]:
-    """A question's rows, those that stand side by side together."""
+def _trees(stem: Stem, share_prompts: bool) -> list[TokenTree]:
+    """A question's rows: the prompt with every completion, or with as many as have room side by side."""
     groups: list[list[list[int]]] = []
     room = 0
-    for row in stem.rows:
-        if not share_prompts or len(row) > room:
+    for row in stem.rows or [[]]:
+        if not groups or not share_prompts or len(row) > room:
             groups.append([])
             room = TOKENS_IN_A_ROW - len(stem.prompt)
-        groups[-1].append(row)
+        groups[-1].append([*stem.prompt, *row])
         room -= len(row)
-    return groups or [[]]
+    return [TokenTree.of(group) for group in groups]
 
 
 def mean_lengths(batches: Sequence[QuestionBatch]) -> tuple[float, float]:
@@ -201,11 +206,11 @@ def question_batches(
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, and {batch_size} was given.")
     stems = stems_of(model, questions)
-    if share_prompts:
-        groups = [(stem.prompt, group) for stem in stems for group in _groups(stem, True) if len(group) > 1]
-        longest = max(groups, key=lambda row: len(row[0]) + sum(map(len, row[1])), default=None)
-        share_prompts = longest is not None and may_branch(model, editors, longest)
-    lengths = [[len(stem.prompt) + sum(map(len, group)) for group in _groups(stem, share_prompts)] for stem in stems]
+    trees = [_trees(stem, share_prompts) for stem in stems]
+    longest = max((len(tree) for own in trees for tree in own if len(tree.paths) > 1), default=0)
+    if longest and not may_branch(model, editors, longest):
+        trees = [_trees(stem, False) for stem in stems]
+    lengths = [list(map(len, own)) for own in trees]
     chunks = length_sorted(model, lengths, batch_size, max(1, NEXT_TOKEN_VALUES // model.cfg.d_vocab))
     return [
         QuestionBatch.of(
@@ -213,7 +218,7 @@ def question_batches(
             [stems[k] for k in chunk],
             chunk,
             [len(questions[k].right) for k in chunk],
-            share_prompts=share_prompts,
+            [trees[k] for k in chunk],
         )
         for chunk in chunks
     ]
