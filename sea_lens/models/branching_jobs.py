@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sea_lens.errors import InputError, ModelMismatchError, SeaLensWarning
-from sea_lens.models.branching import BranchingRuns, Stream
+from sea_lens.models.branching import BranchingRuns
 from sea_lens.models.bridge import FwdHook
 from sea_lens.models.hooks import foreign_hooks
 from sea_lens.models.prefixes import KeyValueCache
@@ -42,7 +42,7 @@ class _Start:
     """
 
     layer: int
-    streams: list[Stream]
+    streams: list[Tensor]
     index: int
 
 
@@ -61,7 +61,11 @@ def branched(runs: BranchingRuns, job: Callable[[], T], same: Callable[[T, T], b
     """
     left = list(range(len(runs.editors)))
     shared = [index for index in left if (editor := runs.editors[index]) is None or editor.token_local]
-    if shared and runs.skips_blocks and _SKIPS.get(runs.model.original_model, True):
+    wrapped = runs.model.original_model
+    if len(shared) > 1 and runs.skips_blocks and _SKIPS.get(wrapped, True):
+        if wrapped not in _SKIPS:
+            with torch.no_grad():
+                job()  # what it tries once per model is not among the passes that editors share
         for index, found in _shared(runs, job, same, shared):
             left.remove(index)
             yield index, found
@@ -118,7 +122,7 @@ def _branch(
         acts = runs._acts(index, layer)
         inside = acts[0] != runs._acts(main, layer)[0]  # then the block itself is run again
         apart.setdefault((layer - inside, acts), []).append(index)
-    streams: dict[int, list[Stream]] = {layer: [] for layer, _ in apart if layer not in (-1, first - 1)}
+    streams: dict[int, list[Tensor]] = {layer: [] for layer, _ in apart if layer not in (-1, first - 1)}
     hooks: list[FwdHook] = [(Site(layer).hook_name, _keep(kept)) for layer, kept in sorted(streams.items())]
     # After those that keep a stream, which must see it unedited.
     hooks += [hook for site, hook in runs._hooks[main] if site.layer is None or site.layer >= first]
@@ -133,7 +137,7 @@ def _branch(
         yield from _branch(runs, job, group, begins)
 
 
-def _keep(kept: list[Stream]) -> Callable[..., None]:
+def _keep(kept: list[Tensor]) -> Callable[..., None]:
     def hook(tensor: Tensor, hook: object) -> None:
         kept.append(tensor)
 
