@@ -92,6 +92,14 @@ class CachedPrefix:
         with telling(self.model, self.length or None if tokens.prompt_lengths is None else tokens.prompt_lengths):
             return self._run(tokens, tokens.mask if where is None else where, stop_at_layer, options)
 
+    def repeated(self, rows: int) -> KeyValueCache | None:
+        """A copy of the beginning's cache for a number of rows; the model may append to it."""
+        if self.cache is None:
+            return None
+        cache = copy.deepcopy(self.cache)
+        cache.batch_select_indices(torch.zeros(rows, dtype=torch.long))
+        return cache
+
     def _run(
         self, tokens: PaddedTokens, where: Tensor, stop_at_layer: int | None, options: dict[str, Any]
     ) -> Float[Tensor, "n d_vocab"]:
