@@ -4,12 +4,11 @@ import torch
 from scipy.linalg import subspace_angles
 
 from sea_lens.errors import InputError
+from sea_lens.methods.sea.projectors import difference_of_projectors, principal_angles
 from sea_lens.methods.sea.spectral import (
     CrossCovariance,
     RunningCrossCovariance,
-    difference_of_projectors,
     effective_rank,
-    principal_angles,
     rank_explaining,
 )
 
@@ -153,6 +152,18 @@ def test_the_compact_form_is_the_difference_and_its_eigenvalues_are_sines_of_ang
     sines = sines[sines > 1e-7]  # scipy's zero angles are a little more
     alone = [np.sign(k_positive - k_negative)] * abs(k_positive - k_negative)
     np.testing.assert_allclose(lam, sorted([*sines, *-sines, *alone], reverse=True), atol=1e-12)
+
+
+@pytest.mark.parametrize("extra", [0, 1, 4])
+def test_the_compact_form_holds_at_small_and_large_angles_together(extra):
+    angles = [1e-12, 1e-7, 1e-4, 0.01, 0.1, 0.14, 0.15, 0.8, 0.8, 1.5, np.pi / 2]
+    for positive, negative in (planted(angles, extra, 5), planted(angles, extra, 5)[::-1]):
+        w, lam = difference_of_projectors(positive, negative)
+        np.testing.assert_allclose((w * lam) @ w.T, positive @ positive.T - negative @ negative.T, atol=1e-13)
+        np.testing.assert_allclose(w.T @ w, np.eye(len(lam)), atol=1e-13)
+        alone = [float(np.sign(positive.shape[1] - negative.shape[1]))] * extra
+        sines = [np.sin(angle) for angle in angles[1:]]
+        np.testing.assert_allclose(lam, sorted([*sines, *(-s for s in sines), *alone], reverse=True), atol=1e-13)
 
 
 @pytest.mark.parametrize("k", [1, 4, 12])

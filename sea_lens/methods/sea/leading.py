@@ -1,10 +1,11 @@
 """The leading left singular vectors of a cross-covariance, without decomposing all of it.
 
-A block Lanczos iteration on `Omega Omega^T` that knows when it is done: the energy `|Omega|_F^2` is known beforehand, and
-what was found is accepted only with a certificate. It says that, beside the k directions found, nothing that is left reaches
-their singular values (but with a chance of 1e-10), and that they span the true subspace to within an angle of `ANGLE`. Where
-there is none, because the spectrum decays slowly, the k-th and the next singular value are equal, or the cut lies within
-rounding, callers decompose the whole. All is seeded, and a result depends on the question, not on what was asked before.
+A block Lanczos iteration on `Omega Omega^T` that knows when it is done: the energy `|Omega|_F^2` is known beforehand, to
+within a doubt that is settled where an answer turns on it, and what was found is accepted only with a certificate. It says
+that, beside the k directions found, nothing that is left reaches their singular values (but with a chance of 1e-10), and that
+they span the true subspace to within an angle of `ANGLE`. Where there is none, because the spectrum decays slowly, the k-th
+and the next singular value are equal, or the cut lies within rounding, callers decompose the whole. All is seeded, and a
+result depends on the question, not on what was asked before.
 
 Sources: Golub and Underwood (1977) for block Lanczos; Halko, Martinsson and Tropp (2011), lemma 4.1, for the bound on what is
 left; Davis and Kahan (1970) for the angle.
@@ -13,14 +14,14 @@ left; Davis and Kahan (1970) for the angle.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sea_lens.methods.sea.operators import Block, Operator
+from sea_lens.methods.sea.operators import Block, Operator, random_block
 
 ANGLE = 1e-8
 """Largest sine of an angle between a certified subspace and the true one."""
@@ -30,14 +31,16 @@ COLUMNS = 16
 """Vectors in a block."""
 RUNGS = (48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536)
 """Dimensions of the Krylov space at which results are looked at. Fixed, so that a result knows nothing of earlier ones."""
-PROBES, POWERS = 10, (3, 8)
-"""Random vectors that bound what is left, and how often they are multiplied by `Omega Omega^T`: more often if need be."""
+POWERS = (3, 8)
+"""How often random vectors are multiplied by `Omega Omega^T` to bound what is left: more often if need be."""
 NOISE = 1e-14
 """Share of the total energy below which what a product with `Omega Omega^T` leaves is rounding."""
 INEXACT = 4e-16
-"""Share of the total energy that every product with `Omega Omega^T` is wrong by at most; a tenth of that was measured."""
-STRETCH = 1e7
-"""Largest squared norm of the coordinates of a unit vector, times that of their metric: times 2e-16, what rounding costs."""
+"""Share of its scale that every product with `Omega Omega^T` is wrong by at most; a tenth of that was measured."""
+
+
+class InDoubtError(Exception):
+    """An answer turns on what the energy, as it is known so far, leaves open."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,13 +51,13 @@ class Rung:
         values: Ritz values, decreasing: squares of singular values, approached from below.
         vectors: Their vectors in the basis of the Krylov space, as columns.
         coupling: Columns no shorter than `(1 - Q Q^T) Omega Omega^T v` of each Ritz vector v, what rounding dropped included.
-        left_over: Energy outside the Krylov space.
+        captured: Energy inside the Krylov space.
     """
 
     values: Float[Tensor, " size"]
     vectors: Float[Tensor, "size size"]
     coupling: Float[Tensor, "more size"]
-    left_over: float
+    captured: float
 
     @property
     def size(self) -> int:
@@ -74,10 +77,10 @@ class LeadingDirections:
     operator: Operator
     most: int
     _basis: Tensor = field(init=False, repr=False)
-    _metric: Tensor = field(init=False, repr=False)
     _filled: int = field(default=0, init=False, repr=False)
     _exhausted: bool = field(default=False, init=False, repr=False)
     _rows: list[Tensor] = field(default_factory=list, repr=False, init=False)
+    _seen: list[Tensor] = field(default_factory=list, repr=False, init=False)
     _remainders: list[Tensor] = field(default_factory=list, repr=False, init=False)
     _lost: list[float] = field(default_factory=list, repr=False, init=False)
     _rungs: dict[int, Rung] = field(default_factory=dict, repr=False, init=False)
@@ -85,21 +88,38 @@ class LeadingDirections:
 
     def explaining(self, share: float) -> Float[Tensor, "d_model rank"] | None:
         """The least subspace that holds a share of the energy; None without a certificate."""
-        target, slack = share * self.operator.energy, ROUNDING * self.operator.energy
-        for rung in self._climb(target + slack):
-            energies = rung.values.cumsum(0)
-            k = int((energies < target).sum()) + 1
-            if k >= rung.size or energies[k - 1] < target + slack:
-                continue
-            sine, error = self._certificate(rung, k)
-            # Each Ritz value errs by `error` at most, and to below. Would one direction less do?
-            before = float(energies[k - 2]) if k > 1 else 0.0
-            if sine <= ANGLE and before + k * error + slack < target:
-                return self._cut(rung, k)
-        return None
+        return self._settled(lambda: self._explaining(share))
 
     def leading(self, k: int) -> Float[Tensor, "d_model rank"] | None:
         """The subspace of the k largest singular values; None without a certificate, or if they are near rounding."""
+        return self._settled(lambda: self._leading(k))
+
+    def _settled(self, answer: Callable[[], Tensor | None]) -> Tensor | None:
+        try:
+            return answer()
+        except InDoubtError:
+            self.operator.settle()
+            self._bounds.clear()
+            return answer()
+
+    def _explaining(self, share: float) -> Float[Tensor, "d_model rank"] | None:
+        energy, doubt = self.operator.energy, share * self.operator.doubt
+        target, slack = share * energy, ROUNDING * energy
+        for rung in self._climb(target + slack - doubt):
+            energies = rung.values.cumsum(0)
+            # Beyond doubt these are one k. A rung that certifies none of them decides nothing either way.
+            first, last = (int((energies < least).sum()) + 1 for least in (target - doubt, target + slack + doubt))
+            for k in range(first, min(last + 1, rung.size)):
+                sine, error = self._certificate(rung, k)
+                # Each Ritz value errs by `error` at most, and to below. Would one direction less do?
+                before = float(energies[k - 2]) if k > 1 else 0.0
+                if sine <= ANGLE and first == last and before + k * error + slack < target - doubt:
+                    return self._cut(rung, k)
+                if sine <= ANGLE and doubt:
+                    raise InDoubtError
+        return None
+
+    def _leading(self, k: int) -> Float[Tensor, "d_model rank"] | None:
         for rung in self._climb(0.0):
             if 1 <= k < rung.size and self._certificate(rung, k)[0] <= ANGLE:
                 return self._cut(rung, k) if rung.values[k - 1] > ROUNDING * rung.values[0] else None
@@ -130,30 +150,31 @@ class LeadingDirections:
         if not self._filled:
             room = max(size for size in RUNGS if size <= self.most) + COLUMNS
             first = self._random(COLUMNS, seed=0)
-            self._basis, self._metric = (first.new_zeros(room, self.operator.size) for _ in range(2))
-            self._append(*self._orthonormal(first, 0.0)[:2])
-        row, rest = self._split(self.operator.square(self._metric[self._filled - COLUMNS : self._filled]), self._filled)
-        basis, metric, remainder, lost = self._orthonormal(rest, NOISE * self.operator.energy)
+            self._basis = first.new_zeros(room, self.operator.size)
+            self._append(self._orthonormal(first, 0.0)[0])
+        product, seen = self.operator.square(self._basis[self._filled - COLUMNS : self._filled])
+        row, rest = self._split(product, self._filled)
+        basis, remainder, lost = self._orthonormal(rest, NOISE * self.operator.energy)
         self._rows.append(row)
+        self._seen.append(seen)
         self._remainders.append(remainder)
         self._lost.append(lost)
-        self._append(basis, metric)
+        self._append(basis)
 
-    def _append(self, basis: Block, metric: Block) -> None:
+    def _append(self, basis: Block) -> None:
         self._basis[self._filled : self._filled + COLUMNS] = basis
-        self._metric[self._filled : self._filled + COLUMNS] = metric
         self._filled += COLUMNS
 
     def _split(self, x: Block, held: int) -> tuple[Float[Tensor, "columns held"], Block]:
         """Inner products with so many vectors of the basis, and what lies outside of them; twice, which is enough."""
-        basis, metric = self._basis[:held], self._metric[:held]
-        first = x @ metric.T
+        basis = self._basis[:held]
+        first = x @ basis.T
         x = x - first @ basis
-        second = x @ metric.T
+        second = x @ basis.T
         return first + second, x - second @ basis
 
-    def _orthonormal(self, x: Block, noise: float) -> tuple[Block, Block, Float[Tensor, "columns columns"], float]:
-        """An orthonormal block for x, its metric, `remainder` with `x = remainder block`, and the norm of what that loses.
+    def _orthonormal(self, x: Block, noise: float) -> tuple[Block, Float[Tensor, "columns columns"], float]:
+        """An orthonormal block for x, `remainder` with `x = remainder block`, and the norm of what that loses.
 
         Directions that are rounding, beside the others or by their norm, give way to random ones. Where no room is left for
         them, nothing can be added to the basis any more.
@@ -161,44 +182,36 @@ class LeadingDirections:
         one = torch.eye(len(x), dtype=x.dtype, device=x.device)
         remainder, lost = one, 0.0
         for _ in range(6):
-            metric = self.operator.metric(x)
-            gram = x @ metric.T
+            gram = x @ x.T
             settled = bool((gram - one).abs().max() < 1e-3)
             values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
-            x, metric = vectors.T @ x, vectors.T @ metric
+            x = vectors.T @ x
             low = values <= 1e-14 * values[-1]
             if bool(low.any()):  # squares that are rounding: the norms themselves need not be
-                values = torch.where(low, self._norms(x).square(), values)
-                long = x.square().sum(1) * self.operator.stretch > STRETCH * values
-                low &= long | (values <= (1e-13) ** 2 * values[-1])
+                values = torch.where(low, x.square().sum(1), values)
+                low &= values <= (1e-13) ** 2 * values[-1]
             good = ~low & (values > max(noise**2, torch.finfo(x.dtype).tiny))
             roots = torch.where(good, values, 1.0).sqrt()
-            x, metric = x / roots[:, None], metric / roots[:, None]
+            x = x / roots[:, None]
             lost += float(values[~good].clamp_min(0).sum().sqrt() * torch.linalg.matrix_norm(remainder, 2))
             remainder = remainder @ (vectors * torch.where(good, roots, 0.0))
             if settled:
                 break
             if not bool(good.all()):
                 fresh = self._random(int((~good).sum()), seed=1 + self._filled)
-                x[~good] = fresh / self._norms(fresh)[:, None]
-                if self._filled and bool((self._norms(self._split(x, self._filled)[1])[~good] < 1e-6).any()):
-                    self._exhausted = True
-                    break
+                x[~good] = fresh / torch.linalg.vector_norm(fresh, dim=1, keepdim=True)
+                if self._filled:
+                    apart = torch.linalg.vector_norm(self._split(x, self._filled)[1], dim=1)
+                    if bool((apart[~good] < 1e-6).any()):
+                        self._exhausted = True
+                        break
             if self._filled:
                 x = self._split(x, self._filled)[1]
             noise = 0.0
-        # Inner products of long coordinates that stand for short vectors are rounding: H H^T is too ill-conditioned to go on.
-        if float(x.square().sum(1).amax()) * self.operator.stretch > STRETCH:
-            self._exhausted = True
-        return x, metric, remainder, lost
-
-    def _norms(self, x: Block) -> Float[Tensor, " columns"]:
-        return (x * self.operator.metric(x)).sum(1).clamp_min(0).sqrt()
+        return x, remainder, lost
 
     def _random(self, columns: int, seed: int) -> Block:
-        generator = torch.Generator().manual_seed(seed)
-        found = torch.randn(columns, self.operator.size, generator=generator, dtype=torch.float64)
-        return found.to(self.operator.device)
+        return random_block(columns, self.operator.size, seed, self.operator.device)
 
     def _rung(self, size: int, captured: float) -> Rung:
         projected = torch.zeros(size, size, dtype=torch.float64, device=self._basis.device)
@@ -212,7 +225,7 @@ class LeadingDirections:
             # |sum of m x_i|^2 <= m sum |x_i|^2, and |a + b|^2 <= 1.01 |a|^2 + 101 |b|^2.
             blocks = [norm * vectors[number * COLUMNS : (number + 1) * COLUMNS] for number, norm in lost]
             coupling = torch.cat([1.01**0.5 * coupling, (101 * len(lost)) ** 0.5 * torch.cat(blocks)])
-        return Rung(values.clamp_min(0), vectors, coupling, max(0.0, self.operator.energy - captured))
+        return Rung(values.clamp_min(0), vectors, coupling, captured)
 
     def _certificate(self, rung: Rung, k: int) -> tuple[float, float]:
         """Bounds on the sine of the angle to the true k leading directions, and on the error of each Ritz value."""
@@ -222,10 +235,13 @@ class LeadingDirections:
         if gap <= ROUNDING * here:
             return none
         threshold = below + gap  # what is left must stay below it
-        residual = float(torch.linalg.matrix_norm(rung.coupling[:, :k])) + INEXACT * self.operator.energy
+        residual = float(torch.linalg.matrix_norm(rung.coupling[:, :k])) + INEXACT * self.operator.scale
         if residual > ANGLE * gap:
             return none
-        outside = rung.left_over + ROUNDING * 1e-3 * self.operator.energy
+        outside, doubt = self.operator.energy - rung.captured, self.operator.doubt
+        outside = max(0.0, outside) + ROUNDING * 1e-3 * self.operator.scale
+        if outside - doubt < threshold <= outside + doubt:
+            raise InDoubtError
         for power in POWERS:
             if outside >= threshold:
                 outside = self._bound(rung.size, power)
@@ -239,34 +255,24 @@ class LeadingDirections:
         return residual / gap, residual**2 / gap
 
     def _bound(self, size: int, power: int) -> float:
-        """What no squared singular value outside the Krylov space exceeds, but with a chance of 1e-10.
-
-        With C the part of Omega outside, `(C C^T)^q` takes random vectors w to no more than `10 sqrt(2/pi)` times the longest
-        of ten, but with that chance (lemma 4.1, alpha = 10); and along a singular vector they are as long as `theta^q` times
-        what w reaches there.
-        """
+        """What no squared singular value outside the Krylov space exceeds, but with a chance of 1e-10."""
         if (size, power) not in self._bounds:
-            operator, tiny = self.operator, torch.finfo(torch.float64).tiny
-            x, scale = self._split(self._random(PROBES, seed=-1), size)[1], 0.0
-            for step in range(power + 1):
-                norm = self._norms(x).amax().clamp_min(tiny)
-                scale += float(norm.log())
-                if step < power:
-                    x = self._split(operator.square(operator.metric(x / norm)), size)[1]
-            exponent, factor = operator.reach
-            logarithm = scale + math.log(max(factor, tiny)) + math.log(10 * math.sqrt(2 / math.pi))
-            self._bounds[size, power] = 1.000001 * math.exp(logarithm / (power + exponent))
+            seen = torch.cat(self._seen[: size // COLUMNS])
+            self._bounds[size, power] = self.operator.outside(self._basis[:size], seen, power)
         return self._bounds[size, power]
 
     def _cut(self, rung: Rung, k: int) -> Float[Tensor, "d_model rank"]:
-        basis: Tensor = torch.linalg.qr(self.operator.lift(rung.vectors[:, :k].T @ self._basis[: rung.size]).T)[0]
+        basis: Tensor = torch.linalg.qr((rung.vectors[:, :k].T @ self._basis[: rung.size]).T)[0]
         return basis
 
 
 def _hopeless(deficits: list[tuple[int, float]], allowed: float, most: int) -> bool:
-    """Whether the energy that is missing, carried on as a power of the dimension, is still too much at the last one."""
-    if len(deficits) < 3:
+    """Whether the energy that is missing, carried on as a power of the dimension, is still too much at the last one.
+
+    Of two rungs alone, that power counts twice.
+    """
+    if len(deficits) < 2:
         return False
-    (early, before), (late, now) = deficits[-3], deficits[-1]
+    (early, before), (late, now) = deficits[-3:][0], deficits[-1]
     power = math.log(before / now) / math.log(late / early) if now > 0 else math.inf
-    return bool(now * (most / late) ** -power > allowed)
+    return bool(now * (most / late) ** -(power if len(deficits) > 2 else 2 * power) > allowed)

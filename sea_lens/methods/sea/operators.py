@@ -2,129 +2,125 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sea_lens.methods.sea.rows import Gram, Rows
+
 Block = Float[Tensor, "columns size"]
 """Vectors as rows: products with them are twice as fast on CPUs so."""
-GRAM_PARTS = 8
-"""Blocks a side that a Gram matrix is computed in."""
-PANEL = 1024
-"""Columns converted to float64 at once."""
+PROBES = 10
+"""Random vectors that bound a norm, but with a chance of 1e-10."""
+ROUGH_FROM = 1536
+"""Rows from which the energy is first computed from Gram matrices in float32, with a bound on what that loses."""
 
 
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Activations, one row per demonstration, handed out in float64, centered or not, a few columns at a time.
-
-    Attributes:
-        activations: As they came; kept, not copied.
-        center: Whether to subtract the mean of each column.
-    """
-
-    activations: Float[Tensor, "n d_model"]
-    center: bool = False
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Number of rows and of columns."""
-        return self.activations.shape[0], self.activations.shape[1]
-
-    def panel(self, start: int, stop: int) -> Float[Tensor, "n columns"]:
-        """Some of the columns. A column of equal values gives zeros when centered, not the rounding of its mean."""
-        rows = self.activations[:, start:stop].double()
-        if not self.center:
-            return rows
-        centered = rows - rows.mean(0)
-        return centered * (centered.abs().amax(0) > 1e-13 * rows.abs().amax(0))
-
-    def panels(self) -> Iterator[tuple[int, Float[Tensor, "n columns"]]]:
-        """All columns, in panels: the first column of each, and the panel."""
-        for start in range(0, self.shape[1], PANEL):
-            yield start, self.panel(start, start + PANEL)
-
-    def all(self) -> Float[Tensor, "n d_model"]:
-        """All columns at once."""
-        return self.panel(0, self.shape[1])
-
-    @cached_property
-    def gram(self) -> Float[Tensor, "n n"]:
-        """Inner products of rows. Only blocks on and below the diagonal are computed; the others are their transposes."""
-        n = len(self.activations)
-        gram = torch.zeros(n, n, dtype=torch.float64, device=self.activations.device)
-        edges = list(pairwise(n * part // GRAM_PARTS for part in range(GRAM_PARTS + 1)))
-        for _, panel in self.panels():
-            for top, bottom in edges:
-                gram[top:bottom, :bottom].addmm_(panel[top:bottom], panel[:bottom].T)
-        for top, bottom in edges:
-            gram[:top, top:bottom] = gram[top:bottom, :top].T
-        return gram
-
-
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class OfRows:
-    """`Omega Omega^T` of `Omega = H^T G / n` with fewer rows than columns, in coordinates x that stand for `H^T x`.
+    """`Omega Omega^T` of `Omega = H^T G / n`, by thin products with the rows themselves, in float64.
 
-    With the two Gram matrices a product costs n^2, and d_model is met again only when vectors are lifted.
+    What depends on Gram matrices is the energy and the bound on what a subspace leaves. Both allow for their errors, so that
+    float32 ones will do until a question turns on them; `settle` then computes those in float64.
 
     Attributes:
         left: H.
         right: G.
+        exact: Whether the Gram matrices are those in float64; None for where they are as fast.
     """
 
     left: Rows
     right: Rows
+    exact: bool | None = None
+    _energies: dict[bool, tuple[float, float]] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.exact is None:
+            self.exact = self.n < ROUGH_FROM
+
+    @property
+    def n(self) -> int:
+        """Number of rows."""
+        return self.left.shape[0]
 
     @property
     def size(self) -> int:
-        """Number of rows."""
-        return self.left.shape[0]
+        """d_model."""
+        return self.left.shape[1]
 
     @property
     def device(self) -> torch.device:
         """That of the activations."""
         return self.left.activations.device
 
-    @cached_property
+    @property
+    def _grams(self) -> tuple[Gram, Gram]:
+        if self.exact:
+            return self.left.exact_gram, self.right.exact_gram
+        return self.left.rough_gram, self.right.rough_gram
+
+    def _energy(self) -> tuple[float, float]:
+        exact = bool(self.exact)
+        if exact not in self._energies:
+            (a, a_norm, a_error), (b, b_norm, b_error) = self._grams
+            doubt = 0.0 if exact else a_error * (b_norm + b_error) + a_norm * b_error
+            self._energies[exact] = float(a.flatten() @ b.flatten()) / self.n**2, doubt / self.n**2
+        return self._energies[exact]
+
+    @property
     def energy(self) -> float:
         """`sum(H H^T * G G^T) / n^2`."""
-        return float((self.left.gram * self.right.gram).sum()) / self.size**2
+        return self._energy()[0]
+
+    @property
+    def doubt(self) -> float:
+        """What the energy is wrong by at most, but with a chance of 1e-10; 0 for mere rounding."""
+        return self._energy()[1]
+
+    def settle(self) -> None:
+        """Takes the Gram matrices in float64 from now on."""
+        self.exact = True
 
     @cached_property
-    def reach(self) -> tuple[float, float]:
-        """(p, c) such that, along a left singular vector u, standard normal x reach a variation of `theta^p / c` at least.
+    def scale(self) -> float:
+        """What rounding of a product is in proportion to."""
+        (_, a_norm, _), (_, b_norm, _) = self._grams
+        return a_norm * b_norm / self.n**2
 
-        theta is the squared singular value; `|H u| >= sqrt(theta) n / |G|`, since `theta = |G^T H u|^2 / n^2`.
+    def square(self, x: Block) -> tuple[Block, Float[Tensor, "columns n"]]:
+        """`Omega Omega^T x`, and what the bound on the rest wants of x: `H x`."""
+        seen = self.left.times(x)
+        found = self.left.transposed_times(self.right.times(self.right.transposed_times(seen)))
+        return found / self.n**2, seen
+
+    def outside(self, basis: Block, seen: Float[Tensor, "columns n"], power: int) -> float:
+        """What no squared singular value outside an orthonormal basis exceeds, but with a chance of 1e-10.
+
+        With P the projector onto what lies outside, those of `P Omega` are the eigenvalues of `A B / n^2`, with
+        `A = H P H^T` and `B = G G^T`, and they do not decrease when a multiple of the identity is added to A and to B: as
+        much as the errors of the Gram matrices. Along an eigenvector, standard normal coordinates x vary by
+        `sqrt(theta) n / |B|^(1/2)` at least in the norm of A.
         """
-        return 0.5, float(torch.linalg.matrix_norm(self.right.gram)) ** 0.5 / self.size
+        (a, _, a_error), (b, b_norm, b_error) = self._grams
 
-    @cached_property
-    def stretch(self) -> float:
-        """The norm of the metric."""
-        return float(torch.linalg.matrix_norm(self.left.gram))
+        def metric(x: Block) -> Block:
+            return x @ a + a_error * x - (x @ seen.T) @ seen
 
-    def metric(self, x: Block) -> Block:
-        """`H H^T x`: the inner product of the vectors that x and y stand for is that of `metric(x)` and y."""
-        return x @ self.left.gram
+        def step(metric_of_x: Block) -> Block:
+            return (metric_of_x @ b + b_error * metric_of_x) / self.n**2
 
-    def square(self, metric: Block) -> Block:
-        """Coordinates of `Omega Omega^T` times x's vector, `G G^T (H H^T x) / n^2`, from the metric of x."""
-        return metric @ self.right.gram / self.size**2
-
-    def lift(self, x: Block) -> Float[Tensor, "columns d_model"]:
-        """The vectors themselves, `H^T x`."""
-        return torch.cat([x @ panel for _, panel in self.left.panels()], dim=1)
+        start = random_block(PROBES, self.n, -1, self.device)
+        return norm_bound(start, metric, step, power, 0.5, math.sqrt(b_norm + b_error) / self.n)
 
 
 @dataclass(frozen=True, eq=False)
 class OfMatrix:
-    """`Omega Omega^T` of a matrix as it is; coordinates are the vectors themselves.
+    """`Omega Omega^T` of a matrix as it is.
 
     Attributes:
         matrix: Omega.
@@ -148,26 +144,62 @@ class OfMatrix:
         return float(self.matrix.square().sum())
 
     @property
-    def reach(self) -> tuple[float, float]:
-        """Standard normal vectors vary by 1 in every direction."""
-        return 0.0, 1.0
+    def doubt(self) -> float:
+        """What the energy is wrong by at most, beyond rounding."""
+        return 0.0
+
+    def settle(self) -> None:
+        """Nothing is in doubt."""
 
     @property
-    def stretch(self) -> float:
-        """The norm of the metric."""
-        return 1.0
+    def scale(self) -> float:
+        """What rounding of a product is in proportion to."""
+        return self.energy
 
-    def metric(self, x: Block) -> Block:
-        """The vectors themselves."""
-        return x
+    def square(self, x: Block) -> tuple[Block, Block]:
+        """`Omega (Omega^T x)`, and x."""
+        return (x @ self.matrix) @ self.matrix.T, x
 
-    def square(self, metric: Block) -> Block:
-        """`Omega (Omega^T x)`."""
-        return (metric @ self.matrix) @ self.matrix.T
+    def outside(self, basis: Block, seen: Block, power: int) -> float:
+        """What no squared singular value outside an orthonormal basis exceeds, but with a chance of 1e-10."""
 
-    def lift(self, x: Block) -> Float[Tensor, "columns d_model"]:
-        """The vectors themselves."""
-        return x
+        def rest(x: Block) -> Block:
+            x = x - (x @ basis.T) @ basis
+            return x - (x @ basis.T) @ basis
+
+        start = rest(random_block(PROBES, self.size, -1, self.device))
+        return norm_bound(start, lambda x: x, lambda x: rest(self.square(x)[0]), power, 0.0, 1.0)
 
 
 Operator = OfRows | OfMatrix
+
+
+def norm_bound(
+    x: Block,
+    metric: Callable[[Block], Block],
+    step: Callable[[Block], Block],
+    power: int,
+    exponent: float,
+    factor: float,
+) -> float:
+    """The largest eigenvalue of `step(metric(x))`, from above, but with a chance of 1e-10.
+
+    `power` such products take random vectors x to no more than `10 sqrt(2/pi)` times the longest of ten, but with that chance
+    (Halko, Martinsson and Tropp, lemma 4.1, alpha = 10); and along an eigenvector of theta they are as long as
+    `theta^power` times what x varies by there, at least `theta^exponent / factor`.
+    """
+    scale, tiny = 0.0, torch.finfo(torch.float64).tiny
+    for number in range(power + 1):
+        metric_of_x = metric(x)
+        norm = (x * metric_of_x).sum(1).clamp_min(0).sqrt().amax().clamp_min(tiny)
+        scale += float(norm.log())
+        if number < power:
+            x = step(metric_of_x / norm)
+    logarithm = scale + math.log(max(factor, tiny)) + math.log(10 * math.sqrt(2 / math.pi))
+    return 1.000001 * math.exp(logarithm / (power + exponent))
+
+
+def random_block(columns: int, size: int, seed: int, device: torch.device) -> Block:
+    """Standard normal numbers, the same on every device."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randn(columns, size, generator=generator, dtype=torch.float64, device="cpu").to(device)

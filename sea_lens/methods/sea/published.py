@@ -27,7 +27,7 @@ from sea_lens.editing.editor import Editor
 from sea_lens.editing.edits import check_width, with_norms_of
 from sea_lens.editing.registry import reads_files_of_0_1, register_edit
 from sea_lens.errors import FileFormatError, InputError, ModelMismatchError, SeaLensWarning
-from sea_lens.methods.sea.spectral import difference_of_projectors
+from sea_lens.methods.sea.projectors import difference_of_projectors
 from sea_lens.models.bridge import UNKNOWN_MODEL, Model, ModelInfo, check_is_model
 from sea_lens.models.distributed import shows
 from sea_lens.models.sites import Site, check_layers

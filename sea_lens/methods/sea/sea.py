@@ -23,7 +23,8 @@ from sea_lens.errors import InputError
 from sea_lens.methods.method import Origin, card_of, check_roles, method_of, register_method
 from sea_lens.methods.sea.feature_space import FeatureMap, FeatureSpaceEdit, check_map
 from sea_lens.methods.sea.findings import warn_of
-from sea_lens.methods.sea.spectral import CrossCovariance, Spectrum, Subspace, check_share, difference_of_projectors
+from sea_lens.methods.sea.projectors import difference_of_projectors
+from sea_lens.methods.sea.spectral import CrossCovariance, Spectrum, Subspace, check_share
 from sea_lens.models.activations import Activations, Role
 from sea_lens.models.distributed import shows
 from sea_lens.models.sites import Site

@@ -1,7 +1,7 @@
-"""The linear algebra of spectral editing: cross-covariances, leading subspaces, and the difference of two projectors.
+"""The linear algebra of spectral editing: cross-covariances and their leading subspaces.
 
 Everything here takes and returns plain tensors, in float64. Sources: Qiu et al., *Spectral Editing of Activations*,
-NeurIPS 2024 (arXiv 2405.09719), sections 3.1 and 3.2, for the projections; the compact form of their sum is ours.
+NeurIPS 2024 (arXiv 2405.09719), sections 3.1 and 3.2, for the projections.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from torch import Tensor
 
 from sea_lens.errors import InputError
 from sea_lens.methods.sea.leading import LeadingDirections
-from sea_lens.methods.sea.operators import OfMatrix, OfRows, Rows
+from sea_lens.methods.sea.operators import OfMatrix, OfRows
+from sea_lens.methods.sea.rows import Rows
+from sea_lens.methods.sea.squared import SquaredSpectrum
 from sea_lens.models.distributed import from_each, n_processes
 
 Spectrum = Literal["squared", "singular_values"]
 """What an explained variance is a share of: the squared singular values (the energy), or the singular values."""
-NEGLIGIBLE_EIGENVALUE = 1e-9
-"""Eigenvalues of a difference of projectors below this are rounding: the sine of the angle between equal directions."""
 NEGLIGIBLE_SINGULAR_VALUE = 1e-12
 """Singular values below this share of the largest are rounding, and their directions arbitrary: n rows span n at most,
 and n - 1 once centered."""
@@ -59,9 +59,9 @@ class Subspace:
 class CrossCovariance:
     """A cross-covariance `(1/n) (H - mu)^T (G - mu')`, from which leading subspaces are cut (paper, eq. 1 and 2).
 
-    A large one is decomposed no further than a cut needs; where that cannot be certified to give the same subspace (see
-    `sea_lens.methods.sea.leading`), where it is small, and for `left` and `singular_values`, all of it is, once. Nothing is
-    computed before it is asked for, and results are kept.
+    A large one is decomposed no further than a cut needs (`sea_lens.methods.sea.leading`), or, where many directions are, by
+    its squares (`sea_lens.methods.sea.squared`). Where neither can be certified to give the same subspace, where it is small,
+    and for `left` and `singular_values`, all of it is, once. Nothing is computed before it is asked for; results are kept.
 
     Attributes:
         rows: H (neutral) and G, or None if only the matrix is known.
@@ -114,8 +114,8 @@ class CrossCovariance:
     @cached_property
     def _whole(self) -> tuple[Float[Tensor, "d_model n_singular_values"], Float[Tensor, " n_singular_values"]]:
         """With fewer rows than columns both sides are QR-factored first, so that the decomposition is of an n x n matrix."""
-        if self.rows is not None and self.rows[0].shape[0] < self.rows[0].shape[1]:
-            h, g = (side.all() for side in self.rows)
+        if self._fewer_rows is not None:
+            h, g = (side.all() for side in self._fewer_rows)
             q, r = torch.linalg.qr(h.T)
             _, s = torch.linalg.qr(g.T, mode="r")
             u, singular_values, _ = torch.linalg.svd(r @ s.T / len(h))
@@ -137,9 +137,20 @@ class CrossCovariance:
         size = len(self._matrix) if self.rows is None else min(self.rows[0].shape)
         if size < FEWEST_FOR_LEADING:
             return None
-        few = self.rows is not None and size < self.rows[0].shape[1]
-        operator = OfRows(*self.rows) if self.rows is not None and few else OfMatrix(self._matrix)
-        return LeadingDirections(operator, most=size // 2)
+        if self._fewer_rows is not None:
+            return LeadingDirections(OfRows(*self._fewer_rows), most=size // 4)
+        return LeadingDirections(OfMatrix(self._matrix), most=size // 2)
+
+    @cached_property
+    def _squared(self) -> SquaredSpectrum | None:
+        """What all of the decomposition is cut from where that is certain; None where it is no faster."""
+        few = self._fewer_rows
+        return None if few is None or few[0].shape[0] < FEWEST_FOR_LEADING else SquaredSpectrum(*few)
+
+    @property
+    def _fewer_rows(self) -> tuple[Rows, Rows] | None:
+        """The rows, if they are fewer than the columns."""
+        return self.rows if self.rows is not None and self.rows[0].shape[0] < self.rows[0].shape[1] else None
 
     def leading(self, rank: int) -> Subspace:
         """The subspace of the `rank` largest singular values.
@@ -147,9 +158,10 @@ class CrossCovariance:
         Raises:
             InputError: If there are fewer directions than that.
         """
-        basis = None if self._leading is None else self._leading.leading(rank)
-        if basis is not None:
-            return Subspace(basis, self)
+        for part in (self._leading, self._squared):
+            basis = None if part is None else part.leading(rank)
+            if basis is not None:
+                return Subspace(basis, self)
         available = int(_without_rounding(self.singular_values).count_nonzero())
         if not 1 <= rank <= available:
             raise InputError(
@@ -161,10 +173,11 @@ class CrossCovariance:
     def explaining(self, explained_variance: float, spectrum: Spectrum = "squared") -> Subspace:
         """The least subspace that explains the given share (paper, section 3.2: `k` from the explained variance)."""
         check_share(explained_variance, spectrum)
-        if self._leading is not None and spectrum == "squared":
-            basis = self._leading.explaining(explained_variance)
-            if basis is not None:
-                return Subspace(basis, self)
+        if spectrum == "squared":
+            for part in (self._leading, self._squared):
+                basis = None if part is None else part.explaining(explained_variance)
+                if basis is not None:
+                    return Subspace(basis, self)
         return self.leading(rank_explaining(self.singular_values, explained_variance, spectrum))
 
 
@@ -290,47 +303,6 @@ def check_share(explained_variance: float, spectrum: str) -> None:
 def _without_rounding(singular_values: Float[Tensor, " n_singular_values"]) -> Float[Tensor, " n_singular_values"]:
     """Decreasing singular values, with zeros for those that are mere rounding."""
     return singular_values * (singular_values > NEGLIGIBLE_SINGULAR_VALUE * singular_values[:1])
-
-
-def difference_of_projectors(
-    positive: Float[Tensor, "d_model k_positive"], negative: Float[Tensor, "d_model k_negative"]
-) -> tuple[Float[Tensor, "d_model rank"], Float[Tensor, " rank"]]:
-    """`Pi+ - Pi-` of two subspaces in compact form: orthonormal W and lam with `W diag(lam) W^T` equal to it.
-
-    SEA's `P+ + P- - I` is this difference. Its eigenvalues are plus and minus the sines of the principal angles between
-    the subspaces, and plus or minus 1 for directions that only one of them has. Equal subspaces give rank 0.
-
-    Args:
-        positive: Orthonormal basis.
-        negative: Orthonormal basis.
-
-    Returns:
-        W, by decreasing eigenvalue, and lam; directions with a negligible eigenvalue are left out.
-    """
-    positive, negative = positive.double(), negative.double()
-    q, _ = torch.linalg.qr(torch.cat([positive, negative], dim=1))
-    up, down = q.T @ positive, q.T @ negative
-    eigenvalues, eigenvectors = torch.linalg.eigh(up @ up.T - down @ down.T)
-    keep = eigenvalues.abs() > NEGLIGIBLE_EIGENVALUE
-    return (q @ eigenvectors[:, keep]).flip(1), eigenvalues[keep].flip(0)
-
-
-def principal_angles(
-    one: Float[Tensor, "d_model k_one"], other: Float[Tensor, "d_model k_other"]
-) -> Float[Tensor, " k_least"]:
-    """Principal angles between two subspaces in radians, ascending; as many as the smaller one has dimensions.
-
-    Cosines lose angles below 1e-8 and sines those near a right angle, so each angle is taken from whichever tells it better
-    (Bjorck and Golub 1973). scipy.linalg.subspace_angles confuses them where tiny, middle and right angles come together.
-
-    Args:
-        one: Orthonormal basis.
-        other: Orthonormal basis.
-    """
-    a, b = (one.double(), other.double()) if one.shape[1] >= other.shape[1] else (other.double(), one.double())
-    cosines = torch.linalg.svdvals(a.T @ b).clamp(max=1)
-    sines = torch.linalg.svdvals(b - a @ (a.T @ b)).clamp(max=1).flip(0)
-    return torch.where(cosines.square() < 0.5, cosines.arccos(), sines.arcsin())
 
 
 def effective_rank(singular_values: Float[Tensor, " n_singular_values"]) -> float:
