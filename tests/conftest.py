@@ -14,9 +14,11 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # numpy's threads and two workers would wait for each other
 
+import checking
 import jaxtyping
 from jaxtyping import install_import_hook
 
+checking.install()
 with install_import_hook("sea_lens", "beartype.beartype"):
     import sea_lens
     import sea_lens.cli

@@ -9,7 +9,8 @@ import random
 import re
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, overload
@@ -265,12 +266,12 @@ class PromptRows(Sequence[RowT], Generic[RowT]):
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
         write_text(Path(path), "".join(lines))
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """The first 16 hexadecimal digits of a SHA-256 over all texts, in order."""
         digest = hashlib.sha256(b"[")  # of the rows as one JSON list; only one row of it is in memory at a time
         for number, row in enumerate(self.rows):
-            digest.update(((", " if number else "") + json.dumps(asdict(row), ensure_ascii=False)).encode())
+            digest.update(((", " if number else "") + json.dumps(_fields(row), default=asdict, ensure_ascii=False)).encode())
         digest.update(b"]")
         return digest.hexdigest()[:16]
 
@@ -287,6 +288,11 @@ class PromptRows(Sequence[RowT], Generic[RowT]):
     def _repr_html_(self) -> str:
         head = pd.DataFrame([vars(row) for row in self.rows[:5]]).to_html(border=0)
         return f"<p>{html.escape(repr(self))}</p>{head}"
+
+
+def _fields(row: PromptRow) -> dict[str, object]:
+    """A row's texts by name; not copied, as `dataclasses.asdict` would."""
+    return {each.name: getattr(row, each.name) for each in fields(row)}
 
 
 def with_prompt(questions: RowsT, tokenizer: Tokenizing, prompt: str, examples: str) -> tuple[RowsT, str]:
