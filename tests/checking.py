@@ -9,6 +9,7 @@ once, as looking for the attributes of a TransformerBridge gathers all its hooks
 import inspect
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import is_dataclass
 from functools import cache, wraps
 from types import CodeType
@@ -147,6 +148,7 @@ def _value_by_value(inner: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def install() -> None:
-    """What the import hook writes above every function of a package leads here from now on."""
+def import_hook(package: str) -> AbstractContextManager[None]:
+    """jaxtyping's, but what it writes above every function leads here, from now on."""
     jaxtyping.jaxtyped = lambda *, typechecker: checked
+    return jaxtyping.install_import_hook(package, "beartype.beartype")

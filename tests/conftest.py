@@ -16,10 +16,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # numpy's threads and two workers
 
 import checking
 import jaxtyping
-from jaxtyping import install_import_hook
 
-checking.install()
-with install_import_hook("sea_lens", "beartype.beartype"):
+with checking.import_hook("sea_lens"):
     import sea_lens
     import sea_lens.cli
     import sea_lens.plotting

@@ -271,7 +271,9 @@ class PromptRows(Sequence[RowT], Generic[RowT]):
         """The first 16 hexadecimal digits of a SHA-256 over all texts, in order."""
         digest = hashlib.sha256(b"[")  # of the rows as one JSON list; only one row of it is in memory at a time
         for number, row in enumerate(self.rows):
-            digest.update(((", " if number else "") + json.dumps(_fields(row), default=asdict, ensure_ascii=False)).encode())
+            digest.update(
+                ((", " if number else "") + json.dumps(_fields(row), default=asdict, ensure_ascii=False)).encode()
+            )
         digest.update(b"]")
         return digest.hexdigest()[:16]
 

@@ -28,6 +28,8 @@ from sea_lens.evaluation.guard import changes_of, guarded
 from sea_lens.evaluation.metrics import Columns, Metric, metric_table, metrics_by_category
 from sea_lens.models.bridge import Model
 from sea_lens.models.log_probs import AnswerScores, score_answers
+from sea_lens.models.tokens import stems_of
+from sea_lens.models.unchanged import unchanged_weights
 
 Kind = Literal["questions", "texts", "tasks"]
 """The data of a benchmark: `Questions`, plain texts, or names of lm-eval's tasks."""
@@ -196,43 +198,50 @@ def evaluate_answers(
         BrokenModelWarning: If the edit breaks the model.
     """
     started, controls = time.perf_counter(), run.controls_of(editor)
-    scored = partial(
-        score_answers, model, questions, batch_size=run.batch_size, folder=run.folder, progress=run.progress
-    )
-    scores = {"unedited" if editor is not None else "log_probability": scored()}
-    if editor is not None:
-        plain, edited = scores["unedited"], scored(editor)
-        scores["edited"] = edited
-        there = plain.n_tokens > 0
-        if torch.equal(plain.log_probabilities[there], edited.log_probabilities[there]) and not editor.is_identity:
-            what = f"score of an answer to these {len(questions)} questions"
-            warnings.warn(no_change(what), SeaLensWarning, stacklevel=3)
-    counted = [_counted(columns, each) for each in scores.values()]
-    sides = counted[0], counted[1] if editor is not None else None
-    categories = [question.category for question in questions]
-    asked = [question.prompt for question in questions]
-    beside = [_counted(columns, scored(control)) for control in controls]
-    evaluation = Evaluation(
-        benchmark,
-        metrics[0].name,
-        metric_table(metrics, *sides, seed=run.seed, confidence=run.confidence),
-        metrics_by_category(metrics, categories, *sides, seed=run.seed, confidence=run.confidence),
-        per_question(questions, {}, counted),
-        _per_answer(questions, scores),
-        provenance(
+    with unchanged_weights():
+        scored = partial(
+            score_answers,
             model,
-            editor,
-            source=questions.source,
-            fingerprint=questions.fingerprint,
-            n=len(questions),
-            prompt=prompt,
-            options={**options, **run.facts},
-            seconds=time.perf_counter() - started,
-        ),
-        {metric.name: metric.scale for metric in metrics},
-    )
-    changes = changes_of(metrics, counted[0], beside)
-    return guarded(evaluation, model, editor, controls, changes, run, prompts=prompts or asked, asked=asked)
+            questions,
+            stems=stems_of(model, questions),
+            batch_size=run.batch_size,
+            folder=run.folder,
+            progress=run.progress,
+        )
+        scores = {"unedited" if editor is not None else "log_probability": scored()}
+        if editor is not None:
+            plain, edited = scores["unedited"], scored(editor)
+            scores["edited"] = edited
+            there = plain.n_tokens > 0
+            if torch.equal(plain.log_probabilities[there], edited.log_probabilities[there]) and not editor.is_identity:
+                what = f"score of an answer to these {len(questions)} questions"
+                warnings.warn(no_change(what), SeaLensWarning, stacklevel=3)
+        counted = [_counted(columns, each) for each in scores.values()]
+        sides = counted[0], counted[1] if editor is not None else None
+        categories = [question.category for question in questions]
+        asked = [question.prompt for question in questions]
+        beside = [_counted(columns, scored(control)) for control in controls]
+        evaluation = Evaluation(
+            benchmark,
+            metrics[0].name,
+            metric_table(metrics, *sides, seed=run.seed, confidence=run.confidence),
+            metrics_by_category(metrics, categories, *sides, seed=run.seed, confidence=run.confidence),
+            per_question(questions, {}, counted),
+            _per_answer(questions, scores),
+            provenance(
+                model,
+                editor,
+                source=questions.source,
+                fingerprint=questions.fingerprint,
+                n=len(questions),
+                prompt=prompt,
+                options={**options, **run.facts},
+                seconds=time.perf_counter() - started,
+            ),
+            {metric.name: metric.scale for metric in metrics},
+        )
+        changes = changes_of(metrics, counted[0], beside)
+        return guarded(evaluation, model, editor, controls, changes, run, prompts=prompts or asked, asked=asked)
 
 
 def _counted(columns: Callable[[AnswerScores], Mapping[str, Tensor]], scores: AnswerScores) -> Columns:

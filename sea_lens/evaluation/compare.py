@@ -23,6 +23,7 @@ from sea_lens.evaluation.costs import bytes_on_disk, forward_slowdown
 from sea_lens.evaluation.evaluation import Evaluation, Run
 from sea_lens.evaluation.guard import guarded_from_outside, passing_on, unwarned
 from sea_lens.evaluation.metrics import Scale
+from sea_lens.evaluation.shared import sharing
 from sea_lens.evaluation.side_by_side import (
     COSTS,
     DAMAGE,
@@ -179,6 +180,7 @@ def evaluate_all(
     count = len(candidates) * len(measures)
     with (
         kept_in(run.folder) as kept,
+        sharing(),
         unwarned(),
         tqdm(total=count, desc="evaluations", unit="evaluation", disable=not shows(run.progress)) as bar,
     ):

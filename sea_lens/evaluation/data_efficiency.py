@@ -23,6 +23,7 @@ from sea_lens.evaluation.benchmark import Benchmark
 from sea_lens.evaluation.compare import kept_in
 from sea_lens.evaluation.evaluation import Evaluation, Run
 from sea_lens.evaluation.guard import guarded_from_outside, passing_on
+from sea_lens.evaluation.shared import sharing
 from sea_lens.evaluation.side_by_side import CONTROLS, NUMBERS, with_interval
 from sea_lens.methods.method import Method
 from sea_lens.methods.sea.sea import SEA
@@ -196,6 +197,7 @@ def data_efficiency(
     fits: list[tuple[int, int | None]] = [*draws, *([(n, None)] if n in chosen else [])]
     with (
         kept_in(folder) as kept,
+        sharing(),
         tqdm(total=len(fits), desc="fits", unit="fit", disable=not shows(progress)) as bar,
         warnings.catch_warnings(),
     ):

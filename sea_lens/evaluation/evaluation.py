@@ -19,9 +19,10 @@ from sea_lens.editing.controls import control_editors
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.evaluation.metrics import Scale
-from sea_lens.models.bridge import Model, ModelInfo, check_is_model, weights_digest
+from sea_lens.models.bridge import Model, ModelInfo, check_is_model
 from sea_lens.models.damage import Damage
 from sea_lens.models.hooks import attached_editors, foreign_hooks
+from sea_lens.models.unchanged import known_weights
 from sea_lens.results import Result, readable, screen
 
 SHOWN = 3
@@ -270,7 +271,7 @@ def provenance(
             "n_layers": described.n_layers,
             "d_model": described.d_model,
             "weights": described.weights,
-            "fingerprint": weights_digest(model),
+            "fingerprint": known_weights(model),
         },
         "editor": made_by,
         "data": {"source": source, "sha256": file_hash(source), "rows": n, "fingerprint": fingerprint},

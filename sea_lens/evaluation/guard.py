@@ -15,15 +15,17 @@ import pandas as pd
 import torch
 
 from sea_lens.analysis.effects import control_columns
-from sea_lens.cache import Store, digest
+from sea_lens.cache import JSON, Store, digest
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import BrokenModelWarning, InputError, SeaLensWarning
 from sea_lens.evaluation.evaluation import Evaluation, Run
 from sea_lens.evaluation.metrics import Columns, Metric
+from sea_lens.evaluation.shared import shared_meter
 from sea_lens.models.bridge import Model
 from sea_lens.models.damage import MOST_PROMPTS, Damage, DamageMeter, examples_of
 from sea_lens.models.distributed import from_first
 from sea_lens.models.hooks import model_facts
+from sea_lens.models.unchanged import unchanged_weights
 
 EXAMPLES = 3
 """Answers that are shown of both models."""
@@ -79,16 +81,17 @@ def guarded(
     damage = None
     if run.damage:
         try:
-            meter = DamageMeter.of(
-                model, prompts, run.neutral_texts, asked=asked, batch_size=min(run.batch_size, MOST_PROMPTS)
+            meter = shared_meter(
+                DamageMeter.of(
+                    model, prompts, run.neutral_texts, asked=asked, batch_size=min(run.batch_size, MOST_PROMPTS)
+                )
             )
         except InputError as error:
             warnings.warn(f"Damage is not measured. {error}", SeaLensWarning, stacklevel=4)
         else:
-            damage = measured(meter, editor, run, 0 if answers is not None else EXAMPLES)
+            damage, *costs = measured(meter, [editor, *controls], run, 0 if answers is not None else EXAMPLES)
             if answers is not None:
                 damage = replace(damage, examples=_answered(model, prompts if asked is None else asked, answers))
-            costs = [measured(meter, control, run) for control in controls]
             beside = beside.assign(
                 damage_kl=[cost.kl for cost in costs],
                 damage_perplexity_ratio=[cost.perplexity_ratio for cost in costs],
@@ -98,25 +101,56 @@ def guarded(
     return replace(found, table=table, damage=damage, controls=beside.rename_axis("control"))
 
 
-def measured(meter: DamageMeter, editor: Editor, run: Run, examples: int = 0) -> Damage:
-    """An editor's damage, kept in the folder of the run if it has one."""
+def measured(meter: DamageMeter, editors: Sequence[Editor], run: Run, examples: int = 0) -> list[Damage]:
+    """The damage of editors, the first with examples; kept in the folder of the run if it has one.
+
+    Each kind of text is kept by itself: the neutral texts of one benchmark are those of the next.
+    """
+    tables: list[list[pd.DataFrame]] = [[] for _ in editors]
+    shown = [pd.DataFrame() for _ in editors]
+    with unchanged_weights():
+        for kind, unedited in meter.predictions.items():
+            part = replace(meter, predictions={kind: unedited})
+            facts = {"texts": digest(unedited.rows), "kind": kind}
+            for own, table in zip(tables, _kept(part, editors, run, facts, _tables), strict=True):
+                own.append(table)
+        if examples and meter.asked:
+            asked: dict[str, JSON] = {"asked": digest(meter.asked[:examples]), "examples": examples}
+            shown[:1] = _kept(meter, editors[:1], run, asked, partial(_shown, examples=examples))
+    return [
+        Damage(pd.concat(table).set_index("text"), said, meter.limits)
+        for table, said in zip(tables, shown, strict=True)
+    ]
+
+
+def _tables(meter: DamageMeter, editors: Sequence[Editor]) -> list[pd.DataFrame]:
+    return [damage.table.reset_index() for damage in meter.measure_all(editors)]
+
+
+def _shown(meter: DamageMeter, editors: Sequence[Editor], examples: int) -> list[pd.DataFrame]:
+    return [meter.examples(editor, examples, NEW_TOKENS) for editor in editors]
+
+
+def _kept(
+    meter: DamageMeter,
+    editors: Sequence[Editor],
+    run: Run,
+    facts: Mapping[str, JSON],
+    measure: Callable[[DamageMeter, Sequence[Editor]], list[pd.DataFrame]],
+) -> list[pd.DataFrame]:
+    """A table per editor, from the folder of the run if it is there."""
     if run.folder is None:
-        return meter.measure(editor, examples=examples, max_new_tokens=NEW_TOKENS)
-    texts = {kind: predictions.rows for kind, predictions in meter.predictions.items()}
-    facts = {
-        "texts": digest(texts, meter.asked[:examples]),
-        "examples": examples,
-        "batch_size": meter.batch_size,
-        **model_facts(meter.model, editor),
-    }
-    store = Store.within(run.folder, "damage", facts)
-    kept: list[Any] = from_first(store.rows())
-    if not kept:
-        damage = meter.measure(editor, examples=examples, max_new_tokens=NEW_TOKENS)
-        store.append([_records(damage.table.reset_index()), _records(damage.examples)])
-        return damage
-    table, shown = kept[0]
-    return Damage(pd.DataFrame(table).set_index("text"), pd.DataFrame(shown), meter.limits)
+        return measure(meter, editors)
+    common = {**facts, "batch_size": meter.batch_size}
+    stores = [Store.within(run.folder, "damage", common | model_facts(meter.model, editor)) for editor in editors]
+    rows: list[list[Any]] = [from_first(store.rows()) for store in stores]
+    found = {number: pd.DataFrame(kept[0]) for number, kept in enumerate(rows) if kept}
+    left = [number for number in range(len(editors)) if number not in found]
+    if left:
+        for number, table in zip(left, measure(meter, [editors[number] for number in left]), strict=True):
+            stores[number].append(_records(table))
+            found[number] = table
+    return [found[number] for number in range(len(editors))]
 
 
 def _records(frame: pd.DataFrame) -> Any:

@@ -137,19 +137,20 @@ def metric_table(
 
     first, second = values(plain.sum(0)[None])[0], values(other.sum(0)[None])[0]
     observed = second - first if edited is not None else first
-    resampled = []
     extreme = torch.zeros(len(metrics), dtype=torch.float64)
-    for counts in resampled_counts(len(plain), seed):
-        found = values(counts @ other)
-        resampled.append(found if edited is None else found - values(counts @ plain))
+    # Sums are small, and metrics are made of all of them at once.
+    drawn = [
+        (counts @ other, None if edited is None else counts @ plain) for counts in resampled_counts(len(plain), seed)
+    ]
+    resampled = values(torch.cat([sums for sums, _ in drawn]))
     if edited is not None:
-        for swaps in coin_flips(len(plain), seed):
-            moved = swaps @ (other - plain)
-            change = values(other.sum(0) - moved) - values(plain.sum(0) + moved)
-            # A swap that leaves a metric undefined is no evidence against chance.
-            extreme += ((change.abs() >= observed.abs() * (1 - 1e-9) - 1e-12) | change.isnan()).sum(0)
+        resampled = resampled - values(torch.cat([sums for _, sums in drawn if sums is not None]))
+        moved = torch.cat([swaps @ (other - plain) for swaps in coin_flips(len(plain), seed)])
+        change = values(other.sum(0) - moved) - values(plain.sum(0) + moved)
+        # A swap that leaves a metric undefined is no evidence against chance.
+        extreme += ((change.abs() >= observed.abs() * (1 - 1e-9) - 1e-12) | change.isnan()).sum(0)
     tail = (1 - confidence) / 2
-    spread = torch.cat(resampled).nanquantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=0)
+    spread = resampled.nanquantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=0)
     for place, metric in enumerate(metrics):
         few = _few_values(metric, unedited, edited)
         if few is not None:

@@ -225,7 +225,7 @@ class DamageMeter:
             # Texts that it does not edit are texts that it leaves alone.
             warnings.simplefilter("ignore", SeaLensWarning)
             found = {kind: _divergence(plain, editor) for kind, plain in self.predictions.items()}
-            shown = self._examples(editor, examples, max_new_tokens)
+            shown = self.examples(editor, examples, max_new_tokens)
         rows = [self._row(kind, divergence) for kind, divergence in found.items()]
         return Damage(pd.DataFrame(rows).set_index("text"), shown, self.limits)
 
@@ -271,7 +271,15 @@ class DamageMeter:
             "kl": found.kl,
         }
 
-    def _examples(self, editor: EditsModels, n: int, max_new_tokens: int) -> pd.DataFrame:
+    def examples(self, editor: EditsModels, n: int = 3, max_new_tokens: int = 24) -> pd.DataFrame:
+        """Greedy continuations of the first prompts by both models, as `Damage.examples`.
+
+        Args:
+            editor: The editor.
+            n: How many prompts to let both models continue.
+            max_new_tokens: Length of a continuation.
+        """
+        check_arguments(DamageMeter.examples, locals())
         prompts = self.asked[: max(0, n)]
         if not prompts:
             return pd.DataFrame()

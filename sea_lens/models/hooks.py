@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from sea_lens.cache import JSON
 from sea_lens.errors import HookNeverFiredError, InputError
-from sea_lens.models.bridge import EditsModels, FwdHook, Model, weights_digest
+from sea_lens.models.bridge import EditsModels, FwdHook, Model
 from sea_lens.models.passes import unnoted
 from sea_lens.models.sites import Site
 from sea_lens.models.skipping import without_blocks
 from sea_lens.models.tokens import PaddedTokens
+from sea_lens.models.unchanged import known_weights
 from sea_lens.models.unwrapped import forward
 
 _NEED_BLOCKS: WeakSet[nn.Module] = WeakSet()
@@ -72,7 +73,7 @@ def model_facts(model: Model, editor: EditsModels | None = None) -> dict[str, JS
             "it computes cannot be kept in a folder as the model's. Call model.reset_hooks(), or leave `folder` out."
         )
     return {
-        "weights": weights_digest(model),
+        "weights": known_weights(model),
         "editor": None if editor is None else editor.fingerprint,
         "attached": [attached.fingerprint for attached in attached_editors(model)],
     }
