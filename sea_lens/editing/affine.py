@@ -53,6 +53,7 @@ class AffineEdit:
     restore_norm: bool = False
     strength: float = 1.0
     _placed: dict[object, _Placed] = field(default_factory=dict, repr=False, init=False)
+    _ready: dict[object, _Ready] = field(default_factory=dict, repr=False, init=False)
     _eigenvalues: Float[Tensor, " rank"] | None = field(default=None, repr=False, init=False)
 
     kind: ClassVar[str]
@@ -229,34 +230,38 @@ class AffineEdit:
         check_width(self, h)
         if self.is_identity:
             return h
-        dtype = torch.promote_types(h.dtype, torch.float32)
+        dtype = h.dtype if h.dtype in (torch.float32, torch.float64) else torch.float32
         x = h.to(dtype).reshape(-1, self.width)
-        placed, strength = self._on(h.device, dtype), self.strength
-        # One tall and one wide product, the sum with what stays of x in the same pass as the latter. A symmetric edit reads
-        # the same memory for both, which is most of what an edit of one token costs.
-        found = x @ placed.right.T
-        if placed.offset is not None:
-            found = found - placed.offset
-        found = found * (strength if placed.eigenvalues is None else strength * placed.eigenvalues)
-        edited = torch.addmm(x, found, placed.left, beta=1 + strength * (self.keep - 1))
+        at = self._on(h.device, dtype)
+        # Few operations, for calling one is most of what an edit of one token costs. One tall and one wide product, and the
+        # sum with what stays of x in the same pass as the latter. A symmetric edit reads the same memory for both.
+        if self.rank:
+            found = torch.nn.functional.linear(x, at.right, at.offset)
+            if at.gains is not None:
+                found = found.mul_(at.gains)
+            edited = torch.addmm(x, found, at.left, beta=at.kept)
+        else:
+            edited = x * at.kept
         in_place = not edited.requires_grad  # of a tensor of our own, unless it is part of a graph
-        if placed.shift is not None:
-            edited = edited.add_(placed.shift, alpha=strength) if in_place else edited + strength * placed.shift
+        if at.shift is not None:
+            edited = edited.add_(at.shift) if in_place else edited + at.shift
         if self.restore_norm:
             edited = with_norms_of(x, edited, in_place=in_place)
         return edited.reshape(h.shape).to(h.dtype)
 
-    def _on(self, device: torch.device, dtype: torch.dtype) -> _Placed:
-        """The tensors where and as the activation is; kept, and shared by all views of this edit."""
-        if any(tensor.requires_grad for tensor in self._tensors):  # trained: they change, and belong to a graph
-            return self._place(device, dtype)
+    def _on(self, device: torch.device, dtype: torch.dtype) -> _Ready:
+        """The tensors where and as the activation is, at this strength; kept. The large ones are shared by all views."""
         key = device, dtype
-        placed = self._placed.get(key)
-        if placed is None:
+        ready = self._ready.get(key)
+        if ready is None:
+            if any(tensor.requires_grad for tensor in self._tensors):  # trained: they change, and belong to a graph
+                return self._place(device, dtype).at(self.strength, self.keep)
             with torch.inference_mode(False):  # what is kept must also serve a later pass that builds a graph
-                placed = self._place(device, dtype)
-            self._placed[key] = placed
-        return placed
+                placed = self._placed.get(key)
+                if placed is None:
+                    placed = self._placed[key] = self._place(device, dtype)
+                ready = self._ready[key] = placed.at(self.strength, self.keep)
+        return ready
 
     def _place(self, device: torch.device, dtype: torch.dtype) -> _Placed:
         rows = self.right.to(device, dtype).T.contiguous()
@@ -276,6 +281,30 @@ class _Placed:
     eigenvalues: Float[Tensor, " rank"] | None
     offset: Float[Tensor, " rank"] | None
     shift: Float[Tensor, " width"] | None
+
+    def at(self, strength: float, keep: float) -> _Ready:
+        """What an edit of a strength computes with."""
+        gains = torch.full_like(self.right[:, 0], strength) if self.eigenvalues is None else strength * self.eigenvalues
+        return _Ready(
+            self.right,
+            self.left,
+            None if self.eigenvalues is None and strength == 1 else gains,
+            None if self.offset is None else -self.offset,
+            None if self.shift is None else strength * self.shift,
+            1 + strength * (keep - 1),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Ready:
+    """The same at one strength: `kept x + (x right^T + offset) diag(gains) left + shift`."""
+
+    right: Float[Tensor, "rank width"]
+    left: Float[Tensor, "rank width"]
+    gains: Float[Tensor, " rank"] | None
+    offset: Float[Tensor, " rank"] | None
+    shift: Float[Tensor, " width"] | None
+    kept: float
 
 
 def _eigenvalues(

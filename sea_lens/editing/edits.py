@@ -149,10 +149,14 @@ def with_norms_of(
 
     With `in_place`, `edited` itself is overwritten.
     """
-    norms = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
+    factors = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
+    theirs = torch.linalg.vector_norm(edited, dim=dim, keepdim=True)
     # A token that comes out as zeros stays zero, where norms / 0 would make it NaN.
-    factors = (norms / torch.linalg.vector_norm(edited, dim=dim, keepdim=True)).nan_to_num(nan=0.0, posinf=0.0)
-    return edited.mul_(factors) if in_place else edited * factors
+    if not in_place:
+        return torch.mul(edited, (factors / theirs).nan_to_num(nan=0.0, posinf=0.0))
+    factors.div_(theirs).nan_to_num_(nan=0.0, posinf=0.0)
+    edited.mul_(factors)
+    return edited
 
 
 ROWS_AT_ONCE = 256

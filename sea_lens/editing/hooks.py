@@ -6,8 +6,10 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from sea_lens.editing.edits import Edit
@@ -48,10 +50,13 @@ class EditHooks:
             tracking: A model whose passes to track for as long as these hooks live.
         """
         self.editor, self.where, self.passes = editor, editor.where, passes
-        self.fired = dict.fromkeys(editor.edits, False)
+        self._flags = [False] * len(editor.edits)
+        self.fired: Mapping[Site, bool] = Fired(tuple(editor.edits), self._flags)
         self._decided: Tensor | None = (
             None  # by a condition on the prompt, for the rows of the generation that is running
         )
+        self._columns: tuple[object, Pass] | None = None  # of untracked passes, and what they depend on
+        self._chosen: Chosen | None = None
         if tracking is not None and self.where is not None:
             stack = ExitStack()
             self.passes = stack.enter_context(tracked(tracking))
@@ -61,7 +66,8 @@ class EditHooks:
         """One hook per site, and before them the one that reads a condition."""
         reads = None if self.where is None else self.where.reads
         found: list[FwdHook] = [] if reads is None else [(reads.hook_name, self._reader(reads))]
-        found += [(site.hook_name, self._hook(site, edit)) for site, edit in self.editor.edits.items()]
+        for index, (site, edit) in enumerate(self.editor.edits.items()):
+            found.append((site.hook_name, self._everywhere(index, site, edit) or self._hook(index, site, edit)))
         for _, hook in found:
             hook.editor, hook.fired = self.editor, self.fired  # type: ignore[attr-defined]
         return found
@@ -74,7 +80,22 @@ class EditHooks:
                 "A pass over one token may begin a text or go on with one, and hooks alone cannot tell. "
                 "Take editor.fwd_hooks(model), or run the model inside editor.attached(model)."
             )
-        return Pass.of_columns(tensor)
+        # A mask made in inference mode cannot serve a later pass that builds a graph.
+        inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
+        key = tuple(tensor.shape[:2]), tensor.device, inference
+        if self._columns is None or self._columns[0] != key:
+            self._columns = key, Pass.of_columns(tensor)
+        return self._columns[1]
+
+    def _choice(self, tensor: Tensor) -> Chosen:
+        """Which tokens of the pass are edited, found at its first hook."""
+        seen, chosen = self._pass(tensor), self._chosen
+        if chosen is None or chosen.seen is not seen or chosen.decided is not self._decided:
+            assert self.where is not None
+            mask = self.where.mask(seen, self._decided)
+            everything = _may_be_looked_at(mask) and bool(mask.all())
+            chosen = self._chosen = Chosen(seen, self._decided, everything, {mask.device: mask})
+        return chosen
 
     def _reader(self, site: Site) -> Callable[..., None]:
         def read(tensor: Tensor, hook: object) -> None:
@@ -85,26 +106,90 @@ class EditHooks:
 
         return read
 
-    def _hook(self, site: Site, edit: Edit) -> Callable[..., Tensor | None]:
-        where = self.where
+    def _everywhere(self, index: int, site: Site, edit: Edit) -> Callable[..., Tensor | None] | None:
+        """The hook of an editor of every token."""
+        if self.where is not None:
+            return None
+        flags, is_identity = self._flags, edit.is_identity
 
         def hook(tensor: Tensor, hook: object) -> Tensor | None:
-            if where is None:
-                self.fired[site] = True
-                return None if edit.is_identity else site.write(edit(site.read(tensor)), tensor)
-            mask = where.mask(self._pass(tensor), self._decided).to(tensor.device)
-            mask = mask[:, -tensor.shape[1] :]  # generation makes logits of the last token alone
-            read = site.read(tensor)
-            spared = where.spared(site, read)
-            if spared is not None:
-                mask = mask & ~spared
-            if not self.fired[site]:  # once it has, there is no need to wait for a device's answer
-                self.fired[site] = where.reads is not None or bool(mask.any())  # a condition may be met by no text
-            if edit.is_identity:
-                return None
-            return site.write(edit(read).where(mask[..., None], read), tensor)
+            flags[index] = True
+            return None if is_identity else site.write(edit(site.read(tensor)), tensor)
 
         return hook
+
+    def _hook(self, index: int, site: Site, edit: Edit) -> Callable[..., Tensor | None]:
+        flags, is_identity = self._flags, edit.is_identity
+
+        def hook(tensor: Tensor, hook: object) -> Tensor | None:
+            where = self.where
+            assert where is not None
+            chosen, read = self._choice(tensor), site.read(tensor)
+            mask, everything = chosen.on(tensor), chosen.everything
+            spared = where.spared(site, read)
+            if spared is not None and not (_may_be_looked_at(spared) and not spared.any()):
+                mask, everything = mask & ~spared, False
+            if not flags[index]:  # once it has, there is no need to wait for a device's answer
+                # A condition may be met by no text, and a pass that is being compiled has no values yet.
+                told = everything or where.reads is not None or torch.compiler.is_compiling()
+                flags[index] = told or bool(mask.any())
+            if is_identity:
+                return None
+            edited = edit(read)
+            return site.write(edited if everything else edited.where(mask[..., None], read), tensor)
+
+        return hook
+
+
+@dataclass(frozen=True, eq=False)
+class Fired(Mapping[Site, bool]):
+    """By site, whether a pass reached it at a token that is edited; as hooks change it.
+
+    Attributes:
+        sites: The sites.
+        flags: One for each.
+    """
+
+    sites: tuple[Site, ...]
+    flags: list[bool]
+
+    def __getitem__(self, site: Site) -> bool:
+        return self.flags[self.sites.index(site)]
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self.sites)
+
+    def __len__(self) -> int:
+        return len(self.sites)
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """The tokens of a pass that are edited.
+
+    Attributes:
+        seen: The pass.
+        decided: What a condition on the prompt gave.
+        everything: Whether they are known to be all.
+        masks: True where a token is edited, on every device that asked.
+    """
+
+    seen: Pass
+    decided: Tensor | None
+    everything: bool
+    masks: dict[torch.device, Tensor]
+
+    def on(self, tensor: Tensor) -> Tensor:
+        """The mask for an activation."""
+        mask = self.masks.get(tensor.device)
+        if mask is None:
+            mask = self.masks[tensor.device] = next(iter(self.masks.values())).to(tensor.device)
+        return mask[:, -tensor.shape[1] :]  # generation makes logits of the last token alone
+
+
+def _may_be_looked_at(mask: Tensor) -> bool:
+    """Whether a mask's values can be had without waiting: on the CPU, and not while a pass is being compiled."""
+    return mask.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 @contextmanager

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -40,8 +42,12 @@ class NotMassive(ByPosition):
 
     def spared(self, site: Site, read: Float[Tensor, "batch pos width"]) -> Mask | None:
         """Tokens whose norm is above the site's limit."""
-        limit = dict(self.limits).get(site.hook_name)
-        return None if limit is None else read.float().norm(dim=-1) > limit
+        limit = self._by_site.get(site)
+        return None if limit is None else torch.linalg.vector_norm(read.float(), dim=-1) > limit
+
+    @cached_property
+    def _by_site(self) -> dict[Site, float]:
+        return {Site.of(name): limit for name, limit in self.limits}
 
     def __str__(self) -> str:
         return "all but the first token and massive ones" if self.first else "all but massive tokens"
