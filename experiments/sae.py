@@ -46,7 +46,7 @@ def states(model: Model, texts: Sequence[str], layer: int, longest: int = 128, b
             ids = torch.tensor([row for row in batch if len(row) == same])
             starts = [0] * len(ids)
             with model.hooks(fwd_hooks=[(f"blocks.{layer}.hook_resid_post", keep)]):
-                model(ids, use_cache=False, return_type=None)
+                model(ids, use_cache=False, return_type=None, stop_at_layer=layer + 1)
     return torch.cat(found)
 
 
@@ -149,7 +149,7 @@ def write(arguments: argparse.Namespace, model: Model, sae: SAE, n_tokens: int, 
     arguments.out.mkdir(parents=True, exist_ok=True)
     sae.save_pretrained(arguments.out, torch.float16)
     kept, held_out = sl.load_sae(arguments.out), states(model, others, arguments.layer)
-    found, told = kept.measure(held_out), list(others)[:300]
+    found, told = kept.measure(held_out), list(others)[: 300 if arguments.model == "organism" else 20]
     fired = torch.stack([(kept.encode(rows) > 0).any(0) for rows in held_out.split(4096)]).any(0)
     mean = replace(kept, decoder=torch.zeros_like(kept.decoder), decoder_bias=held_out.mean(0))
     settings = {name: getattr(arguments, name) for name in ("layer", "features", "k", "steps", "seed", "texts")}

@@ -23,7 +23,7 @@ from sea_lens.methods.tune import EXPLAINED_VARIANCES
 from sea_lens.methods.tune import tune as tune_methods
 from sea_lens.methods.tuning import describe_setting
 from sea_lens.models.activations import Activations
-from sea_lens.models.sites import named_layers
+from sea_lens.models.sites import Site, named_layers
 from sea_lens.plotting import plot_organism, plot_tuning
 from sea_lens.worlds import demo as experiment
 from sea_lens.worlds.load import load_organism
@@ -106,7 +106,8 @@ def fit(entry: MethodEntry) -> Callable[..., None]:
         else:
             data = reading.read(demonstrations)
             bridge = load(model, loading, [demonstrations])
-            collected = reading.collect(bridge, data, collecting, None, layers, needs_neutral)
+            layers, where = _at_its_site(method, layers, collecting)
+            collected = reading.collect(bridge, data, where, None, layers, needs_neutral)
         editor = method.fit(collected)
         editor.save_pretrained(out)
         say(f"{editor!r}\nsaved in {out}")
@@ -216,6 +217,14 @@ def _at_layers(activations: Activations, layers: str) -> Activations:
     depth = activations.model.n_layers if activations.model is not None else activations.layers[-1] + 1
     chosen = named_layers(layers, depth)
     return activations.at_sites([site for site in activations.sites if site.layer in chosen])
+
+
+def _at_its_site(method: Any, layers: str, collecting: Options) -> tuple[str, Options]:
+    """Layers and options to collect by: of a method for one site, as a sparse autoencoder is, that site unless named."""
+    site = getattr(method, "site", None)
+    if layers != "all" or not isinstance(site, Site) or site.layer is None:
+        return layers, collecting
+    return str(site.layer), {**collecting, "site": site.name}
 
 
 def _refuse_for_collected(reading: Reading, collecting: Options) -> None:

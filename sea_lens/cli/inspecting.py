@@ -18,6 +18,8 @@ def inspect(editor: str) -> None:
     fitted = Editor.from_pretrained(editor)
     card = fitted.card.to_json()
     facts = {name.replace("_", " "): card[name] for name in FACTS}
+    settings = fitted.card.settings
+    facts["settings"] = {name: value if _is_plain(value) else str(value) for name, value in settings.items()}
     facts |= {"sites": ", ".join(sorted({site.name for site in fitted.sites}))}
     facts |= {} if fitted.where is None else {"where": str(fitted.where)}
     facts |= {} if fitted.card.form is None else {"prompts": str(fitted.card.form)}
@@ -44,3 +46,7 @@ def inspect(editor: str) -> None:
         )
     table = pd.DataFrame(rows)
     show(table.loc[:, table.notna().any()])
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, bool | int | float | str | list | tuple | dict)

@@ -7,6 +7,7 @@ from typing import Any, Optional
 
 from sea_lens import plotting
 from sea_lens.analysis.effects import measure_effects, named_effect
+from sea_lens.analysis.features import read_features
 from sea_lens.analysis.implicit_bias import measure_implicit_bias
 from sea_lens.analysis.layers import ablate_layers, measure_interactions
 from sea_lens.analysis.massive import massive_activations, massive_tokens
@@ -157,6 +158,18 @@ def spectrum(
             tables[f"directions-{layer}"] = found.table
             figures[f"directions-{layer}"] = plotting.plot_directions(found)
     write(out, figures, spectra, massive, tables=tables)
+
+
+@command("Looking", reading_out=Of(read_features, only=("k",)))
+def features(model: str, editor: str, out: Path = Path("features"), *, reading_out: Options, loading: Options) -> None:
+    """Show an editor's sparse features, as tokens."""
+    fitted, bridge = Editor.from_pretrained(editor), load(model, loading)
+    tables = {}
+    for site in fitted.sites:
+        found = read_features(bridge, fitted, site, **reading_out)
+        show(found.table[list(found.shown)], f"Features at {site}, of {found.sae}")
+        tables[f"features-{site}"] = found.table
+    write(out, {}, tables=tables)
 
 
 @command("Looking", options=Of(intervene_on_massive, without=("texts",)), biasing=Of(measure_implicit_bias))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -55,6 +55,7 @@ class SparseEdit:
     how: How = "shift"
     frequencies: Float[Tensor, "side n_edited"] | None = None
     strength: float = 1.0
+    _placed: dict[object, _Placed] = field(default_factory=dict, repr=False, init=False)
 
     kind: ClassVar[str]
     token_local: ClassVar[bool] = True
@@ -159,7 +160,9 @@ class SparseEdit:
     def scaled(self, factor: float) -> SparseEdit:
         """The same edit with its strength multiplied; tensors are shared. Twice the strength is not twice the edit."""
         check_arguments(SparseEdit.scaled, locals())
-        return replace(self, strength=self.strength * factor)
+        view = replace(self, strength=self.strength * factor)
+        object.__setattr__(view, "_placed", self._placed)
+        return view
 
     def __call__(self, h: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         """Edits activations of any leading shape; dtype and device are kept.
@@ -175,22 +178,40 @@ class SparseEdit:
         return torch.cat([block + self._change(block) for block in blocks]).reshape(h.shape).to(h.dtype)
 
     def _change(self, x: Float[Tensor, "n width"]) -> Float[Tensor, "n width"]:
-        sae = self.sae.on(x.device, x.dtype)
-        codes, scale = sae.codes_and_scale(x)
-        vector = self.vector.to(codes)
-        whole = sae.n_features != self.rank
-        if whole:
-            vector = torch.zeros(sae.n_features).to(codes).index_copy(0, self.features.to(x.device), vector)
+        placed = self._on(x.device, x.dtype)
+        codes, scale = placed.sae.codes_and_scale(x)
         if self.how == "shift":
-            change = activated(codes + self.strength * vector, sae.activation, sae.threshold, sae.k) - codes
+            sae, shifted = placed.sae, codes + self.strength * placed.vector
+            change = activated(shifted, sae.activation, sae.threshold, sae.k) - codes
         elif self.how == "add":
-            change = (self.strength * vector).expand_as(codes)
+            change = (self.strength * placed.vector).expand_as(codes)
         else:
-            change = self.strength * (vector - codes)
-            if whole:
-                change = change * torch.zeros_like(vector).index_fill(0, self.features.to(x.device), 1.0)
-        moved = change @ sae.decoder
+            change = self.strength * (placed.vector - codes) * placed.edited
+        moved = change @ placed.sae.decoder
         return moved if scale is None else moved * scale
+
+    def _on(self, device: torch.device, dtype: torch.dtype) -> _Placed:
+        """The tensors where and as the activation is; kept, and shared by all views of this edit."""
+        key = device, dtype
+        placed = self._placed.get(key)
+        if placed is None:
+            with torch.inference_mode(False):  # what is kept must also serve a later pass that builds a graph
+                sae, vector = self.sae.on(device, dtype), self.vector.to(device, dtype)
+                edited = torch.ones_like(vector)
+                if sae.n_features != self.rank:
+                    whole, features = torch.zeros(sae.n_features, device=device, dtype=dtype), self.features.to(device)
+                    vector, edited = (whole.index_copy(0, features, numbers) for numbers in (vector, edited))
+                placed = self._placed[key] = _Placed(sae, vector, edited)
+        return placed
+
+
+@dataclass(frozen=True, eq=False)
+class _Placed:
+    """A sparse edit's tensors on one device in one dtype, as long as its SAE has features: numbers, and 1 where it edits."""
+
+    sae: SAE
+    vector: Float[Tensor, " n_features"]
+    edited: Float[Tensor, " n_features"]
 
 
 @dataclass(frozen=True, eq=False)

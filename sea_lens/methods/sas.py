@@ -79,6 +79,13 @@ class SAS:
             object.__setattr__(self, "_loaded", kept(loaded))
             object.__setattr__(self, "sae", loaded.identity)  # what goes onto a card
 
+    @property
+    def site(self) -> Site | None:
+        """Where its SAE's activations are; None where that is not known before it is found."""
+        if self._loaded is None or self._loaded.site is None:
+            return None
+        return Site.of(self._loaded.site)
+
     def fit(self, activations: Activations) -> Editor:
         """One edit, at the SAE's site.
 

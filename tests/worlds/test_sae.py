@@ -88,6 +88,12 @@ def test_it_is_fitted_from_the_command_line(sea_lens, demos, tmp_path):
     assert (code, "shifts" in out) == (0, True), err
     loaded = sl.Editor.from_pretrained(tmp_path / "e")
     assert (loaded.card.settings["sae"].name, loaded.card.settings["tau"]) == ("organism", 0.3)
+    assert loaded.layers == [1]
+    code, out, err = sea_lens("inspect", tmp_path / "e")
+    assert "sae organism (1,024 features, " in " ".join(out.split())
+    code, out, err = sea_lens("features", "organism", tmp_path / "e", "--out", tmp_path / "f", "--k", "2")
+    assert (code, "Features at blocks.1.hook_resid_post, of organism" in out) == (0, True), err
+    assert (tmp_path / "f" / "features-blocks.1.hook_resid_post.csv").is_file()
     for options, why in (
         ([], "SAS needs a sparse autoencoder"),
         (["--sae", "nowhere"], "no SAE of that name"),
