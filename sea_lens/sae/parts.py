@@ -79,37 +79,36 @@ class Parts:
         Raises:
             FileFormatError: If the shapes do not go together.
         """
-        encoder, decoder = self.encoder.double(), self.decoder.double()
-        if encoder.ndim != 2 or decoder.shape != encoder.T.shape:
+        if self.encoder.ndim != 2 or self.decoder.shape != self.encoder.T.shape:
             raise FileFormatError(
-                f"The encoder of this SAE is {list(encoder.shape)} as [width, n_features], and its decoder "
-                f"{list(decoder.shape)} as [n_features, width]: they do not go together."
+                f"The encoder of this SAE is {list(self.encoder.shape)} as [width, n_features], and its decoder "
+                f"{list(self.decoder.shape)} as [n_features, width]: they do not go together."
             )
-        width, n_features = encoder.shape
+        width, n_features = self.encoder.shape
+        # Matrices that nothing is folded into are not copied to float64: they may be of gigabytes.
+        read, written = torch.ones(n_features).double(), torch.ones(n_features).double()
         bias = torch.zeros(n_features).double() if self.encoder_bias is None else self.encoder_bias.double()
         out_bias = torch.zeros(width).double() if self.decoder_bias is None else self.decoder_bias.double()
         activation, threshold = self.activation, self.threshold
         if self.gate_bias is not None:
-            sizes = torch.ones(n_features).double() if self.log_magnitude is None else self.log_magnitude.double().exp()
-            encoder, threshold, activation = encoder * sizes, bias - sizes * self.gate_bias.double(), "jumprelu"
+            sizes = read if self.log_magnitude is None else self.log_magnitude.double().exp()
+            read, threshold, activation = read * sizes, bias - sizes * self.gate_bias.double(), "jumprelu"
         if isinstance(threshold, Tensor) and threshold.ndim:
             threshold = threshold.double().reshape(-1)
         elif threshold is not None:
             threshold = torch.full((n_features,), float(threshold)).double()
         if self.by_decoder_norm:
-            norms = torch.linalg.vector_norm(decoder, dim=1)
-            encoder, bias = encoder * norms, bias * norms
-            decoder = decoder / torch.where(norms > 0, norms, 1.0)[:, None]
+            norms = torch.linalg.vector_norm(self.decoder, dim=1, dtype=torch.float64)
+            read, bias, written = read * norms, bias * norms, written / torch.where(norms > 0, norms, 1.0)
         out = self.factor if self.factor_out is None else self.factor_out
-        encoder, decoder = encoder * self.factor, decoder / out
         if self.subtracts_bias and out != self.factor:
             refuse("it subtracts its output's bias from an input of another scale")
-        out_bias = out_bias / out
+        read, written = read * self.factor, written / out
         return SAE(
-            encoder.float().contiguous(),
+            _times(self.encoder, read),
             bias.float(),
-            decoder.float().contiguous(),
-            out_bias.float(),
+            _times(self.decoder, written[:, None]),
+            (out_bias / out).float(),
             activation,
             None if threshold is None else threshold.float(),
             self.k,
@@ -117,6 +116,12 @@ class Parts:
             self.normalization,
             self.site,
         )
+
+
+def _times(matrix: Tensor, factors: Tensor) -> Tensor:
+    """In float64 where there is something to multiply by, then float32."""
+    plain = bool((factors == 1).all())
+    return (matrix if plain else matrix.double() * factors).float().contiguous()
 
 
 def need(tensors: Tensors, *names: str) -> Tensor:

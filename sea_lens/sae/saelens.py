@@ -100,6 +100,7 @@ def parts_of(config: Config, tensors: Tensors, asked: Asked) -> Parts:
         bias = need(tensors, "b_enc")
     if kind == "topk":
         k, activation = config.get("k") if asked.k is None else asked.k, "topk"
+        k = int(k) if isinstance(k, float) and k.is_integer() else k
         if not isinstance(k, int):
             raise InputError("This top-k SAE's files do not say its k. Give k.")
     if kind == "jumprelu":

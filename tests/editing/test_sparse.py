@@ -1,6 +1,5 @@
 import pytest
 import torch
-from conftest import build_bridge
 
 import sea_lens as sl
 from sea_lens.editing.sparse import SparseEdit
@@ -167,13 +166,13 @@ def test_an_editor_is_saved_and_loaded_to_the_bit_without_the_sae(activation, no
 
 
 @pytest.mark.parametrize("activation", ["jumprelu", "topk"])
-def test_padding_cache_and_batches_do_not_matter(activation):
-    model = build_bridge("llama")
+def test_padding_cache_and_batches_do_not_matter(llama, activation):
+    model = llama
     editor = sl.Editor({1: edit_of(random_sae(activation)).scaled(3.0)}).at_positions("not first")
     prompts = ["The sea is", "A much longer prompt about the lens", "x"]
-    together = sl.generate(model, prompts, editor, max_new_tokens=6, batch_size=3)
-    assert together == [sl.generate(model, [one], editor, max_new_tokens=6, batch_size=1)[0] for one in prompts]
-    assert together != sl.generate(model, prompts, max_new_tokens=6, batch_size=3)
+    together = sl.generate(model, prompts, editor, max_new_tokens=4, batch_size=3)
+    assert together == [sl.generate(model, [one], editor, max_new_tokens=4, batch_size=1)[0] for one in prompts]
+    assert together != sl.generate(model, prompts, max_new_tokens=4, batch_size=3)
     text = torch.randint(2, 258, (1, 9))
     with editor.attached(model), torch.no_grad():
         whole = model(text)
@@ -245,3 +244,27 @@ def test_what_does_not_fit_is_refused(llama):
         }
         with pytest.raises(InputError, match=why):
             SAE(**{"activation": "jumprelu", **fields, **change})
+
+
+def test_an_sae_of_attention_heads_edits_them_side_by_side(llama):
+    sae = random_sae("jumprelu")
+    sae = SAE(
+        **{name: getattr(sae, name) for name in ("encoder", "encoder_bias", "decoder", "decoder_bias")},
+        site="blocks.1.attn.hook_z",
+    )
+    editor, seen = sl.SAEFeature(sae, 3).steer(2.0), {}
+    tokens = torch.arange(2, 9)[None]
+    with (
+        editor.attached(llama),
+        torch.no_grad(),
+        llama.hooks(fwd_hooks=[("blocks.1.attn.hook_z", lambda z, hook: seen.update(z=z.clone()))]),
+    ):
+        llama(tokens)
+    with (
+        torch.no_grad(),
+        llama.hooks(fwd_hooks=[("blocks.1.attn.hook_z", lambda z, hook: seen.update(plain=z.clone()))]),
+    ):
+        llama(tokens)
+    moved = (seen["z"] - seen["plain"]).reshape(1, 7, D)
+    torch.testing.assert_close(moved[:, 1:], (2.0 * sae.decoder[3]).expand(1, 6, D), atol=1e-5, rtol=1e-5)
+    assert not moved[:, 0].any()
