@@ -10,7 +10,7 @@ from benchmarks.rows.edits import apply_rows, disk_rows, forward_rows
 from benchmarks.rows.fits import fit_rows
 from benchmarks.rows.scoring import truthfulqa_rows
 from benchmarks.rows.sizes import memory_rows
-from benchmarks.rows.tuning import tune_rows
+from benchmarks.rows.tuning import fit_settings_rows, tune_rows
 from benchmarks.timing import Row
 
 ROWS: dict[str, Callable[[], Iterator[Row]]] = {
@@ -20,6 +20,7 @@ ROWS: dict[str, Callable[[], Iterator[Row]]] = {
     "collect": collect_rows,
     "ablation": ablation_rows,
     "truthfulqa": truthfulqa_rows,
+    "fit-settings": fit_settings_rows,
     "tune": tune_rows,
     "disk": disk_rows,
     "memory": memory_rows,

@@ -23,6 +23,7 @@ from sea_lens.errors import InputError, ModelMismatchError, SeaLensWarning
 from sea_lens.models.branching import BranchingRuns
 from sea_lens.models.bridge import FwdHook
 from sea_lens.models.hooks import foreign_hooks
+from sea_lens.models.points import hooked
 from sea_lens.models.prefixes import KeyValueCache
 from sea_lens.models.sites import Site
 
@@ -103,7 +104,7 @@ def _shared(
 
 
 def _whole(runs: BranchingRuns, job: Callable[[], T], index: int) -> T:
-    with torch.no_grad(), runs.model.hooks(fwd_hooks=[hook for _, hook in runs._hooks[index]]):
+    with torch.no_grad(), hooked(runs.model, [hook for _, hook in runs._hooks[index]]):
         return job()
 
 
@@ -126,7 +127,7 @@ def _branch(
     hooks: list[FwdHook] = [(Site(layer).hook_name, _keep(kept)) for layer, kept in sorted(streams.items())]
     # After those that keep a stream, which must see it unedited.
     hooks += [hook for site, hook in runs._hooks[main] if site.layer is None or site.layer >= first]
-    with torch.no_grad(), _starting(runs, start), runs.model.hooks(fwd_hooks=hooks):
+    with torch.no_grad(), _starting(runs, start), hooked(runs.model, hooks):
         result = job()
     for index in alike:
         yield index, result
