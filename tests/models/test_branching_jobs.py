@@ -1,6 +1,7 @@
 """Jobs of several passes that share blocks give what separate jobs give, to the bit."""
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -88,7 +89,15 @@ def test_blocks_are_run_once_for_editors_that_are_alike_up_to_them(llama):
 
 def test_models_whose_blocks_cannot_be_skipped_do_whole_jobs(monkeypatch):
     model, editor = build_bridge("llama"), make_editor(range(N_LAYERS))
-    monkeypatch.setattr(branching_jobs, "_lengthen", lambda *_: None)  # a cache that does not learn its length
+    first = next(iter(model.blocks))
+    state, inner = SimpleNamespace(calls=0), type(first).forward
+
+    def forward(self, hidden_states, *arguments, **options):
+        """Adds up over blocks, so that skipping one changes those above it."""
+        state.calls = 1 if self is first else state.calls + 1
+        return inner(self, hidden_states * (1 + 0.01 * state.calls), *arguments, **options)
+
+    monkeypatch.setattr(type(first), "forward", forward)
     views = [editor, editor.last_layers(2), editor.last_layers(1), None]
     with pytest.warns(SeaLensWarning, match="cannot be skipped"):
         found = dict(
