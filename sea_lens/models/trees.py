@@ -192,7 +192,7 @@ def _tried(model: Model) -> bool:
     with without_editors(model), in_eval_mode(model):
         try:
             found = _is_exact(model)
-        except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError):
+        except (IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError):
             found = False
     if not foreign_hooks(model):  # what these do is not the model's doing
         _TRIED[model.original_model] = found
