@@ -63,9 +63,9 @@ def tune_rows() -> Iterator[Row]:
     """SEA, centered SEA and LEACE at six settings each, eight sets of layers and three strengths, on 60 questions.
 
     The baseline is each setting by itself: one fit per method setting, the unedited model measured once, then attach, score,
-    and damage on the same texts. A width of 64 is what 432 such settings can take in this table's time.
+    and damage on the same texts. A width of 128 is what 432 such settings can take in this table's time.
     """
-    d, n_layers = 64, 8
+    d, n_layers = 128, 8
     model = worlds.llama(d, n_layers)
     with torch.no_grad():
         for weights in model.original_model.parameters():
