@@ -10,7 +10,7 @@ _HOME = {
     "BrokenModelWarning": "errors",
     "Comparison": "evaluation.compare",
     "Damage": "models.damage",
-    "DamageLimits": "models.damage",
+    "DamageLimits": "models.damage_limits",
     "DamageMeter": "models.damage",
     "Demonstration": "data.items",
     "Demonstrations": "data.demonstrations",

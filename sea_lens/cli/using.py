@@ -17,8 +17,9 @@ from sea_lens.data.chat import Message, chat_text
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
 from sea_lens.models.bridge import Model
-from sea_lens.models.damage import DamageLimits, repetition_of
+from sea_lens.models.damage_limits import DamageLimits
 from sea_lens.models.generate import generate as say_next
+from sea_lens.models.repetition import repetition_of
 from sea_lens.models.sites import named_layers
 
 SPEAKING = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "stop")

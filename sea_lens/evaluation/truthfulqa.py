@@ -24,10 +24,10 @@ from sea_lens.evaluation.evaluation import Evaluation, Run, check_model, check_q
 from sea_lens.evaluation.guard import changes_of, guarded
 from sea_lens.evaluation.metrics import FAULT, PART, SHARE, Columns, Scale, mean, metric_table, metrics_by_category
 from sea_lens.models.bridge import Model
-from sea_lens.models.damage import repetition_of
 from sea_lens.models.generate import greedy_answers
 from sea_lens.models.log_probs import AnswerScores
 from sea_lens.models.matching import similarities, words_of
+from sea_lens.models.repetition import repetition_of
 
 CHOICE_METRICS = [mean(name, scale=SHARE) for name in ("MC1", "MC2", "MC3")]
 ANSWER_METRICS = [

@@ -12,7 +12,7 @@ from sea_lens.methods.measures import Measure, Preferring
 from sea_lens.methods.settings import UNEDITED
 from sea_lens.methods.trials import FIRST_LOOK, WHOLE, Reached, Trials
 from sea_lens.models.bridge import Model
-from sea_lens.models.damage import DamageLimits
+from sea_lens.models.damage_limits import DamageLimits
 
 MANY_SETTINGS, MANY_QUESTIONS = 64, 48
 """From so many settings and questions on, settings are halved: 16 of 64 are measured to the end, and none is dropped by

@@ -12,7 +12,7 @@ from sea_lens.editing.edits import Edit
 from sea_lens.errors import InputError
 from sea_lens.methods.method import Method, settings_of
 from sea_lens.methods.tuning import TunedEditors, View
-from sea_lens.models.damage import DamageLimits
+from sea_lens.models.damage_limits import DamageLimits
 from sea_lens.models.sites import Site, check_layers, named_layers
 from sea_lens.statistics import Proportion
 

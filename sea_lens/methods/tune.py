@@ -27,7 +27,8 @@ from sea_lens.methods.trials import FEWER, FIRST_LOOK, WHOLE, Trials
 from sea_lens.methods.tuning import TunedEditors, Tuning, View
 from sea_lens.models.activations import Activations
 from sea_lens.models.bridge import Model, check_is_model, weights_digest
-from sea_lens.models.damage import Damage, DamageLimits, DamageMeter
+from sea_lens.models.damage import Damage, DamageMeter
+from sea_lens.models.damage_limits import DamageLimits
 from sea_lens.models.distributed import from_first
 
 EXPLAINED_VARIANCES = (0.5, 0.8, 0.9, 0.99, 0.998, 0.9999)

@@ -11,12 +11,14 @@ from typing import Any
 
 import pandas as pd
 
-from sea_lens.arguments import check_arguments, check_fields
+from sea_lens.arguments import check_arguments
 from sea_lens.errors import BrokenModelWarning, HookNeverFiredError, InputError, SeaLensWarning
 from sea_lens.models.bridge import EditsModels, Model, check_is_model
+from sea_lens.models.damage_limits import DamageLimits
 from sea_lens.models.divergence import Divergence, UneditedPredictions
 from sea_lens.models.generate import greedy_answers
 from sea_lens.models.neutral import neutral_texts
+from sea_lens.models.repetition import examples_of
 from sea_lens.models.tokens import all_token_ids, token_ids
 from sea_lens.results import Result, readable, screen
 
@@ -27,34 +29,6 @@ TOKENS_PER_TEXT = 128
 """Of a text, this many tokens at most are read."""
 MOST_PROMPTS = 32
 """Prompts that are measured on, evenly spread over those given."""
-
-
-@dataclass(frozen=True)
-class DamageLimits:
-    """Past one of these, an edit breaks the model.
-
-    On text of the model's own, KL is the mean rise of its negative log-likelihood: at 1 nat per token the edited model finds
-    such text e times as perplexing. Measured on SmolLM2-135M-Instruct, dequantized Q4 (SEA and mean difference of 60 HaluEval
-    rows, five sets of layers, strengths 0.125 to 4; KL is the higher of prompts and neutral text): up to 0.5 nats, 25 edits,
-    every text reads well; at 0.6 to 0.9 (3 edits) grammar holds and sense begins to go; at 1.4 to 2.2 (3 edits) two of three
-    texts break down ("modern, were, were, were,"); from 3.3 on (17 edits) all are babble or empty. On neutral text,
-    perplexity doubles (34 to 75) at a KL of 1.0. Repeated pairs are 6 % unedited, at most 11 % up to 0.5 nats, and 50 to 90 %
-    in most babble.
-
-    Attributes:
-        kl: Nats per token.
-        perplexity_ratio: Perplexity of the edited model over that of the unedited one.
-        repetition: Share of repeated pairs of tokens in the edited model's answers, more than in the unedited model's.
-    """
-
-    kl: float = 1.0
-    perplexity_ratio: float = math.e
-    repetition: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if not all(limit > 0 for limit in (self.kl, self.perplexity_ratio, self.repetition)):
-            raise InputError(f"Limits of damage are numbers above zero, and {self} was given.")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -303,18 +277,6 @@ def _divergence(unedited: UneditedPredictions, editor: EditsModels) -> Divergenc
     return found if found.is_edited else unedited.divergence_to(editor, prompt_length=1)
 
 
-def examples_of(model: Model, prompts: Sequence[str], unedited: Sequence[str], edited: Sequence[str]) -> pd.DataFrame:
-    """The table of `Damage.examples`: prompts with both models' answers, and how much each answer repeats itself."""
-    sides = {"unedited": list(unedited), "edited": list(edited)}
-    repeated = {f"repetition {side}": [repetition_of(model, text) for text in said] for side, said in sides.items()}
-    return pd.DataFrame({"prompt": list(prompts), **sides, **repeated})
-
-
-def repetition_of(model: Model, text: str) -> float:
-    """The `repetition` of a text's tokens."""
-    return repetition(all_token_ids(model, [text])[0]) if text else 0.0
-
-
 def _spread(prompts: Sequence[str]) -> tuple[str, ...]:
     """Some of the prompts, evenly spread, each once."""
     return tuple(dict.fromkeys(prompts[:: -(-len(prompts) // MOST_PROMPTS)] if prompts else ()))
@@ -327,17 +289,6 @@ def perplexity(nll: float) -> float:
 
 def _short(number: float) -> str:
     return f"{number:,.0f}" if 100 <= number < 1e9 else f"{number:.3g}"
-
-
-def repetition(tokens: Sequence[object], n: int = 2) -> float:
-    """Share of the n-grams of a text that stood in it before, from 0 to 1; 0 for a text of fewer tokens.
-
-    Example:
-        >>> repetition("a b a b a b".split())
-        0.6
-    """
-    grams = [tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def measure_damage(

@@ -24,7 +24,8 @@ from sea_lens import (
 )
 from sea_lens.errors import InputError
 from sea_lens.models.branching import BranchingRuns, Unembedding
-from sea_lens.models.damage import TOKENS_PER_TEXT, repetition
+from sea_lens.models.damage import TOKENS_PER_TEXT
+from sea_lens.models.repetition import repetition
 from tests.models.test_divergence import kl_by_hand
 
 TEXTS = ["Q: what color is the sea? A:", "a text", "The sky is"]
