@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from benchmarks.rows.ablating import ablation_rows
+from benchmarks.rows.attaching import attach_rows
 from benchmarks.rows.collecting import chat_rows, collect_rows
 from benchmarks.rows.edits import apply_rows, disk_rows, forward_rows
 from benchmarks.rows.fits import fit_rows
+from benchmarks.rows.generating import generate_rows
 from benchmarks.rows.scoring import harness_rows, truthfulqa_rows
 from benchmarks.rows.sizes import memory_rows
 from benchmarks.rows.tuning import fit_settings_rows, tune_rows
@@ -17,8 +19,10 @@ ROWS: dict[str, Callable[[], Iterator[Row]]] = {
     "fit": fit_rows,
     "apply": apply_rows,
     "forward": forward_rows,
+    "attach": attach_rows,
     "collect": collect_rows,
     "chats": chat_rows,
+    "generate": generate_rows,
     "ablation": ablation_rows,
     "truthfulqa": truthfulqa_rows,
     "lm-eval": harness_rows,

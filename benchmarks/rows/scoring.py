@@ -20,7 +20,7 @@ from sea_lens.models.log_probs import score_answers
 
 SAMPLE = 5
 """Of the questions, lm-eval gets one in so many: it takes minutes."""
-SHOT_SAMPLE = 25
+SHOT_SAMPLE = 50
 """The same after six examples."""
 
 
