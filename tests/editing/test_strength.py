@@ -44,7 +44,7 @@ def test_an_editor_is_scaled_to_a_kl(bridge, kl):
     with Passes(bridge) as passes:
         gentle = make_editor().scaled_to(bridge, TEXTS, kl=kl)
     assert measure_damage(bridge, [], gentle, texts=TEXTS, examples=0).kl == pytest.approx(kl, rel=0.031)
-    assert passes.n <= 1 + 12  # the unedited model runs once
+    assert passes.n <= 2 * (1 + 12)  # the unedited model runs once; a pass of one token makes logits of what is kept
     assert gentle.layers == make_editor().layers
 
 
