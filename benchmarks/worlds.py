@@ -54,10 +54,10 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def hf_llama(d_model: int, n_layers: int) -> torch.nn.Module:
+def hf_llama(d_model: int, n_layers: int, d_vocab: int = 258) -> torch.nn.Module:
     """A random Llama. Its vocabulary is small, so that no unembedding hides what an edit costs."""
     config = LlamaConfig(
-        vocab_size=258,
+        vocab_size=d_vocab,
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=1,
@@ -75,10 +75,10 @@ def hf_llama(d_model: int, n_layers: int) -> torch.nn.Module:
     return built
 
 
-def llama(d_model: int, n_layers: int) -> TransformerBridge:
+def llama(d_model: int, n_layers: int, d_vocab: int = 258) -> TransformerBridge:
     """The same, in a bridge."""
     name = f"random-llama-{d_model}x{n_layers}"
-    hf_model = hf_llama(d_model, n_layers)
+    hf_model = hf_llama(d_model, n_layers, d_vocab)
     return TransformerBridge.boot_transformers(name, hf_model=hf_model, tokenizer=byte_tokenizer(), device="cpu")
 
 

@@ -24,7 +24,7 @@ APART = 1e-5
 def ablation_rows() -> Iterator[Row]:
     """The edit at one layer only, and at all but one: 62 settings of 30 layers, with the whole edit and none."""
     yield _row("ablation only + without, 30 layers, SmolLM2 shape", worlds.smollm2(), 576, 30, 4, 1.9, 1)
-    yield _row("the same, 16 layers, d=128, 258 tokens", worlds.llama(128, 16), 128, 16, 24, 1.9, 2)
+    yield _row("the same, 16 layers, d=128, 258 tokens", worlds.llama(128, 16), 128, 16, 24, 1.9, 1)
 
 
 def _row(what: str, model: Model, width: int, n_layers: int, n: int, wanted: float, repeats: int) -> Row:

@@ -35,7 +35,7 @@ from sea_lens.evaluation.windows import Window, beginnings, text_windows
 from sea_lens.models.bridge import FwdHook, Model
 from sea_lens.models.distributed import shows
 from sea_lens.models.hooks import logits_of, model_facts, states_at
-from sea_lens.models.log_probs import kl, log_softmax, positions_at_once
+from sea_lens.models.log_probs import kl, log_softmax, logits_at_once, positions_at_once
 from sea_lens.models.prefixes import how_to_run
 from sea_lens.models.tokens import PaddedTokens, join
 
@@ -259,11 +259,16 @@ def _measure(model: Model, batch: Sequence[Window], hooks: list[FwdHook]) -> Flo
     states = states_at(model, tokens, where)
     edited = states_at(model, tokens, where, hooks) if hooks else states
     found = torch.zeros(len(batch), len(MEASURED), dtype=torch.float64)
-    for part in torch.split(torch.arange(len(scored)), positions_at_once(model.cfg.d_vocab)):
+    for part in torch.split(torch.arange(len(scored)), logits_at_once(model.cfg.d_vocab)):
         some = slice(int(part[0]), int(part[-1]) + 1)
         plain = logits_of(model, states[some])
         other = logits_of(model, edited[some]) if hooks else plain
-        found.index_add_(0, owners[part], _compared(plain, other, said[part]))
+        step = positions_at_once(model.cfg.d_vocab, plain.device)
+        columns = [
+            _compared(one, one if other is plain else two, ids)
+            for one, two, ids in zip(*(torch.split(each, step) for each in (plain, other, said[part])), strict=True)
+        ]
+        found.index_add_(0, owners[part], torch.cat(columns))
     return found
 
 
@@ -274,7 +279,8 @@ def _compared(
     plain = log_softmax(unedited)
     other = plain if edited is unedited else log_softmax(edited)
     agree = (plain.argmax(-1) == other.argmax(-1)).to(plain)
-    columns = (-plain.gather(-1, ids)[:, 0], -other.gather(-1, ids)[:, 0], kl(plain, other), agree)
+    apart = torch.zeros_like(agree) if other is plain else kl(plain, other)
+    columns = (-plain.gather(-1, ids)[:, 0], -other.gather(-1, ids)[:, 0], apart, agree)
     return torch.stack(columns, dim=1).double().cpu()
 
 

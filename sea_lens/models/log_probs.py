@@ -255,7 +255,8 @@ def _score(
     batch_size, share = how_to_run(model, editor, batch_size, share, longest=longest)
     start = length_to_share([stem.prompt for stem in stems]) if share else 0
     branching = share and can_branch(model, max(map(_size, stems)))
-    batches = _batches(stems, batch_size, branching) if share else [[number] for number in range(len(stems))]
+    most = logits_at_once(model.cfg.d_vocab)
+    batches = _batches(stems, batch_size, branching, most) if share else [[number] for number in range(len(stems))]
     run = _score_trees if branching else _score_shared if share else _score_whole
     store = None
     if folder is not None:
@@ -300,9 +301,10 @@ def _size(stem: Stem) -> int:
     return len(stem.prompt) + sum(map(len, stem.rows))
 
 
-def _batches(stems: Sequence[Stem], batch_size: int, branching: bool) -> list[list[int]]:
+def _batches(stems: Sequence[Stem], batch_size: int, branching: bool, most: int) -> list[list[int]]:
     """Stems that are run together, the longest first, as many as `batch_size` allows rows of completions.
 
+    They read the logits of `most` positions together, which bounds memory for any vocabulary; one stem may read more.
     Prompts of a batch have one length, unless each is one row with its completions.
     """
     by_length: dict[int, list[int]] = defaultdict(list)
@@ -310,16 +312,16 @@ def _batches(stems: Sequence[Stem], batch_size: int, branching: bool) -> list[li
         by_length[0 if branching else len(stem.prompt)].append(number)
     batches: list[list[int]] = []
     for length in sorted(by_length, reverse=True):
-        rows = batch_size + 1
+        rows, read = batch_size + 1, 0
         # Those with long completions together: less padding.
         sizes = {n: _size(stems[n]) if branching else max(map(len, stems[n].completions)) for n in by_length[length]}
         for number in sorted(by_length[length], key=lambda number: -sizes[number]):
-            needed = max(1, len(stems[number].rows))
-            if rows + needed > batch_size:
+            needed, reads = max(1, len(stems[number].rows)), 1 + sum(map(len, stems[number].rows))
+            if rows + needed > batch_size or read + reads > most:
                 batches.append([])
-                rows = 0
+                rows = read = 0
             batches[-1].append(number)
-            rows += needed
+            rows, read = rows + needed, read + reads
     return batches
 
 

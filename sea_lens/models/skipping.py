@@ -40,14 +40,16 @@ def starting_after(model: Model, start: Start | None) -> Iterator[None]:
 @contextmanager
 def without_blocks(model: Model) -> Iterator[None]:
     """Makes every block pass its input on: for passes of which only what comes after the blocks is wanted."""
-    skipped = [block for block in model.blocks if "forward" not in vars(block)]
+    before = [(vars(block), vars(block).get("forward")) for block in model.blocks]
     try:
-        for block in skipped:
-            vars(block)["forward"] = _pass_on
+        for held, _ in before:
+            held["forward"] = _pass_on
         yield
     finally:
-        for block in skipped:
-            vars(block).pop("forward", None)
+        for held, forward in before:
+            held.pop("forward")
+            if forward is not None:  # of a pass that is under way
+                held["forward"] = forward
 
 
 def _pass_on(hidden_states: Tensor, *_: object, **__: object) -> Tensor:
