@@ -18,7 +18,7 @@ from sea_lens.arguments import check_arguments
 from sea_lens.editing.editor import Editor
 from sea_lens.editing.edits import Edit, displacement
 from sea_lens.methods.method import METHODS, method_of
-from sea_lens.methods.sea.sea import Evidence
+from sea_lens.methods.sea.evidence import Evidence
 from sea_lens.methods.sea.spectral import CrossCovariance, Subspace, effective_rank
 from sea_lens.models.activations import Activations
 from sea_lens.models.sites import Site, labels_of

@@ -17,6 +17,7 @@ from sea_lens.arguments import check_arguments, check_fields
 from sea_lens.editing.affine import AffineEdit
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
+from sea_lens.methods.devices import fitting_device
 from sea_lens.methods.method import check_roles, fitted_editor, register_method
 from sea_lens.models.activations import Activations, Role
 
@@ -60,20 +61,26 @@ class LEACE:
         if not self.tolerance > 0:
             raise InputError(f"tolerance is a number above zero, and {self.tolerance} was given.")
 
-    def fit(self, activations: Activations) -> Editor:
+    def fit(self, activations: Activations, *, device: str | torch.device | None = None) -> Editor:
         """One oblique edit per site, computed in float64.
 
+        Args:
+            activations: Positive and negative ones.
+            device: Where edits are computed, one site after the other; None for where the activations lie. Editors lie where
+                the activations do.
+
         Raises:
-            InputError: If a side is missing.
+            InputError: If a side is missing, or there is no such device.
         """
         check_arguments(LEACE.fit, locals())
+        elsewhere = fitting_device(device)
         check_roles(self, activations)
         edits = {}
         for site in activations.sites:
-            left, right, center = self._erasure(
-                activations.positive[site].double(), activations.negative[site].double()
-            )
-            edits[site] = AffineEdit(-left.float(), right.float(), center.float())
+            sides = activations.positive[site], activations.negative[site]
+            left, right, center = self._erasure(*(side.to(elsewhere or side.device).double() for side in sides))
+            left, right, center = (tensor.float().to(sides[0].device) for tensor in (-left, right, center))
+            edits[site] = AffineEdit(left, right, center)
         return fitted_editor(self, activations, edits)
 
     def _erasure(
@@ -83,7 +90,7 @@ class LEACE:
         x = torch.cat([positive, negative])
         n, mean = len(x), x.mean(0)
         x = x - mean
-        z = torch.cat([torch.full((len(positive),), 0.5), torch.full((len(negative),), -0.5)]).to(x)
+        z = torch.cat([x.new_full((len(positive),), 0.5), x.new_full((len(negative),), -0.5)])
         sigma = _shrunk(x.T @ x / n, n) if self.shrinkage else x.T @ x / (n - 1)
         values, vectors = torch.linalg.eigh(sigma)
         real = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
@@ -104,4 +111,4 @@ def _shrunk(sample: Matrix, n: int) -> Matrix:
     eps = torch.finfo(sample.dtype).eps
     kept = 1 - (trace**2 * (trace**2 / width) / n + eps) / (spread + eps)
     added = (1 - kept) * (trace * target + eps) / (trace**2 / width + eps)
-    return kept * sample + added * target * torch.eye(width).to(sample)
+    return kept * sample + added * target * torch.eye(width, dtype=sample.dtype, device=sample.device)

@@ -15,6 +15,7 @@ import torch
 from sea_lens.arguments import check_arguments, check_fields
 from sea_lens.editing.affine import AffineEdit
 from sea_lens.editing.editor import Editor
+from sea_lens.methods.devices import fitting_device
 from sea_lens.methods.method import check_roles, fitted_editor, register_method
 from sea_lens.models.activations import Activations, Role
 
@@ -42,19 +43,26 @@ class MeanDifference:
     def __post_init__(self) -> None:
         check_fields(self)
 
-    def fit(self, activations: Activations) -> Editor:
+    def fit(self, activations: Activations, *, device: str | torch.device | None = None) -> Editor:
         """One shift per site, computed in float64.
 
+        Args:
+            activations: Positive and negative ones.
+            device: Where means are computed, one site after the other; None for where the activations lie. Editors lie where
+                the activations do.
+
         Raises:
-            InputError: If a side is missing.
+            InputError: If a side is missing, or there is no such device.
         """
         check_arguments(MeanDifference.fit, locals())
+        elsewhere = fitting_device(device)
         check_roles(self, activations)
         edits = {}
         for site in activations.sites:
-            positive, negative = (side[site].double().mean(0) for side in (activations.positive, activations.negative))
+            sides = activations.positive[site], activations.negative[site]
+            positive, negative = (side.to(elsewhere or side.device).double().mean(0) for side in sides)
             shift = positive - negative
             if self.normalize:
                 shift = torch.nn.functional.normalize(shift, dim=0)
-            edits[site] = AffineEdit.of_shift(shift.float())
+            edits[site] = AffineEdit.of_shift(shift.float().to(sides[0].device))
         return fitted_editor(self, activations, edits)

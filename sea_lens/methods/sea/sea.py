@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from numbers import Integral
-from typing import ClassVar, Literal, Protocol, TypeVar, get_args, runtime_checkable
+from typing import ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -20,7 +20,9 @@ from sea_lens.editing.editor import Editor
 from sea_lens.editing.edits import Edit, displacement
 from sea_lens.editing.sparing import NotMassive
 from sea_lens.errors import InputError
+from sea_lens.methods.devices import fitting_device
 from sea_lens.methods.method import Origin, card_of, check_roles, method_of, register_method
+from sea_lens.methods.sea.evidence import Evidence, pair_of, part_of
 from sea_lens.methods.sea.feature_space import FeatureMap, FeatureSpaceEdit, check_map
 from sea_lens.methods.sea.findings import warn_of
 from sea_lens.methods.sea.projectors import difference_of_projectors
@@ -29,28 +31,10 @@ from sea_lens.models.activations import Activations, Role
 from sea_lens.models.distributed import shows
 from sea_lens.models.sites import Site
 
-T = TypeVar("T")
 Share = float | tuple[float, float]
 Projections = Literal["both", "positive", "negative", "reversed"]
 Merge = Literal["norm", "sum", "average"]
 MergeSpace = Literal["features", "activations"]
-
-
-@dataclass(frozen=True, eq=False)
-class Evidence:
-    """All that an edit of one site is made from.
-
-    Attributes:
-        covariances: Of the neutral with the positive and with the negative features.
-        mean: Of the neutral features; None unless they are centered.
-        unit: Activations are divided by it before the feature map.
-        neutral: Activations to measure the edit on: all that there are, or a sample.
-    """
-
-    covariances: Sequence[CrossCovariance]
-    mean: Float[Tensor, " width"] | None
-    unit: float
-    neutral: Float[Tensor, "n width"]
 
 
 @runtime_checkable
@@ -131,13 +115,13 @@ class SEA:
                 raise InputError(f"{name} is one of {', '.join(known)}, and {value!r} was given.")
         if self.ranks is not None:
             if self.explained_variance is not None:
-                check_share(_pair(self.explained_variance)[0], self.spectrum)
+                check_share(pair_of(self.explained_variance)[0], self.spectrum)
             object.__setattr__(self, "explained_variance", None)
-            if not all(isinstance(rank, Integral) and rank > 0 for rank in _pair(self.ranks)):
+            if not all(isinstance(rank, Integral) and rank > 0 for rank in pair_of(self.ranks)):
                 raise InputError(f"ranks are whole numbers above zero, and {self.ranks} was given.")
         elif self.explained_variance is None:
             raise InputError("SEA needs an explained_variance in (0, 1], or ranks, and neither was given.")
-        for share in _pair(1.0 if self.explained_variance is None else self.explained_variance):
+        for share in pair_of(1.0 if self.explained_variance is None else self.explained_variance):
             check_share(share, self.spectrum)
         if self.feature_map is not None:
             check_map(self.feature_map)
@@ -148,23 +132,31 @@ class SEA:
 
     # --- fitting -----------------------------------------------------------------------------------------------------
 
-    def fit(self, activations: Activations, *, dtype: torch.dtype = torch.float32, progress: bool = True) -> Editor:
+    def fit(
+        self,
+        activations: Activations,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device | None = None,
+        progress: bool = True,
+    ) -> Editor:
         """Fits in closed form, in float64.
 
         Args:
             activations: Neutral, positive and negative ones of the same demonstrations.
-            dtype: Of the editor's tensors.
+            dtype: Of the editor's tensors, which lie where the activations do.
+            device: Where subspaces are computed, one site after the other; None for where the activations lie.
             progress: Whether to show a progress bar once a fit takes longer than two seconds.
 
         Raises:
-            InputError: If a side is missing, a rank is impossible, or a cross-covariance is zero.
+            InputError: If a side is missing, a rank or the device is impossible, or a cross-covariance is zero.
 
         Warns:
             SeaLensWarning: If the editor does next to nothing at all or nearly all sites, or if over one in a hundred
                 entries are clamped, with the reason and what to try.
         """
         check_arguments(SEA.fit, locals())
-        editor = SEA.fit_all([self], activations, dtype=dtype, progress=progress)[0]
+        editor = SEA.fit_all([self], activations, dtype=dtype, device=device, progress=progress)[0]
         warn_of(editor, self.center)
         return editor
 
@@ -175,6 +167,7 @@ class SEA:
         activations: Activations,
         *,
         dtype: torch.dtype = torch.float32,
+        device: str | torch.device | None = None,
         progress: bool = True,
     ) -> list[Editor]:
         """One editor per setting; each site is decomposed once per centering and feature map. Says nothing of what they do.
@@ -189,7 +182,7 @@ class SEA:
         def evidence(method: SEA, site: Site) -> Evidence:
             return method.evidence(activations, site)
 
-        return _fit_each(methods, activations, activations.sites, evidence, dtype, progress)
+        return _fit_each(methods, activations, activations.sites, evidence, dtype, device, progress)
 
     def fit_from(
         self,
@@ -197,6 +190,7 @@ class SEA:
         layers: Iterable[int] | None = None,
         *,
         dtype: torch.dtype = torch.float32,
+        device: str | torch.device | None = None,
         progress: bool = True,
     ) -> Editor:
         """Fits from sums over activations, such as a `SEAFitter` holds.
@@ -205,6 +199,7 @@ class SEA:
             source: The sums.
             layers: To fit; all for None.
             dtype: As for `fit`.
+            device: As for `fit`.
             progress: As for `fit`.
 
         Raises:
@@ -216,7 +211,7 @@ class SEA:
         sites = [site for site in source.sites if site.layer in chosen]
         if not sites or not set(chosen) <= set(there):
             raise InputError(f"Layers {chosen} were asked for; activations are there of {there}.")
-        editor = _fit_each([self], source, sites, source.evidence, dtype, progress)[0]
+        editor = _fit_each([self], source, sites, source.evidence, dtype, device, progress)[0]
         warn_of(editor, self.center)
         return editor
 
@@ -250,29 +245,30 @@ class SEA:
     def subspaces(self, covariances: Sequence[CrossCovariance]) -> list[Subspace]:
         """The positive and the negative subspace, cut from their cross-covariances."""
         if self.ranks is not None:
-            return [side.leading(rank) for side, rank in zip(covariances, _pair(self.ranks), strict=True)]
+            return [side.leading(rank) for side, rank in zip(covariances, pair_of(self.ranks), strict=True)]
         assert self.explained_variance is not None
-        shares = _pair(self.explained_variance)
+        shares = pair_of(self.explained_variance)
         return [side.explaining(share, self.spectrum) for side, share in zip(covariances, shares, strict=True)]
 
     def edit(self, found: Evidence) -> tuple[AffineEdit | FeatureSpaceEdit, FitReport]:
         """The edit of a site in float64, with its ranks."""
         positive, negative = self.subspaces(found.covariances)
         first, second = (negative, positive) if self.projections == "reversed" else (positive, negative)
-        ones = torch.ones(max(first.rank, second.rank), dtype=torch.float64)
-        kept, removed = (first.basis, ones[: first.rank]), (second.basis, -ones[: second.rank])
+        home = found.neutral.device  # cross-covariances may lie elsewhere
+        ones = torch.ones(max(first.rank, second.rank), dtype=torch.float64, device=home)
+        kept, removed = (first.basis.to(home), ones[: first.rank]), (second.basis.to(home), -ones[: second.rank])
         mean, averaged = found.mean, self.merge == "average"
         if self.projections == "positive":
-            parts = [_part(*kept, mean, kept=0.0, mean_stays=True)]
+            parts = [part_of(*kept, mean, kept=0.0, mean_stays=True)]
         elif self.projections == "negative":
-            parts = [_part(*removed, mean)]
+            parts = [part_of(*removed, mean)]
         elif self.feature_map is not None and self.merge_space == "activations":
             # A mean goes back once into what is summed: with the projection that keeps most. An average needs it in both.
-            parts = [_part(*kept, mean, kept=0.0, mean_stays=averaged), _part(*removed, mean)]
+            parts = [part_of(*kept, mean, kept=0.0, mean_stays=averaged), part_of(*removed, mean)]
         else:
             directions, eigenvalues = difference_of_projectors(first.basis, second.basis)
             half = 0.5 if averaged else 1.0
-            parts = [_part(directions, half * eigenvalues, mean, kept=half, mean_stays=True)]
+            parts = [part_of(directions.to(home), half * eigenvalues.to(home), mean, kept=half, mean_stays=True)]
         numbers: dict[str, float] = {"rank_positive": positive.rank, "rank_negative": negative.rank}
         restore_norm = self.merge == "norm"
         edit: AffineEdit | FeatureSpaceEdit = replace(parts[0], restore_norm=restore_norm)
@@ -296,8 +292,10 @@ def _fit_each(
     sites: Sequence[Site],
     evidence: Callable[[SEA, Site], Evidence],
     dtype: torch.dtype,
+    device: str | torch.device | None,
     progress: bool,
 ) -> list[Editor]:
+    elsewhere = fitting_device(device)
     groups: list[list[int]] = []
     for index, method in enumerate(methods):
         alike = next((group for group in groups if methods[group[0]].decomposes_as(method)), None)
@@ -310,7 +308,7 @@ def _fit_each(
     with tqdm(total=len(groups) * len(sites), desc="fit", unit="site", disable=not shows(progress), delay=2) as bar:
         for group in groups:
             for site in sites:  # one site's evidence is held at a time
-                found = evidence(methods[group[0]], site)
+                found = evidence(methods[group[0]], site).on(elsewhere)
                 sample = len(found.neutral) if len(found.neutral) < origin.n else None
                 for index in group:
                     edit, report = methods[index].edit(found)
@@ -334,25 +332,3 @@ def sea_of(editor: Editor) -> SEA:
             f"An editor of SEA was expected, which has subspaces, and this one is of {editor.card.method!r}."
         )
     return method
-
-
-def _part(
-    directions: Float[Tensor, "width rank"],
-    eigenvalues: Float[Tensor, " rank"],
-    mean: Float[Tensor, " width"] | None,
-    kept: float = 1.0,
-    mean_stays: bool = True,
-) -> AffineEdit:
-    """`kept * x + (x W) diag(lam) W^T` of what lies around the mean, which is then put back or not."""
-    shift = None
-    if mean is not None and (len(eigenvalues) or kept != 1):
-        shift = (float(mean_stays) - kept) * mean - ((mean @ directions) * eigenvalues) @ directions.T
-    return AffineEdit.of_eigenvalues(directions, eigenvalues, shift, kept)
-
-
-def _pair(value: T | tuple[T, T]) -> tuple[T, T]:
-    if not isinstance(value, tuple | list):
-        return (value, value)
-    if len(value) != 2:
-        raise InputError(f"A pair (positive, negative) was expected, and {value} was given.")
-    return (value[0], value[1])

@@ -101,6 +101,20 @@ class CrossCovariance:
         """
         return cls(None, matrix.double(), n_directions)
 
+    @classmethod
+    def all_on(cls, covariances: Sequence[CrossCovariance], device: torch.device) -> list[CrossCovariance]:
+        """The same on another device, where nothing is computed yet; rows that several share are moved once."""
+        rows = {id(side): side for one in covariances for side in one.rows or ()}
+        moved = {key: Rows(side.activations.to(device), side.center) for key, side in rows.items()}
+        return [
+            cls(
+                None if one.rows is None else (moved[id(one.rows[0])], moved[id(one.rows[1])]),
+                None if one.matrix is None else one.matrix.to(device),
+                one.n_directions,
+            )
+            for one in covariances
+        ]
+
     @property
     def left(self) -> Float[Tensor, "d_model n_singular_values"]:
         """All left singular vectors (of the neutral side)."""

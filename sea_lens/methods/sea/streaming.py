@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,9 +19,10 @@ from sea_lens.editing.editor import Editor
 from sea_lens.editing.registry import from_plain
 from sea_lens.errors import FileFormatError, InputError
 from sea_lens.methods.method import check_roles, check_settings
+from sea_lens.methods.sea.evidence import Evidence
 from sea_lens.methods.sea.feature_space import FeatureMap
 from sea_lens.methods.sea.fitter_files import FORMAT, SAMPLE, STATISTICS, check_kept, features_as_json
-from sea_lens.methods.sea.sea import SEA, Evidence
+from sea_lens.methods.sea.sea import SEA
 from sea_lens.methods.sea.spectral import RunningCrossCovariance
 from sea_lens.models.activations import ActivationKind, Activations, TokenChoice
 from sea_lens.models.bridge import ModelInfo
@@ -29,6 +30,7 @@ from sea_lens.models.distributed import from_each, n_processes
 from sea_lens.models.sinks import Sinks
 from sea_lens.models.sites import Site
 
+SIDES = ("positive", "negative")
 NOTHING_SEEN = "This fitter has seen no activations. Give it some: fitter.update(activations)."
 
 
@@ -138,12 +140,11 @@ class SEAFitter:
     def __repr__(self) -> str:
         if self._kind is None:
             return "SEAFitter(no demonstrations yet)"
-        source = "tensors" if self.model is None else self.model.name
         features = "" if self.feature_map is None else f", features {self.feature_map} at unit {self._unit:g}"
         names = ", ".join(sorted({site.name for site in self.sites}))
         return (
             f"SEAFitter({self.n} demonstrations, {names} of layers {self.layers}, width {self.kind.widths[0]}, "
-            f"token {self.token!r}, from {source}{features})"
+            f"token {self.token!r}, from {'tensors' if self.model is None else self.model.name}{features})"
         )
 
     # --- accumulating ------------------------------------------------------------------------------------------------
@@ -247,6 +248,7 @@ class SEAFitter:
         *,
         layers: Iterable[int] | None = None,
         dtype: torch.dtype = torch.float32,
+        device: str | torch.device | None = None,
         progress: bool = True,
         **settings: Any,
     ) -> Editor:
@@ -256,6 +258,7 @@ class SEAFitter:
             method: SEA, with this fitter's feature map.
             layers: To fit; all for None.
             dtype: Of the editor's tensors.
+            device: As for `SEA.fit`.
             progress: Whether to show a progress bar once a fit takes longer than two seconds.
             **settings: Those of `SEA`, instead of a method.
 
@@ -267,10 +270,9 @@ class SEAFitter:
         """
         check_arguments(SEAFitter.fit, locals())
         self._check_seen()
-        ours = {"feature_map": self.feature_map, "feature_unit": self._features_of.feature_unit}
         check_settings(SEA, settings)
-        method = SEA(**{**ours, **settings}) if method is None else method
-        return method.fit_from(self, layers, dtype=dtype, progress=progress)
+        method = replace(self._features_of, **settings) if method is None else method
+        return method.fit_from(self, layers, dtype=dtype, device=device, progress=progress)
 
     def evidence(self, method: SEA, site: Site) -> Evidence:
         """What the edit of a site is made from.
@@ -303,7 +305,7 @@ class SEAFitter:
         for site, (positive, negative) in self._sides.items():
             tensors[f"{site}/sample"] = self._sample[site]
             tensors[f"{site}/neutral_mean"] = positive.neutral_mean
-            for name, side in (("positive", positive), ("negative", negative)):
+            for name, side in zip(SIDES, (positive, negative), strict=True):
                 tensors[f"{site}/{name}_mean"] = side.other_mean
                 tensors[f"{site}/{name}_comoment"] = side.comoment
         save_tensors(tensors, Path(path), {FORMAT: json.dumps(facts)})
@@ -319,8 +321,7 @@ class SEAFitter:
             FileFormatError: If the file is missing, truncated or not a fitter's, or its feature map is not registered.
         """
         check_arguments(SEAFitter.load, locals())
-        path = Path(path)
-        path = path / STATISTICS if path.is_dir() else path
+        path = Path(path, STATISTICS) if Path(path).is_dir() else Path(path)
         mapped, metadata = load_tensors(path)
         # In memory of their own: to be added to, and aligned as torch's, on which the last bits of a product depend.
         tensors = {name: tensor.clone() for name, tensor in mapped.items()}
@@ -336,12 +337,11 @@ class SEAFitter:
             fitter.demonstrations = facts["demonstrations"]
             check_kept(facts["n"], fitter._kind, tensors)
             for site in sites:
-                mean = tensors[f"{site}/neutral_mean"]
+                sums = [
+                    [f"{site}/{one}" for one in ("neutral_mean", f"{name}_mean", f"{name}_comoment")] for name in SIDES
+                ]
                 positive, negative = (
-                    RunningCrossCovariance(
-                        facts["n"], mean, tensors[f"{site}/{name}_mean"], tensors[f"{site}/{name}_comoment"]
-                    )
-                    for name in ("positive", "negative")
+                    RunningCrossCovariance(facts["n"], *(tensors[name] for name in names)) for names in sums
                 )
                 fitter._sides[site] = positive, negative
                 fitter._sample[site] = tensors[f"{site}/sample"]
