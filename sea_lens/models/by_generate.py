@@ -42,7 +42,7 @@ def _new_tokens(model: Model, replies: Sequence[Reply], sampling: Sampling) -> l
     tokens = PaddedTokens.of(model, [reply.prompt for reply in replies], side="left")
     start, ends = tokens.ids.shape[1], listening.ends
 
-    def stops(ids: Tensor, scores: Tensor, **options: object) -> Tensor:
+    def stops(ids: Tensor, scores: Tensor | None, **options: object) -> Tensor:
         for reply, new in zip(replies, ids[:, start:].tolist(), strict=True):
             reply.ids = new
         return torch.tensor([reply.has_stopped for reply in replies], device=ids.device)

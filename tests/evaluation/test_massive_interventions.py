@@ -101,8 +101,9 @@ def test_attention_on_the_first_token_is_what_the_pattern_says(planted, tmp_path
         sl.measure_implicit_bias(planted, ["a"], kind="first delimiter")
 
 
-def test_a_model_without_attention_patterns_is_refused(planted, monkeypatch):
-    without = {name: point for name, point in planted.hook_dict.items() if "hook_pattern" not in name}
-    monkeypatch.setattr(type(planted), "hook_dict", property(lambda self: without))
+def test_a_model_without_attention_patterns_is_refused(monkeypatch):
+    model = build_bridge("llama")
+    without = {name: point for name, point in model.hook_dict.items() if "hook_pattern" not in name}
+    monkeypatch.setattr(type(model), "hook_dict", property(lambda self: without))
     with pytest.raises(ModelMismatchError, match=r"attn.hook_pattern"):
-        sl.measure_implicit_bias(planted, TEXTS)
+        sl.measure_implicit_bias(model, TEXTS)

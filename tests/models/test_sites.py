@@ -49,6 +49,7 @@ def test_names_in_any_form_of_transformer_lens(given, site):
     assert Site.of(site.hook_name) == site
 
 
+@pytest.mark.usefixtures("without_type_checks")
 def test_a_site_that_is_not_there_is_refused_with_those_that_are(llama):
     with pytest.raises(ModelMismatchError, match=r"resid_mid.*resid_post.*unembed"):
         Site(0, "nowhere").check(llama)
