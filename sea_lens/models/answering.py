@@ -17,7 +17,7 @@ from sea_lens.models.bridge import EditsModels, Model
 from sea_lens.models.by_generate import answer_in_batches
 from sea_lens.models.distributed import shows
 from sea_lens.models.hooks import attached_editors, editing, model_facts
-from sea_lens.models.lanes import Lanes, pop, rows_may_leave
+from sea_lens.models.lanes import Lanes, lanes_for, pop
 from sea_lens.models.prefixes import how_to_run, length_to_share, rope_limit
 from sea_lens.models.replies import Listening, Reply
 from sea_lens.models.sampling import Choice, Sampling
@@ -105,34 +105,27 @@ def answer_prompts(
         bar.update()
 
     with bar, editing(model, editor, lambda: len(left) == len(rows)), unwrapped(model):
-        if replies and _come_and_go(model, editor, longest):
-            _answer_in_lanes(model, replies, asking.sampling, batch_size, share_prefix, done)
-        else:
+        lanes = _lanes(model, replies, batch_size, share_prefix) if replies else None
+        if lanes is None:
             answer_in_batches(model, replies, asking.sampling, batch_size, done)
+        else:
+            _answer_in_lanes(lanes, replies, asking.sampling, done)
     return [answers[index] for index in range(len(rows))]
 
 
-def _come_and_go(model: Model, editor: EditsModels | None, longest: int) -> bool:
-    """Whether prompts may take the places of others in the course of a generation."""
-    limit = rope_limit(model)
-    editors = [*attached_editors(model), *([] if editor is None else [editor])]
-    fixed = any(getattr(each.where, "of_one_batch", False) for each in editors)
-    return not fixed and (limit is None or longest <= limit) and rows_may_leave(model)
+def _lanes(model: Model, replies: Sequence[Reply], batch_size: int, share_prefix: bool) -> Lanes | None:
+    """Lanes for prompts to be answered in; None where they cannot take the places of others that are over."""
+    limit, new = rope_limit(model), replies[0].listening.max_new_tokens
+    fixed = any(getattr(editor.where, "of_one_batch", False) for editor in attached_editors(model))
+    if fixed or (limit is not None and max(len(reply.prompt) for reply in replies) + new > limit):
+        return None
+    shared = length_to_share([reply.prompt for reply in replies]) if share_prefix else 0
+    return lanes_for(model, min(batch_size, len(replies)), replies[0].prompt[:shared], min(new - 1, MOST_ROOM))
 
 
 @torch.no_grad()
-def _answer_in_lanes(
-    model: Model,
-    replies: Sequence[Reply],
-    sampling: Sampling,
-    batch_size: int,
-    share_prefix: bool,
-    done: Callable[[Reply], None],
-) -> None:
+def _answer_in_lanes(lanes: Lanes, replies: Sequence[Reply], sampling: Sampling, done: Callable[[Reply], None]) -> None:
     """Answers prompts, the longest first; whenever a quarter of the places are free, the next prompts take them."""
-    shared = length_to_share([reply.prompt for reply in replies]) if share_prefix else 0
-    room = min(replies[0].listening.max_new_tokens - 1, MOST_ROOM)
-    lanes = Lanes(model, min(batch_size, len(replies)), replies[0].prompt[:shared], room)
     choice, waiting, running = Choice(sampling), deque(replies), list[Reply]()
     while waiting or running:
         first, free = 0, lanes.n - len(running)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -16,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sea_lens.models.bridge import Model
+from sea_lens.models.fused import can_fuse, fused
 from sea_lens.models.hooks import foreign_hooks, logits_at, without_editors
 from sea_lens.models.passes import telling
 from sea_lens.models.prefixes import DRIFT, in_eval_mode
@@ -38,7 +40,7 @@ class Lanes:
         lengths: By lane in use, the tokens of its row that have been run.
     """
 
-    def __init__(self, model: Model, n: int, beginning: Sequence[int] = (), room: int = 64) -> None:
+    def __init__(self, model: Model, n: int, beginning: Sequence[int] = (), room: int = 64, fuse: bool = False) -> None:
         """Without rows; runs what all of them begin with.
 
         Args:
@@ -47,6 +49,7 @@ class Lanes:
             beginning: Tokens with which every row begins, to be run once.
             room: Tokens for which to make room beside those of the rows, whenever there is none; 0 if rows never go on, so
                 that nothing is kept of them.
+            fuse: Whether steps take fused attention.
         """
         self.model, self.n, self.room = model, n, room
         self.lengths: list[int] = []
@@ -54,7 +57,7 @@ class Lanes:
         self._last, self._columns, self._longest = 0, 0, 0  # the column after the last in use; all; a row's, at most
         self._cache: Any = None
         self._before, self._n_before = None, len(beginning)
-        self._options = _options_of(model)
+        self._options, self._fuse = _options_of(model), fuse
         if beginning:
             self._before = _empty_cache()
             self._run([beginning], [len(beginning)], self._before, 0)
@@ -92,7 +95,8 @@ class Lanes:
             "past_key_values": self._cache,
             "use_cache": True,
         }
-        with telling(self.model, torch.tensor(self._prompts)):
+        fusing = fused(self.model) if self._fuse else nullcontext()
+        with telling(self.model, torch.tensor(self._prompts)), fusing:
             logits = self.model.original_model(**{name: options[name] for name in self._options}).logits
         self._last += 1
         return logits[:, -1]  # type: ignore[no-any-return]
@@ -202,41 +206,59 @@ def _sizes(lengths: Sequence[int]) -> Iterator[int]:
         yield size
 
 
-_EXACT: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+FUSED_DRIFT = 1e-3
+"""As `DRIFT`, of fused attention in float32."""
+_EXACT: WeakKeyDictionary[nn.Module, dict[bool, bool]] = WeakKeyDictionary()
+"""By wrapped model and by whether attention is fused: whether its rows may come and go."""
 
 
 @torch.no_grad()
-def rows_may_leave(model: Model) -> bool:
-    """Whether a model's rows may come and go, tried once: with three short texts, against a pass over the whole of them.
+def lanes_for(model: Model, n: int, beginning: Sequence[int], room: int) -> Lanes | None:
+    """Lanes of a model; None where its rows cannot come and go.
 
-    Recurrent layers and models without a cache of keys and values cannot. Under hooks of a user's own, nothing is known.
+    That is tried once, with three short texts, against a pass over the whole of them. Recurrent layers and models without a
+    cache of keys and values cannot. Under hooks of a user's own, nothing is known.
+
+    Args:
+        model: The model, with the hooks on it under which the rows are to run.
+        n: How many lanes there are.
+        beginning: As for `Lanes`.
+        room: As for `Lanes`.
     """
     if foreign_hooks(model):
+        return None
+    known = _EXACT.setdefault(model.original_model, {})
+    for fuse in (True, False) if can_fuse(model) else (False,):
+        if fuse not in known:
+            with without_editors(model), in_eval_mode(model):
+                known[fuse] = _is_exact(model, fuse)
+        if known[fuse]:
+            return Lanes(model, n, beginning, room, fuse)
+    return None
+
+
+def _is_exact(model: Model, fuse: bool) -> bool:
+    try:
+        return _distance(model, fuse) <= (FUSED_DRIFT if fuse else DRIFT)
+    except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError):
         return False
-    wrapped = model.original_model
-    if wrapped not in _EXACT:
-        with without_editors(model), in_eval_mode(model):
-            try:
-                _EXACT[wrapped] = _is_exact(model)
-            except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError):
-                _EXACT[wrapped] = False
-    return _EXACT[wrapped]
 
 
-def _is_exact(model: Model) -> bool:
+def _distance(model: Model, fuse: bool) -> float:
+    """How far logits are from those of a pass over the whole at most, as a share of their spread."""
     vocabulary = getattr(model.original_model.config, "vocab_size", None) or 64
     ids = torch.arange(3 * 10).reshape(3, 10).remainder(vocabulary).to(model.cfg.device)
     wanted = model(ids, use_cache=False).float()
-    rows, lanes = ids.tolist(), Lanes(model, 2, room=1)
+    rows, lanes = ids.tolist(), Lanes(model, 2, room=1, fuse=fuse)
     found = [(lanes.enter([rows[0][:7], rows[1][:4]]), [(0, 6), (1, 3)])]
     found.append((lanes.step([rows[0][7], rows[1][4]]), [(0, 7), (1, 4)]))
     lanes.leave(0)
     found.append((lanes.enter([rows[2][:3]]), [(2, 2)]))
     for further in range(2):
         found.append((lanes.step([rows[1][5 + further], rows[2][3 + further]]), [(1, 5 + further), (2, 3 + further)]))
-    spread = wanted.std()
-    return all(
-        bool((logits.float()[row] - wanted[place]).abs().max() <= DRIFT * spread)
+    apart = [
+        (logits.float()[row] - wanted[place]).abs().max()
         for logits, places in found
         for row, place in enumerate(places)
-    )
+    ]
+    return float(torch.stack(apart).max() / wanted.std())
