@@ -231,7 +231,7 @@ class AffineEdit:
         if self.is_identity:
             return h
         dtype = h.dtype if h.dtype in (torch.float32, torch.float64) else torch.float32
-        x = h.to(dtype).reshape(-1, self.width)
+        x = (h if h.dtype == dtype else h.to(dtype)).reshape(-1, h.shape[-1])
         at = self._on(h.device, dtype)
         # Few operations, for calling one is most of what an edit of one token costs. One tall and one wide product, and the
         # sum with what stays of x in the same pass as the latter. A symmetric edit reads the same memory for both.
@@ -240,14 +240,15 @@ class AffineEdit:
             if at.gains is not None:
                 found = found.mul_(at.gains)
             edited = torch.addmm(x, found, at.left, beta=at.kept)
+            if at.shift is not None:
+                edited = edited + at.shift if edited.requires_grad else edited.add_(at.shift)
         else:
-            edited = x * at.kept
-        in_place = not edited.requires_grad  # of a tensor of our own, unless it is part of a graph
-        if at.shift is not None:
-            edited = edited.add_(at.shift) if in_place else edited + at.shift
+            edited = x * at.kept if at.shift is None else torch.add(at.shift, x, alpha=at.kept)
         if self.restore_norm:
-            edited = with_norms_of(x, edited, in_place=in_place)
-        return edited.reshape(h.shape).to(h.dtype)
+            # In place of a tensor of our own, unless it is part of a graph.
+            edited = with_norms_of(x, edited, in_place=not edited.requires_grad)
+        edited = edited.view(h.shape)
+        return edited if h.dtype == dtype else edited.to(h.dtype)
 
     def _on(self, device: torch.device, dtype: torch.dtype) -> _Ready:
         """The tensors where and as the activation is, at this strength; kept. The large ones are shared by all views."""

@@ -149,6 +149,8 @@ def with_norms_of(
 
     With `in_place`, `edited` itself is overwritten.
     """
+    if in_place and dim == -1 and x.shape[:-1].numel() == 1 and may_be_looked_at(x):
+        return _with_norm_of(x, edited)
     factors = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
     theirs = torch.linalg.vector_norm(edited, dim=dim, keepdim=True)
     # A token that comes out as zeros stays zero, where norms / 0 would make it NaN.
@@ -157,6 +159,19 @@ def with_norms_of(
     factors.div_(theirs).nan_to_num_(nan=0.0, posinf=0.0)
     edited.mul_(factors)
     return edited
+
+
+def _with_norm_of(x: Float[Tensor, "1 width"], edited: Float[Tensor, "1 width"]) -> Float[Tensor, "1 width"]:
+    """The same of one token, to the bit: calling an operation takes longer here than what it does."""
+    norm, theirs = float(torch.linalg.vector_norm(x)), float(torch.linalg.vector_norm(edited))
+    factor = norm / theirs if theirs else 0.0
+    edited.mul_(factor if factor <= torch.finfo(edited.dtype).max else 0.0)
+    return edited
+
+
+def may_be_looked_at(tensor: Tensor) -> bool:
+    """Whether values can be had without waiting: on the CPU, and not while a pass is being compiled."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 ROWS_AT_ONCE = 256

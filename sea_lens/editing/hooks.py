@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from sea_lens.editing.edits import Edit
+from sea_lens.editing.edits import Edit, may_be_looked_at
 from sea_lens.editing.where import Where
 from sea_lens.errors import HookNeverFiredError, InputError, ModelMismatchError, SeaLensWarning
 from sea_lens.models.bridge import UNKNOWN_MODEL, FwdHook, Model, ModelInfo, check_is_model
@@ -93,7 +93,7 @@ class EditHooks:
         if chosen is None or chosen.seen is not seen or chosen.decided is not self._decided:
             assert self.where is not None
             mask = self.where.mask(seen, self._decided)
-            everything = _may_be_looked_at(mask) and bool(mask.all())
+            everything = may_be_looked_at(mask) and mask.numel() > 0 and bool(mask.all())
             chosen = self._chosen = Chosen(seen, self._decided, everything, {mask.device: mask})
         return chosen
 
@@ -125,18 +125,17 @@ class EditHooks:
             where = self.where
             assert where is not None
             chosen, read = self._choice(tensor), site.read(tensor)
-            mask, everything = chosen.on(tensor), chosen.everything
             spared = where.spared(site, read)
-            if spared is not None and not (_may_be_looked_at(spared) and not spared.any()):
-                mask, everything = mask & ~spared, False
+            if chosen.everything and spared is None:
+                flags[index] = True
+                return None if is_identity else site.write(edit(read), tensor)
+            mask = chosen.on(tensor)
+            if spared is not None:
+                mask = mask & ~spared
             if not flags[index]:  # once it has, there is no need to wait for a device's answer
                 # A condition may be met by no text, and a pass that is being compiled has no values yet.
-                told = everything or where.reads is not None or torch.compiler.is_compiling()
-                flags[index] = told or bool(mask.any())
-            if is_identity:
-                return None
-            edited = edit(read)
-            return site.write(edited if everything else edited.where(mask[..., None], read), tensor)
+                flags[index] = where.reads is not None or torch.compiler.is_compiling() or bool(mask.any())
+            return None if is_identity else site.write(edit(read).where(mask[..., None], read), tensor)
 
         return hook
 
@@ -185,11 +184,6 @@ class Chosen:
         if mask is None:
             mask = self.masks[tensor.device] = next(iter(self.masks.values())).to(tensor.device)
         return mask[:, -tensor.shape[1] :]  # generation makes logits of the last token alone
-
-
-def _may_be_looked_at(mask: Tensor) -> bool:
-    """Whether a mask's values can be had without waiting: on the CPU, and not while a pass is being compiled."""
-    return mask.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 @contextmanager

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sea_lens.cache import digest
+from sea_lens.editing.edits import may_be_looked_at
 from sea_lens.editing.registry import register_value
 from sea_lens.editing.where import Both, ByPosition, Mask, Positions, Where, where_of
 from sea_lens.errors import InputError
@@ -30,6 +30,10 @@ class NotMassive(ByPosition):
 
     first: bool
     limits: tuple[tuple[str, float], ...] = ()
+    _by_name: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_by_name", dict(self.limits))  # every hook of a pass asks
 
     @classmethod
     def of(cls, sinks: Sinks | None) -> NotMassive | None:
@@ -42,12 +46,15 @@ class NotMassive(ByPosition):
 
     def spared(self, site: Site, read: Float[Tensor, "batch pos width"]) -> Mask | None:
         """Tokens whose norm is above the site's limit."""
-        limit = self._by_site.get(site)
-        return None if limit is None else torch.linalg.vector_norm(read.float(), dim=-1) > limit
-
-    @cached_property
-    def _by_site(self) -> dict[Site, float]:
-        return {Site.of(name): limit for name, limit in self.limits}
+        limit = self._by_name.get(site.hook_name)
+        if limit is None:
+            return None
+        norms: Tensor = torch.linalg.vector_norm(read.detach().float(), dim=-1)
+        if norms.numel() and may_be_looked_at(norms):
+            largest = norms if norms.numel() == 1 else norms.amax()
+            if float(largest) <= limit:
+                return None
+        return norms > limit
 
     def __str__(self) -> str:
         return "all but the first token and massive ones" if self.first else "all but massive tokens"
