@@ -13,7 +13,7 @@ from sea_lens import Activations, collect_activations
 from sea_lens.models.activations import ROLES
 from sea_lens.models.tokens import TokenizedAnswer, join
 
-SAMPLE = 5
+SAMPLE = 8
 """Of the demonstrations, the peers get one in so many: they take minutes."""
 
 
@@ -66,9 +66,9 @@ def chat_rows() -> Iterator[Row]:
         found["theirs"] = training_loops.repeng(hf_model, tokenizer, together, 32)[:, :-1]
 
     collect_activations(model, demonstrations[:2], layers=[0], progress=False)  # the model has been tried by now
-    own, (tokens, widest) = seconds(ours), _tokens(tokenizer, together)
+    tokens, widest = _tokens(tokenizer, together)
     for peer, against in ((steering_vectors, training_loops.STEERING_VECTORS), (repeng, training_loops.REPENG)):
-        theirs = SAMPLE * seconds(peer)
+        own, theirs = seconds(ours), SAMPLE * seconds(peer)  # one after the other, so that both meet the same machine
         apart = distance(found["ours"][:, : found["theirs"].shape[1]], found["theirs"])
         what = (
             f"collect 3 x {n} chats of {tokens:.0f} tokens (at most {widest}), last token, 30 layers, SmolLM2's shape"
