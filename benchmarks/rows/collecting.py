@@ -13,7 +13,7 @@ from sea_lens import Activations, collect_activations
 from sea_lens.models.activations import ROLES
 from sea_lens.models.tokens import TokenizedAnswer, join
 
-SAMPLE = 8
+SAMPLE = 10
 """Of the demonstrations, the peers get one in so many: they take minutes."""
 
 
