@@ -21,7 +21,7 @@ from sea_lens.data.questions import Questions
 from sea_lens.editing.controls import control_editors
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
-from sea_lens.models import log_probs
+from sea_lens.models import distributions
 from sea_lens.models.bridge import Model
 from sea_lens.models.damage import Damage, DamageMeter
 from sea_lens.models.predictions import Predictions
@@ -149,7 +149,7 @@ def rank(edited: Predictions, unedited: Predictions) -> Float[Tensor, " question
 @register_effect(less_is_better=True, is_distance=True)
 def answer_kl(edited: Predictions, unedited: Predictions) -> Float[Tensor, " questions"]:
     """KL(unedited || edited) of the next-token distributions after the prompt, where the answer begins, in nats."""
-    return log_probs.kl(unedited.next_token, edited.next_token)
+    return distributions.kl(unedited.next_token, edited.next_token)
 
 
 @register_effect(less_is_better=True, is_distance=True)

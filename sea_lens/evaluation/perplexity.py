@@ -34,8 +34,8 @@ from sea_lens.evaluation.metrics import COST, SHARE, Columns, Metric, Scale, mea
 from sea_lens.evaluation.windows import Window, beginnings, text_windows
 from sea_lens.models.bridge import FwdHook, Model
 from sea_lens.models.distributed import shows
+from sea_lens.models.distributions import kl, log_softmax, logits_at_once, positions_at_once
 from sea_lens.models.hooks import logits_of, model_facts, states_at
-from sea_lens.models.log_probs import kl, log_softmax, logits_at_once, positions_at_once
 from sea_lens.models.prefixes import how_to_run
 from sea_lens.models.tokens import PaddedTokens, join
 

@@ -22,8 +22,8 @@ from sea_lens.cache import digest
 from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.models.branched_tokens import BranchedTokens, are_run_alone
 from sea_lens.models.bridge import EditsModels, FwdHook, Model
+from sea_lens.models.distributions import logits_at_once
 from sea_lens.models.hooks import foreign_hooks, logits_of, states_at
-from sea_lens.models.log_probs import logits_at_once
 from sea_lens.models.passes import telling
 from sea_lens.models.sites import Site
 from sea_lens.models.skipping import Start, starting_after

@@ -17,8 +17,8 @@ from sea_lens.errors import HookNeverFiredError, InputError, SeaLensWarning
 from sea_lens.models.batches import length_sorted
 from sea_lens.models.branching import BranchingRuns, Unembedding
 from sea_lens.models.bridge import EditsModels, Model, check_is_model
+from sea_lens.models.distributions import kl, log_softmax, logits_at_once, positions_at_once
 from sea_lens.models.hooks import states_at
-from sea_lens.models.log_probs import kl, log_softmax, logits_at_once, positions_at_once
 from sea_lens.models.passes import telling
 from sea_lens.models.prefixes import how_to_run
 from sea_lens.models.tokens import PaddedTokens, all_token_ids, check_context_length

@@ -21,7 +21,7 @@ from sea_lens.models.batches import length_sorted
 from sea_lens.models.branched_tokens import branched_tokens, may_branch
 from sea_lens.models.branching import Unembedding
 from sea_lens.models.bridge import EditsModels, Model
-from sea_lens.models.log_probs import log_softmax, summed_at
+from sea_lens.models.distributions import log_softmax, summed_at
 from sea_lens.models.tokens import PaddedTokens, Stem, stems_of
 from sea_lens.models.trees import TokenTree
 

@@ -97,7 +97,7 @@ def test_kl_is_that_of_kl_to_unedited_and_ruled_out_tokens_add_nothing(llama, ed
 def test_tokens_and_logits_in_memory_are_bounded(llama, editor_of, counted, monkeypatch):
     whole = evaluate_perplexity(llama, TEXTS, editor_of(llama), progress=False, **BARE).table
     monkeypatch.setattr("sea_lens.evaluation.perplexity.TOKENS_AT_ONCE", 70)
-    monkeypatch.setattr("sea_lens.models.log_probs.LOGITS_AT_ONCE", 10 * llama.cfg.d_vocab)
+    monkeypatch.setattr("sea_lens.models.distributions.LOGITS_AT_ONCE", 10 * llama.cfg.d_vocab)
     seen, look = [], [("unembed.hook_out", lambda logits, hook: seen.append(logits.shape[1]))]
     with llama.hooks(fwd_hooks=look), pytest.warns(SeaLensWarning, match="carries hooks"):
         found = evaluate_perplexity(llama, TEXTS, editor_of(llama), progress=False, **BARE).table

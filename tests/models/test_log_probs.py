@@ -9,7 +9,8 @@ from tokenizers import models
 
 from sea_lens import Questions
 from sea_lens.errors import HookNeverFiredError, InputError
-from sea_lens.models.log_probs import completion_log_probabilities, kl, log_probs_of, score_answers
+from sea_lens.models.distributions import kl, log_probs_of
+from sea_lens.models.log_probs import completion_log_probabilities, score_answers
 
 FEW_SHOT = "Answer with few words. Q: sea? A: blue. "
 PROMPTS = ("Q: one", "Q: two", "Q: other", "Q: x")
