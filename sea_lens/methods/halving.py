@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from sea_lens.data.questions import Questions
-from sea_lens.methods.measures import Measure, Preferring
+from sea_lens.methods.measures import AnsweringShortly, Measure, Preferring
 from sea_lens.methods.settings import UNEDITED
 from sea_lens.methods.trials import FIRST_LOOK, WHOLE, Reached, Trials
 from sea_lens.models.bridge import Model
@@ -45,7 +45,7 @@ def in_rounds(
     parts: list[Questions] = []
     rounds: list[int] = []
     for part in in_parts(questions, halved):
-        parts += measure.pieces(model, part) if isinstance(measure, Preferring) else [part]
+        parts += measure.pieces(model, part) if isinstance(measure, Preferring | AnsweringShortly) else [part]
         rounds.append(len(parts))
     return tuple(parts), rounds
 

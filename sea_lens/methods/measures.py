@@ -12,13 +12,14 @@ from sea_lens.cache import name_of
 from sea_lens.data.questions import Questions
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
-from sea_lens.models.answers import answer_greedily, check_compared, margins_of, prefer_right
+from sea_lens.models.answers import answer_greedily, check_compared, margins_of, prefer_right, right_ones
 from sea_lens.models.branching import BranchingRuns
 from sea_lens.models.branching_jobs import branched
 from sea_lens.models.bridge import Model
 from sea_lens.models.log_probs import AnswerScores, score_stems
 from sea_lens.models.matching import Match
-from sea_lens.models.tokens import stems_of
+from sea_lens.models.one_token import one_token_answers
+from sea_lens.models.tokens import all_token_ids, stems_of
 from sea_lens.statistics import Proportion
 
 Measure = Callable[[Model, Questions], Proportion]
@@ -56,6 +57,8 @@ def measure_of(measure: NamedMeasure | Measure, questions: Questions, max_new_to
         check_compared(questions)
     if measure in MATCH_OF:
         match = MATCH_OF[measure]
+        if max_new_tokens == 1:
+            return AnsweringShortly(match, batch_size)
         return lambda model, asked: (
             answer_greedily(model, asked, max_new_tokens, match=match, batch_size=batch_size).right
         )
@@ -96,17 +99,53 @@ class Preferring:
 
     def pieces(self, model: Model, questions: Questions) -> list[Questions]:
         """Questions in order, so many together that what runs share fits in memory."""
-        pieces: list[list[int]] = []
-        n_values = 0
-        for number, stem in enumerate(stems_of(model, questions)):
-            tokens = len(stem.prompt) + sum(map(len, stem.rows))
-            needed = tokens * model.cfg.d_model * model.cfg.n_layers
-            if not pieces or n_values + needed > VALUES_KEPT:
-                pieces.append([])
-                n_values = 0
-            pieces[-1].append(number)
-            n_values += needed
-        return [questions[piece[0] : piece[-1] + 1] for piece in pieces]
+        tokens = [len(stem.prompt) + sum(map(len, stem.rows)) for stem in stems_of(model, questions)]
+        return _pieces(model, questions, tokens)
+
+
+@dataclass(frozen=True)
+class AnsweringShortly:
+    """A measure by greedy answers of one token. Every editor runs the prompts and no more, so editors can share blocks.
+
+    Attributes:
+        match: When an answer is right, as for `answer_greedily`.
+        batch_size: Prompts in one forward pass.
+    """
+
+    match: Match
+    batch_size: int
+
+    def __call__(self, model: Model, questions: Questions) -> Proportion:
+        """Under the hooks that are on the model."""
+        return answer_greedily(model, questions, 1, match=self.match, batch_size=self.batch_size).right
+
+    def of_each(
+        self, model: Model, questions: Questions, editors: Sequence[Editor]
+    ) -> Iterator[tuple[int, Proportion]] | None:
+        """As that of `Preferring`; None where each editor has to answer by itself."""
+        prompts = [question.prompt for question in questions]
+        found = one_token_answers(model, prompts, editors, batch_size=self.batch_size)
+        if found is None:
+            return None
+        right = ((index, right_ones(answers, questions, self.match)) for index, answers in found)
+        return ((index, Proportion(sum(each), len(each))) for index, each in right)
+
+    def pieces(self, model: Model, questions: Questions) -> list[Questions]:
+        """As those of `Preferring`."""
+        return _pieces(model, questions, list(map(len, all_token_ids(model, [each.prompt for each in questions]))))
+
+
+def _pieces(model: Model, questions: Questions, tokens: Sequence[int]) -> list[Questions]:
+    pieces: list[list[int]] = []
+    n_values = 0
+    for number, length in enumerate(tokens):
+        needed = length * model.cfg.d_model * model.cfg.n_layers
+        if not pieces or n_values + needed > VALUES_KEPT:
+            pieces.append([])
+            n_values = 0
+        pieces[-1].append(number)
+        n_values += needed
+    return [questions[piece[0] : piece[-1] + 1] for piece in pieces]
 
 
 def _are_same(one: AnswerScores, other: AnswerScores) -> bool:

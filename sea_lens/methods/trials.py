@@ -14,7 +14,7 @@ from sea_lens.cache import JSON, Store, digest
 from sea_lens.data.questions import Questions
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import HookNeverFiredError
-from sea_lens.methods.measures import Measure, Preferring
+from sea_lens.methods.measures import AnsweringShortly, Measure, Preferring
 from sea_lens.methods.settings import UNEDITED, Measured
 from sea_lens.models.bridge import Model
 from sea_lens.models.damage import Damage, DamageMeter
@@ -125,9 +125,11 @@ class Trials:
 
     def _scores(self, keys: Sequence[str], part: Questions, name: str) -> Iterator[tuple[str, Proportion]]:
         editors = [self.editors[key] for key in keys]
-        if isinstance(self.measure, Preferring) and editors:
-            for index, found in self.measure.of_each(self.model, part, editors):
-                yield keys[index], found
+        shared = None
+        if isinstance(self.measure, Preferring | AnsweringShortly) and editors:
+            shared = self.measure.of_each(self.model, part, editors)
+        if shared is not None:
+            yield from ((keys[index], found) for index, found in shared)
             return
         for key, editor in zip(keys, editors, strict=True):
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -81,11 +82,16 @@ def answer_greedily(
         check_compared(questions)
     prompts = [question.prompt for question in questions]
     answers = greedy_answers(model, prompts, max_new_tokens, batch_size=batch_size, progress=progress)
-    right = [
+    right = right_ones(answers, questions, match)
+    return GreedyAnswers(pd.DataFrame({"prompt": prompts, "answer": answers, "right": right}), match)
+
+
+def right_ones(answers: Sequence[str], questions: Questions, match: Match) -> list[bool]:
+    """Which answers to questions are right, as for `answer_greedily`."""
+    return [
         MATCHES[match](answer, question.right, question.wrong)
         for question, answer in zip(questions, answers, strict=True)
     ]
-    return GreedyAnswers(pd.DataFrame({"prompt": prompts, "answer": answers, "right": right}), match)
 
 
 @dataclass(frozen=True, repr=False)
