@@ -31,10 +31,12 @@ COLUMNS = 16
 """Vectors in a block."""
 RUNGS = (48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536)
 """Dimensions of the Krylov space at which results are looked at. Fixed, so that a result knows nothing of earlier ones."""
+EARLY = (32, 48)
+"""Dimensions by which a hopeless question is first told."""
 POWERS = (3, 8)
 """How often random vectors are multiplied by `Omega Omega^T` to bound what is left: more often if need be."""
 NOISE = 1e-14
-"""Share of the total energy below which what a product with `Omega Omega^T` leaves is rounding."""
+"""Share of the longest product so far, below which what a product with `Omega Omega^T` leaves is rounding."""
 INEXACT = 4e-16
 """Share of its scale that every product with `Omega Omega^T` is wrong by at most; a tenth of that was measured."""
 
@@ -78,6 +80,7 @@ class LeadingDirections:
     most: int
     _basis: Tensor = field(init=False, repr=False)
     _filled: int = field(default=0, init=False, repr=False)
+    _longest: float = field(default=0.0, init=False, repr=False)
     _exhausted: bool = field(default=False, init=False, repr=False)
     _rows: list[Tensor] = field(default_factory=list, repr=False, init=False)
     _seen: list[Tensor] = field(default_factory=list, repr=False, init=False)
@@ -103,6 +106,8 @@ class LeadingDirections:
             return answer()
 
     def _explaining(self, share: float) -> Float[Tensor, "d_model rank"] | None:
+        if self._far_off(share):
+            return None
         energy, doubt = self.operator.energy, share * self.operator.doubt
         target, slack = share * energy, ROUNDING * energy
         for rung in self._climb(target + slack - doubt):
@@ -131,19 +136,41 @@ class LeadingDirections:
         for size in RUNGS:
             if size > self.most:
                 return
-            while len(self._rows) * COLUMNS < size and not self._exhausted:
-                self._grow()
-            if len(self._rows) * COLUMNS < size:
+            captured = self._captured(size)
+            if captured is None:
                 return
-            captured = sum(float(row[:, -COLUMNS:].trace()) for row in self._rows[: size // COLUMNS])
             if captured < least:
                 deficits.append((size, self.operator.energy - captured))
-                if _hopeless(deficits, self.operator.energy - least, self.most):
+                if len(deficits) > 2 and _hopeless(deficits, self.operator.energy - least, self.most):
                     return
                 continue
             if size not in self._rungs:
                 self._rungs[size] = self._rung(size, captured)
             yield self._rungs[size]
+
+    def _captured(self, size: int) -> float | None:
+        """The energy in a Krylov space of a size; None where there is none."""
+        while len(self._rows) * COLUMNS < size and not self._exhausted:
+            self._grow()
+        if len(self._rows) * COLUMNS < size:
+            return None
+        return sum(float(row[:, -COLUMNS:].trace()) for row in self._rows[: size // COLUMNS])
+
+    def _far_off(self, share: float) -> bool:
+        """Whether so much energy is missing early on that the last rung is not to be hoped for, by an estimate.
+
+        It saves the Gram matrices where all is decomposed in any case.
+        """
+        captured = [self._captured(size) for size in EARLY]
+        known = [energy for energy in captured if energy is not None]
+        if len(known) < len(EARLY):
+            return False
+        if known[-1] - known[0] < (1 - share) * known[-1]:
+            return False
+        apart = self._split(self._random(COLUMNS // 4, seed=-2), EARLY[-1])[1]
+        energy = known[-1] + float(self.operator.energies(apart).mean())
+        deficits = [(size, energy - found) for size, found in zip(EARLY, known, strict=True)]
+        return _hopeless(deficits, (1 - share) * energy, self.most)
 
     def _grow(self) -> None:
         """One more block: what `Omega Omega^T` makes of the last one, less what is there already."""
@@ -154,7 +181,8 @@ class LeadingDirections:
             self._append(self._orthonormal(first, 0.0)[0])
         product, seen = self.operator.square(self._basis[self._filled - COLUMNS : self._filled])
         row, rest = self._split(product, self._filled)
-        basis, remainder, lost = self._orthonormal(rest, NOISE * self.operator.energy)
+        self._longest = max(self._longest, float(torch.linalg.vector_norm(product, dim=1).amax()))
+        basis, remainder, lost = self._orthonormal(rest, NOISE * self._longest)
         self._rows.append(row)
         self._seen.append(seen)
         self._remainders.append(remainder)
@@ -267,12 +295,7 @@ class LeadingDirections:
 
 
 def _hopeless(deficits: list[tuple[int, float]], allowed: float, most: int) -> bool:
-    """Whether the energy that is missing, carried on as a power of the dimension, is still too much at the last one.
-
-    Of two rungs alone, that power counts twice.
-    """
-    if len(deficits) < 2:
-        return False
+    """Whether the energy that is missing, carried on as a power of the dimension, is still too much at the last one."""
     (early, before), (late, now) = deficits[-3:][0], deficits[-1]
     power = math.log(before / now) / math.log(late / early) if now > 0 else math.inf
-    return bool(now * (most / late) ** -(power if len(deficits) > 2 else 2 * power) > allowed)
+    return bool(now * (most / late) ** -power > allowed)

@@ -17,8 +17,6 @@ Block = Float[Tensor, "columns size"]
 """Vectors as rows: products with them are twice as fast on CPUs so."""
 PROBES = 10
 """Random vectors that bound a norm, but with a chance of 1e-10."""
-ROUGH_FROM = 1536
-"""Rows from which the energy is first computed from Gram matrices in float32, with a bound on what that loses."""
 
 
 @dataclass(eq=False)
@@ -31,17 +29,13 @@ class OfRows:
     Attributes:
         left: H.
         right: G.
-        exact: Whether the Gram matrices are those in float64; None for where they are as fast.
+        exact: Whether the Gram matrices are those in float64.
     """
 
     left: Rows
     right: Rows
-    exact: bool | None = None
+    exact: bool = False
     _energies: dict[bool, tuple[float, float]] = field(default_factory=dict, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        if self.exact is None:
-            self.exact = self.n < ROUGH_FROM
 
     @property
     def n(self) -> int:
@@ -65,12 +59,11 @@ class OfRows:
         return self.left.rough_gram, self.right.rough_gram
 
     def _energy(self) -> tuple[float, float]:
-        exact = bool(self.exact)
-        if exact not in self._energies:
+        if self.exact not in self._energies:
             (a, a_norm, a_error), (b, b_norm, b_error) = self._grams
-            doubt = 0.0 if exact else a_error * (b_norm + b_error) + a_norm * b_error
-            self._energies[exact] = float(a.flatten() @ b.flatten()) / self.n**2, doubt / self.n**2
-        return self._energies[exact]
+            doubt = 0.0 if self.exact else a_error * (b_norm + b_error) + a_norm * b_error
+            self._energies[self.exact] = float(a.flatten() @ b.flatten()) / self.n**2, doubt / self.n**2
+        return self._energies[self.exact]
 
     @property
     def energy(self) -> float:
@@ -97,6 +90,10 @@ class OfRows:
         seen = self.left.times(x)
         found = self.left.transposed_times(self.right.times(self.right.transposed_times(seen)))
         return found / self.n**2, seen
+
+    def energies(self, x: Block) -> Float[Tensor, " columns"]:
+        """`|Omega^T x|^2`."""
+        return (self.right.transposed_times(self.left.times(x)) / self.n).square().sum(1)
 
     def outside(self, basis: Block, seen: Float[Tensor, "columns n"], power: int) -> float:
         """What no squared singular value outside an orthonormal basis exceeds, but with a chance of 1e-10.
@@ -159,6 +156,10 @@ class OfMatrix:
     def square(self, x: Block) -> tuple[Block, Block]:
         """`Omega (Omega^T x)`, and x."""
         return (x @ self.matrix) @ self.matrix.T, x
+
+    def energies(self, x: Block) -> Float[Tensor, " columns"]:
+        """`|Omega^T x|^2`."""
+        return (x @ self.matrix).square().sum(1)
 
     def outside(self, basis: Block, seen: Block, power: int) -> float:
         """What no squared singular value outside an orthonormal basis exceeds, but with a chance of 1e-10."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 NEGLIGIBLE_EIGENVALUE = 1e-9
 """Eigenvalues of a difference of projectors below this are rounding: the sine of the angle between equal directions."""
-WIDE = 0.99
+WIDE = 0.999
 """Cosine below which an angle is wide enough for its plane to be told from its two principal vectors."""
 
 

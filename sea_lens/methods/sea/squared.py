@@ -89,9 +89,11 @@ class SquaredSpectrum:
         basis = self.left.transposed_times(coordinates.T)
         one = torch.eye(k, dtype=basis.dtype, device=basis.device)
         overlap = basis @ basis.T
-        if float((overlap - one).abs().max()) > 1e-6 / k:
+        apart = float((overlap - one).abs().max())
+        if apart > 1e-6 / k:
             return None
-        basis = 1.5 * basis - 0.5 * overlap @ basis  # a step of Newton and Schulz: orthonormal but for rounding
+        if apart > 1e-13:
+            basis = 1.5 * basis - 0.5 * overlap @ basis  # a step of Newton and Schulz: orthonormal but for rounding
         return basis.T if self._sine(basis, values[:k], ratio) <= ANGLE else None
 
     def _sine(self, basis: Float[Tensor, "k d_model"], values: Float[Tensor, " k"], ratio: float) -> float:
