@@ -133,11 +133,11 @@ def _sample() -> str:
     return (files("sea_lens.data") / "neutral.txt").read_text(encoding="utf-8")
 
 
-def hf_smollm2(seed: int = 0) -> torch.nn.Module:
-    """A random Llama of the shape of SmolLM2-135M: 30 layers, width 576, 49,152 tokens."""
+def hf_smollm2(seed: int = 0, n_layers: int = 30) -> torch.nn.Module:
+    """A random Llama of the shape of SmolLM2-135M: 30 layers, width 576, 49,152 tokens; or of fewer layers."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(
-        LlamaConfig(**SMOLLM2, bos_token_id=1, eos_token_id=2, pad_token_id=2)  # type: ignore[arg-type]
+        LlamaConfig(**{**SMOLLM2, "num_hidden_layers": n_layers}, bos_token_id=1, eos_token_id=2, pad_token_id=2)  # type: ignore[arg-type]
     ).eval()
     model.config.architectures = [type(model).__name__]
     built: torch.nn.Module = model

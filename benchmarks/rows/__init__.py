@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from benchmarks.rows.ablating import ablation_rows
 from benchmarks.rows.attaching import attach_rows
 from benchmarks.rows.collecting import chat_rows, collect_rows
-from benchmarks.rows.edits import apply_rows, disk_rows, forward_rows
+from benchmarks.rows.edits import apply_rows, disk_rows
 from benchmarks.rows.fits import fit_rows
+from benchmarks.rows.forward import forward_rows
 from benchmarks.rows.generating import generate_rows
 from benchmarks.rows.scoring import harness_rows, truthfulqa_rows
 from benchmarks.rows.sizes import memory_rows

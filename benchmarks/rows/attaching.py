@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from importlib.util import find_spec
 
 import torch
@@ -69,3 +70,23 @@ def _others(hf_model: nn.Module) -> Iterator[tuple[str, float | None, Callable[[
             controlled.reset()
 
         yield "repeng", 1.0, repeng
+    if find_spec("pyvene") is not None:
+        import pyvene
+
+        intervention = partial(pyvene.AdditionIntervention, embed_dim=WIDTH)
+        places = [
+            {"layer": layer, "component": "block_output", "intervention": intervention(source_representation=vector)}
+            for layer, vector in vectors.items()
+        ]
+        intervenable = pyvene.IntervenableModel(places, model=hf_model)
+        base = {"input_ids": torch.ones(1, 1, dtype=torch.long)}
+
+        def pyvene_forward() -> None:
+            # It sets and removes its hooks in every pass, here in one through a model that does nothing.
+            vars(hf_model)["forward"] = lambda **options: None
+            try:
+                intervenable(base)
+            finally:
+                del vars(hf_model)["forward"]
+
+        yield "pyvene, around an empty pass", 1.0, pyvene_forward
