@@ -9,7 +9,7 @@ import reprlib
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, fields
 from functools import cache
 from numbers import Integral, Real
@@ -58,12 +58,13 @@ FREE, POSITIVE, COUNT = Bounds(), Bounds(0.0, open_low=True), Bounds(1.0)
 BOUNDS: Mapping[str, Bounds] = {
     **dict.fromkeys(("max_new_tokens", "save_every", "d_head", "n_heads", "max_layers"), COUNT),
     "folds": Bounds(2.0),
+    "most": COUNT,
     **dict.fromkeys(("num_fewshot", "temperature", "examples", "tolerance", "top_k"), Bounds(0.0)),
     **dict.fromkeys(("seed", "seeds"), Bounds(0.0, 2.0**32 - 1)),
     "confidence": Bounds(0.0, 1.0, open_low=True, open_high=True),
     "repetition": Bounds(0.0, 1.0),
     "top_p": Bounds(0.0, 1.0, open_low=True),
-    **dict.fromkeys(("limit", "max_kl", "mean_norm"), POSITIVE),
+    **dict.fromkeys(("eps", "limit", "max_kl", "mean_norm"), POSITIVE),
     "tau": Bounds(0.0, 1.0),
 }
 """By the name of a parameter, which is the same in the whole package, what its numbers lie between.
@@ -200,7 +201,9 @@ def _fits(value: object, hint: Any, name: str) -> bool:
     if isinstance(origin, type) and issubclass(origin, Iterable):
         if isinstance(value, str | bytes | Mapping | Set) or not isinstance(value, Iterable):
             return False
-        entries = value if isinstance(value, list | tuple) else ()  # others may be read only once, or are ours
+        # Others may be read only once, or make what they hold when asked.
+        is_read = isinstance(value, list | tuple) or (parts[0] is str and isinstance(value, Sequence))
+        entries = value if is_read else ()
         return all(_fits(one, parts[0], name) for one in entries)
     if origin is not None:
         return callable(value) if getattr(origin, "__name__", "") == "Callable" else isinstance(value, origin)

@@ -119,10 +119,12 @@ def intervene_on_massive(
     """
     check_arguments(intervene_on_massive, locals())
     check_is_model(model)
+    if control < 0:
+        raise InputError(f"control is how often controls are drawn, 0 for never, and {control} was given.")
     given = neutral_texts(model) if texts is None else list(texts)
     windows = sorted(text_windows(model, given, model.cfg.n_ctx, model.cfg.n_ctx), key=lambda window: window.text)
-    rows = [window.ids for window in windows]
-    found = massive_in_rows(model, [row[:-1] for row in rows], magnitude=magnitude, ratio=ratio, batch_size=batch_size)
+    rows = [window.ids[:-1] for window in windows]  # as they are run: the last token is only scored
+    found = massive_in_rows(model, rows, magnitude=magnitude, ratio=ratio, batch_size=batch_size)
     target = _target_of(found, layer)
     sizes = _sizes(model, rows, target)
     interventions = _interventions(model, target, sizes, control, seed)
@@ -195,7 +197,8 @@ def _sizes(model: Model, rows: Sequence[Sequence[int]], target: _Target) -> Floa
     def add(tensor: Tensor, hook: object) -> None:
         nonlocal n
         h = tensor[0].float().cpu()
-        h = h[:1] if target.is_first else h[1:][(h[1:, gates].abs() > limits).any(-1)]
+        h = h[:1] if target.is_first else h[1:]
+        h = h[(h[:, gates].abs() > limits).any(-1)]
         sums.add_(h.double().abs().sum(0))
         n += len(h)
 
@@ -214,15 +217,14 @@ def _interventions(
 ) -> dict[str, list[Planned]]:
     """By name, the edits, the tokens that they act on, and these in words."""
     width, k = model.cfg.d_model, len(target.coordinates)
-    gated: dict[str, Any] = (
-        {} if target.is_first else {"gates": torch.tensor(target.coordinates), "above": torch.tensor(target.limits)}
-    )
+    # A text's later windows may begin with a token that is not massive.
+    gates, above = torch.tensor(target.coordinates), torch.tensor(target.limits)
     where: Where = At((0,)) if target.is_first else From(1)
     words = "the first" if target.is_first else "massive ones"
     order = [index for index in sizes.argsort(descending=True).tolist() if index not in target.coordinates]
 
     def setting(coordinates: Sequence[int], values: Sequence[float], keep: float = 0.0) -> list[Planned]:
-        edit = SetCoordinates(width, torch.tensor(coordinates), torch.tensor(values), keep, **gated)
+        edit = SetCoordinates(width, torch.tensor(coordinates), torch.tensor(values), keep, gates, above)
         return [(edit, where, words)]
 
     massive, following, zeros = list(target.coordinates), order[:k], [0.0] * k

@@ -107,3 +107,10 @@ def test_a_model_without_attention_patterns_is_refused(monkeypatch):
     monkeypatch.setattr(type(model), "hook_dict", property(lambda self: without))
     with pytest.raises(ModelMismatchError, match=r"attn.hook_pattern"):
         sl.measure_implicit_bias(model, TEXTS)
+
+
+def test_a_text_longer_than_the_context_is_read_in_windows(planted):
+    text = "A text that is longer than the context of this model. " * 4
+    found = sl.intervene_on_massive(planted, [text, TEXTS[1]], control=0, progress=False)
+    assert found.table.loc["mean", "ratio"] == pytest.approx(1)
+    assert found.found.table["position"].max() == 0

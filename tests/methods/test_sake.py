@@ -161,6 +161,9 @@ def test_wrong_sites_and_too_few_prompts_are_refused():
         sl.SAKE().fit(fact(torch.zeros(32), torch.ones(32), n=9))
     with pytest.raises(InputError, match="scope is a share"):
         sl.SAKE(scope=1.5)
+    for wrong in ({"eps": 0.0}, {"most": 0.5}):
+        with pytest.raises(InputError, match=f"{next(iter(wrong))} must be"):
+            sl.SAKE(**wrong)
     with pytest.raises(InputError, match="joined from editors of SAKE"):
         sl.join_facts([sl.MeanDifference().fit(sl.Activations.from_tensors(**sides))])
 

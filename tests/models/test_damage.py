@@ -194,3 +194,10 @@ def test_a_first_look_takes_every_nth_text(llama):
     every = DamageMeter.of(llama, PROMPTS[::2], [*TEXTS, "Another text."][::2])
     pd.testing.assert_frame_equal(fewer.measure(editor).table, every.measure(editor).table)
     assert fewer.limits == meter.limits
+
+
+@pytest.mark.usefixtures("without_type_checks")
+def test_questions_in_the_place_of_their_prompts_are_refused():
+    model, world = EMBEDDED["load_organism"]()
+    with pytest.raises(InputError, match="prompts must be a list of texts, and a Questions was given"):
+        measure_damage(model, world.questions()[:3], make_editor())
