@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
 
 from sea_lens.analysis.implicit_bias import ImplicitBias
 from sea_lens.analysis.massive import MassiveTokens
@@ -38,7 +37,7 @@ def plot_massive_tokens(found: MassiveTokens, *, axes: Axes | None = None) -> Fi
 
 
 def plot_interventions(found: Interventions, *, axes: Axes | None = None) -> Figure:
-    """Perplexity after each intervention over the unedited one, on a logarithmic axis, with intervals.
+    """Perplexity after each intervention over the unedited one, with intervals; on a logarithmic axis where one is tenfold.
 
     Args:
         found: From `intervene_on_massive`.
@@ -51,9 +50,8 @@ def plot_interventions(found: Interventions, *, axes: Axes | None = None) -> Fig
     heights = list(range(len(table)))
     axes.errorbar(table["ratio"], heights, xerr=bars, fmt="o", color=INK, ecolor=GREY, capsize=3, markersize=5)
     axes.axvline(1, color=GREY, linewidth=0.8)
-    axes.set_xscale("log")
-    if table["ratio"].max() < 10:
-        axes.xaxis.set_major_formatter(ScalarFormatter())
+    if table["ratio"].max() >= 10:
+        axes.set_xscale("log")
     axes.set_yticks(heights, [str(name) for name in table.index])
     axes.set_xlabel("perplexity, times that of the unedited model")
     head = f"Set after layer {found.layer}, {found.n} texts, {found.confidence:.0%} intervals"
