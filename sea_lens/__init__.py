@@ -86,6 +86,7 @@ _HOME = {
     "probe_activations": "analysis.probes",
     "random_editor_like": "editing.controls",
     "read_directions": "analysis.tokens",
+    "read_facts": "data.fact_files",
     "read_features": "analysis.features",
     "read_published_editor": "methods.sea.published",
     "refit": "methods.method",
@@ -97,6 +98,7 @@ _HOME = {
     "select_layers": "analysis.selection",
     "transfer": "evaluation.transfer",
     "tune": "methods.tune",
+    "write_facts": "data.fact_files",
 }
 """Where each public name lives. Names are imported when they are first asked for, so that `import sea_lens` is quick."""
 

@@ -55,6 +55,7 @@ class FactEdit:
             measured on them.
         neighborhood: Facts of other subjects, whole texts.
         relation: What kind of fact it is, for tables.
+        generation: Beginnings about the subject to be continued at length, to see whether the model still speaks fluently.
     """
 
     subject: str
@@ -65,10 +66,11 @@ class FactEdit:
     same_subject: tuple[KnownFact, ...] = ()
     neighborhood: tuple[KnownFact, ...] = ()
     relation: str | None = None
+    generation: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("paraphrases", "same_subject", "neighborhood"):
+        for name in ("paraphrases", "same_subject", "neighborhood", "generation"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.subject.strip() or not self.target_new.strip():
             raise InputError(
