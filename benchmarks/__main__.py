@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: one table of ratios. `python -m benchmarks scaling`: how time and memory grow."""
+"""`python -m benchmarks`: one table of ratios. `... scaling`: how time and memory grow. `... gpu`: times on a GPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pandas as pd
 import torch
 
-from benchmarks import scaling
+from benchmarks import gpu, scaling
 from benchmarks.rows import ROWS
 from benchmarks.timing import Row
 
@@ -24,10 +24,12 @@ from benchmarks.timing import Row
 def main() -> None:
     """Runs what the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("task", nargs="?", choices=("table", "scaling"), default="table")
+    parser.add_argument("task", nargs="?", choices=("table", "scaling", "gpu"), default="table")
     parser.add_argument("--only", nargs="+", choices=tuple(ROWS), help="rows of the table to run (all)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch threads (all cores)")
-    parser.add_argument("--output", type=Path, help="a .json, .csv or .md file for the table, a folder for scaling")
+    parser.add_argument(
+        "--output", type=Path, help="a .json, .csv or .md file for the table, a folder for scaling and gpu"
+    )
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     warnings.simplefilter("ignore")
@@ -35,6 +37,9 @@ def main() -> None:
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {given.threads} torch threads, "
     machine += f"torch {torch.__version__}"
     print(machine, flush=True)
+    if given.task == "gpu":
+        gpu.run(given.output or Path("gpu"))
+        return
     if given.task == "scaling":
         scaling.run(given.output or Path("scaling"), machine)
         return

@@ -41,7 +41,7 @@ def steering_vectors(
     found: tuple[list[Tensor], list[Tensor]] = ([], [])
     for start in range(0, len(pairs), batch_size):
         for side, texts in enumerate(zip(*pairs[start : start + batch_size], strict=True)):
-            given = tokenizer(list(texts), return_tensors="pt", padding=True)
+            given = tokenizer(list(texts), return_tensors="pt", padding=True).to(model.device)
             last = given["attention_mask"].sum(1) - 1
             kept: list[Tensor] = []
 
@@ -70,7 +70,7 @@ def repeng(model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Sequence
     found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     for start in range(0, len(texts), batch_size):
         batch = list(texts[start : start + batch_size])
-        given = tokenizer(batch, padding=True, return_tensors="pt")
+        given = tokenizer(batch, padding=True, return_tensors="pt").to(model.device)
         output = model(**given, output_hidden_states=True)
         for row in range(len(batch)):
             last = given["attention_mask"][row].nonzero(as_tuple=True)[0][-1].item()

@@ -103,7 +103,7 @@ CHAT_TEMPLATE = (
 """That of SmolLM2-Instruct."""
 
 
-def smollm2_tokenizer() -> PreTrainedTokenizerFast:
+def smollm2_tokenizer(d_vocab: int = 49152) -> PreTrainedTokenizerFast:
     """As many tokens as SmolLM2 has: pieces of words from the texts that the package ships, and names for the rest.
 
     The chat template takes about as many tokens as with SmolLM2's own tokenizer.
@@ -117,7 +117,7 @@ def smollm2_tokenizer() -> PreTrainedTokenizerFast:
         vocab_size=4000, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     raw.train_from_iterator([SHOTS, _sample(), CHAT_TEMPLATE] * 2, trainer)
-    raw.add_tokens([f" w{number}" for number in range(SMOLLM2["vocab_size"] - raw.get_vocab_size())])
+    raw.add_tokens([f" w{number}" for number in range(d_vocab - raw.get_vocab_size())])
     return PreTrainedTokenizerFast(
         tokenizer_object=raw,
         bos_token="<|im_start|>",
