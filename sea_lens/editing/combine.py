@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from sea_lens.editing.affine import in_sequence
 from sea_lens.editing.card import EditorCard
-from sea_lens.editing.edits import Edit
+from sea_lens.editing.edits import KEY, Edit, key_width_of
+from sea_lens.editing.keyed import OUT, KeyedEdit
 from sea_lens.editing.where import Where
 from sea_lens.errors import InputError
 from sea_lens.models.bridge import UNKNOWN_MODEL
@@ -19,8 +20,8 @@ def in_order(
     """Edits as a pass comes to them.
 
     Raises:
-        InputError: If there are none, or none that are edits, their widths differ at one site, or a condition reads a site
-            after them.
+        InputError: If there are none, or none that are edits, their widths differ at one site, one that reads keys is not at
+            `mlp_out`, or a condition reads a site after them.
     """
     if not isinstance(given, Mapping) or not all(isinstance(edit, Edit) for edit in given.values()):
         raise InputError(
@@ -35,6 +36,12 @@ def in_order(
     odd = {name: sorted(found) for name, found in widths.items() if len(found) > 1}
     if odd:
         raise InputError(f"All edits of one site must share one width; they have {odd}.")
+    astray = [site for site, edit in edits.items() if key_width_of(edit) is not None and site.name != OUT]
+    if astray:
+        raise InputError(
+            f"An edit that reads {KEY} edits {OUT} of the same layer, and {', '.join(map(str, astray))} was given. Give "
+            "'blocks.LAYER.hook_mlp_out'."
+        )
     reads = None if where is None else where.reads
     if reads is not None and min(edits) < reads:
         raise InputError(
@@ -47,7 +54,11 @@ def edits_in_sequence(first: Mapping[Site, Edit], second: Mapping[Site, Edit]) -
     """The edits of both; at a site of both the second after the first, as one where they can be one."""
     edits = {**first, **second}
     for site in first.keys() & second.keys():
-        edits[site] = in_sequence(first[site], second[site])
+        one, other = first[site], second[site]
+        if isinstance(one, KeyedEdit) and isinstance(other, KeyedEdit):
+            edits[site] = one.then(other)
+        else:
+            edits[site] = in_sequence(one, other)
     return edits
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sea_lens.arguments import check_arguments
 from sea_lens.editing.editor import Editor
-from sea_lens.editing.edits import Edit
+from sea_lens.editing.edits import Edit, given_key, key_width_of
 from sea_lens.editing.registry import register_edit, register_value
 from sea_lens.errors import InputError
 
@@ -102,6 +102,15 @@ class RandomDirectionEdit:
     def summary(self) -> str:
         """One line for an editor's repr."""
         return f"random directions, otherwise as {self.fitted.summary}"
+
+    @property
+    def key_width(self) -> int | None:
+        """Of the fitted edit."""
+        return key_width_of(self.fitted)
+
+    def given(self, key: Float[Tensor, "*batch d_mlp"]) -> RandomDirectionEdit:
+        """The control for activations whose key this is."""
+        return replace(self, fitted=given_key(self.fitted, key))
 
     def scaled(self, factor: float) -> RandomDirectionEdit:
         """The control of the scaled edit."""

@@ -16,7 +16,7 @@ from sea_lens.arguments import as_folder, check_arguments
 from sea_lens.cache import digest
 from sea_lens.editing.card import EditorCard
 from sea_lens.editing.combine import card_of_both, edits_in_sequence, in_order, summary_of
-from sea_lens.editing.edits import Edit
+from sea_lens.editing.edits import KEY, Edit, key_width_of
 from sea_lens.editing.files import MODEL_CARD, fetch_editor_folder, read_editor_files, write_editor_files
 from sea_lens.editing.hooks import EditHooks, check_fits, edited
 from sea_lens.editing.sparing import in_common, placed
@@ -259,8 +259,9 @@ class Editor(
         return EditHooks(self, tracking=model).hooks()
 
     def _read_sites(self) -> list[Site]:
-        reads = None if self.where is None else self.where.reads
-        return [*self.edits] if reads is None else [reads, *self.edits]
+        reads = [] if self.where is None or self.where.reads is None else [self.where.reads]
+        keys = [Site(site.layer, KEY) for site, edit in self.edits.items() if key_width_of(edit) is not None]
+        return [*reads, *keys, *self.edits]
 
     def check(self, model: Model) -> None:
         """Checks that this editor fits a model.

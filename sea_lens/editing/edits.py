@@ -58,6 +58,32 @@ class Edit(Protocol):
         """Edits activations of any leading shape; dtype and device are kept."""
 
 
+KEY = "mlp.hook_post"
+"""The site, in an edit's own layer, of the key that some edits read."""
+
+
+@runtime_checkable
+class ReadsKeys(Protocol):
+    """An edit that needs, beside the activations it edits, the key of the same tokens."""
+
+    @property
+    def key_width(self) -> int | None:
+        """Width of the key; None for an edit that reads none after all."""
+
+    def given(self, key: Float[Tensor, "*batch d_mlp"]) -> Edit:
+        """The edit for activations whose key this is."""
+
+
+def key_width_of(edit: Edit) -> int | None:
+    """Width of the key that an edit reads; None where it reads none."""
+    return edit.key_width if isinstance(edit, ReadsKeys) else None
+
+
+def given_key(edit: Edit, key: Float[Tensor, "*batch d_mlp"]) -> Edit:
+    """An edit for activations whose key this is; the edit itself where it reads none."""
+    return edit.given(key) if isinstance(edit, ReadsKeys) and edit.key_width is not None else edit
+
+
 @register_edit("sequence")
 @dataclass(frozen=True, eq=False)
 class SequenceEdit:
@@ -118,6 +144,15 @@ class SequenceEdit:
     def summary(self) -> str:
         """One line for an editor's repr."""
         return ", then ".join(edit.summary for edit in self.edits)
+
+    @property
+    def key_width(self) -> int | None:
+        """Width of the key that one of them reads; None where none does."""
+        return next((width for width in map(key_width_of, self.edits) if width is not None), None)
+
+    def given(self, key: Float[Tensor, "*batch d_mlp"]) -> SequenceEdit:
+        """The edits for activations whose key this is."""
+        return SequenceEdit(tuple(given_key(edit, key) for edit in self.edits))
 
     def scaled(self, factor: float) -> SequenceEdit:
         """Every edit with its strength multiplied."""

@@ -12,13 +12,17 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from sea_lens.editing.edits import Edit, may_be_looked_at
+from sea_lens.editing.edits import KEY, Edit, given_key, key_width_of, may_be_looked_at
 from sea_lens.editing.where import Where
 from sea_lens.errors import HookNeverFiredError, InputError, ModelMismatchError, SeaLensWarning
 from sea_lens.models.bridge import UNKNOWN_MODEL, FwdHook, Model, ModelInfo, check_is_model
+from sea_lens.models.down_projection import check_key_width
 from sea_lens.models.passes import Pass, Passes, tracked
 from sea_lens.models.points import hooked, points_of
 from sea_lens.models.sites import Site, check_layers
+
+Act = Callable[[Tensor], Tensor]
+"""What an edit does in a pass."""
 
 
 @runtime_checkable
@@ -63,11 +67,18 @@ class EditHooks:
             weakref.finalize(self, stack.close)
 
     def hooks(self) -> list[FwdHook]:
-        """One hook per site, and before them the one that reads a condition."""
+        """One hook per site; before them the one that reads a condition, and before an edit that needs a key its reader."""
         reads = None if self.where is None else self.where.reads
         found: list[FwdHook] = [] if reads is None else [(reads.hook_name, self._reader(reads))]
         for index, (site, edit) in enumerate(self.editor.edits.items()):
-            found.append((site.hook_name, self._everywhere(index, site, edit) or self._hook(index, site, edit)))
+            act: Act = edit
+            if key_width_of(edit) is not None and not edit.is_identity:
+                key = Site(site.layer, KEY)
+                read, act = _with_key(key, edit)
+                found.append((key.hook_name, read))
+            found.append(
+                (site.hook_name, self._everywhere(index, site, edit, act) or self._hook(index, site, edit, act))
+            )
         for _, hook in found:
             hook.editor, hook.fired = self.editor, self.fired  # type: ignore[attr-defined]
         return found
@@ -106,7 +117,7 @@ class EditHooks:
 
         return read
 
-    def _everywhere(self, index: int, site: Site, edit: Edit) -> Callable[..., Tensor | None] | None:
+    def _everywhere(self, index: int, site: Site, edit: Edit, act: Act) -> Callable[..., Tensor | None] | None:
         """The hook of an editor of every token."""
         if self.where is not None:
             return None
@@ -114,11 +125,11 @@ class EditHooks:
 
         def hook(tensor: Tensor, hook: object) -> Tensor | None:
             flags[index] = True
-            return None if is_identity else site.write(edit(site.read(tensor)), tensor)
+            return None if is_identity else site.write(act(site.read(tensor)), tensor)
 
         return hook
 
-    def _hook(self, index: int, site: Site, edit: Edit) -> Callable[..., Tensor | None]:
+    def _hook(self, index: int, site: Site, edit: Edit, act: Act) -> Callable[..., Tensor | None]:
         flags, is_identity = self._flags, edit.is_identity
 
         def hook(tensor: Tensor, hook: object) -> Tensor | None:
@@ -128,16 +139,34 @@ class EditHooks:
             spared = where.spared(site, read)
             if chosen.everything and spared is None:
                 flags[index] = True
-                return None if is_identity else site.write(edit(read), tensor)
+                return None if is_identity else site.write(act(read), tensor)
             mask = chosen.on(tensor)
             if spared is not None:
                 mask = mask & ~spared
             if not flags[index]:  # once it has, there is no need to wait for a device's answer
                 # A condition may be met by no text, and a pass that is being compiled has no values yet.
                 flags[index] = where.reads is not None or torch.compiler.is_compiling() or bool(mask.any())
-            return None if is_identity else site.write(edit(read).where(mask[..., None], read), tensor)
+            return None if is_identity else site.write(act(read).where(mask[..., None], read), tensor)
 
         return hook
+
+
+def _with_key(site: Site, edit: Edit) -> tuple[Callable[..., None], Act]:
+    """A hook that keeps the key of a pass, and the edit that takes it from there."""
+    kept: list[Tensor] = []
+
+    def read(tensor: Tensor, hook: object) -> None:
+        kept[:] = [site.read(tensor)]
+
+    def act(h: Tensor) -> Tensor:
+        if not kept or kept[0].shape[:-1] != h.shape[:-1]:
+            seen = f"holds a tensor of shape {list(kept[0].shape)}" if kept else "was not reached"
+            raise ModelMismatchError(
+                f"The edit of layer {site.layer} needs {site.name} of every token that it edits, and it {seen} in this pass."
+            )
+        return given_key(edit, kept.pop())(h)
+
+    return read, act
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,6 +270,10 @@ def check_fits(edits: Mapping[Site, Edit], sites: Iterable[Site], ours: ModelInf
     for site in sites:
         if site.hook_name not in points:
             site.check(model)  # which says what the model has
+    for site, edit in edits.items():
+        width = key_width_of(edit)
+        if width is not None and site.layer is not None:
+            check_key_width(model, site.layer, width)
     if ours is None:
         return
     if ours.n_layers != theirs.n_layers:
