@@ -115,6 +115,19 @@ WRONG = {
     "perplexity_ratio": [0, -1, NAN, "1", True, None],
     "repetition": [-1, NAN, "1", True, None, 2],
     "max_kl": [0, -1, NAN, "1", True],
+    "length": ["long", 3, None],
+    "variant": ["nothing", 3, None],
+    "operation": ["nothing", 3, None],
+    "of": ["nothing", 3, None],
+    "source": ["last", 1.5, True],
+    "at": [(), ("attn.hook_z",), ["resid_post", 3], 3, None],
+    "rank": [0, -1, 2.5, "3", True],
+    "ridge": [0, -1, NAN, "1", True, None],
+    "most": [0.5, -1, NAN, "1", True],
+    "aperture": [0, -1, NAN, math.inf, "1", True, None],
+    "beta": [NAN, math.inf, "1", True, None],
+    "restore_norm": FLAG,
+    "switch": FLAG,
 }
 
 DROPPED = {  # names under which a value is right where it stands
@@ -280,7 +293,13 @@ class World:
         yield "SEA.fit", {"activations": a, "dtype": torch.float32, "progress": False}
         yield "ITI", {"n_heads": 1, "alpha": 1.0, "d_head": 32, "folds": 2, "seed": 0}
         yield "LEACE", {"shrinkage": True, "tolerance": 0.01}
-        yield "MeanDifference", {"normalize": False}
+        yield "MeanDifference", {"normalize": False, "length": "unit"}
+        yield "PCADifference", {"variant": "pca_diff", "length": "unit", "restore_norm": True}
+        yield "ACE", {"alpha": 1.0}
+        yield "DirectionalAblation", {"source": 2, "operation": "add", "at": ("resid_pre",)}
+        yield "GaussianTransport", {"rank": 1, "ridge": 0.1, "most": 2.0}
+        yield "MidSteer", {"switch": True, "shrinkage": True}
+        yield "ConceptorSteering", {"aperture": 1.0, "beta": 1.0, "of": "positive", "restore_norm": True}
         yield "MeanDifference.fit", {"activations": a}
         yield "LEACE.fit", {"activations": a}
         yield "ITI.fit", {"activations": a, "progress": False}

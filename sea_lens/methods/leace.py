@@ -17,11 +17,10 @@ from sea_lens.arguments import check_arguments, check_fields
 from sea_lens.editing.affine import AffineEdit
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
+from sea_lens.methods.covariances import shrunk
 from sea_lens.methods.devices import fitting_device
 from sea_lens.methods.method import check_roles, fitted_editor, register_method
 from sea_lens.models.activations import Activations, Role
-
-Matrix = Float[Tensor, "width width"]
 
 
 @register_method("leace", source="Belrose et al., NeurIPS 2023, arXiv 2306.03819")
@@ -91,7 +90,7 @@ class LEACE:
         n, mean = len(x), x.mean(0)
         x = x - mean
         z = torch.cat([x.new_full((len(positive),), 0.5), x.new_full((len(negative),), -0.5)])
-        sigma = _shrunk(x.T @ x / n, n) if self.shrinkage else x.T @ x / (n - 1)
+        sigma = shrunk(x.T @ x / n, n) if self.shrinkage else x.T @ x / (n - 1)
         values, vectors = torch.linalg.eigh(sigma)
         real = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
         roots = torch.where(real, values.clamp_min(0), 1.0).sqrt()
@@ -100,15 +99,3 @@ class LEACE:
         told_apart = torch.linalg.vector_norm(told)
         u = told[:, None] / told_apart if told_apart > self.tolerance else told.new_zeros(len(told), 0)
         return color @ u, whiten @ u, mean
-
-
-def _shrunk(sample: Matrix, n: int) -> Matrix:
-    """Optimal linear shrinkage of a covariance towards the identity (Bodnar, Gupta and Parolya 2014, arXiv 1308.2608)."""
-    trace, square = sample.trace(), sample.square().sum()
-    width = len(sample)
-    target = trace / width  # times the identity
-    spread = square * trace**2 / width - (trace * target) ** 2
-    eps = torch.finfo(sample.dtype).eps
-    kept = 1 - (trace**2 * (trace**2 / width) / n + eps) / (spread + eps)
-    added = (1 - kept) * (trace * target + eps) / (trace**2 / width + eps)
-    return kept * sample + added * target * torch.eye(width, dtype=sample.dtype, device=sample.device)

@@ -233,7 +233,7 @@ def fitted_editor(
     edits: Mapping[Site, Edit],
     numbers: Mapping[Site, Mapping[str, float]] | None = None,
 ) -> Editor:
-    """An editor with the card of its fit: ranks, and how far each edit moves the negative activations.
+    """An editor with the card of its fit: ranks, and how far each edit moves the negative activations it was fitted on.
 
     It spares the model's attention sinks, where the activations know of any.
 
@@ -242,14 +242,16 @@ def fitted_editor(
     Args:
         method: That fitted it.
         activations: What it was fitted on.
-        edits: By site.
+        edits: By site. Sites that no activations are of have no displacement.
         numbers: What else the fit found, by site and name.
     """
     check_arguments(fitted_editor, locals())
     moved = activations["negative" if "negative" in method.roles else method.roles[0]]
     found = numbers or {}
     reports = {
-        site: FitReport(edit.rank, displacement(edit, moved[site]), numbers=found.get(site, {}))
+        site: FitReport(
+            edit.rank, displacement(edit, moved[site]) if site in moved else None, numbers=found.get(site, {})
+        )
         for site, edit in edits.items()
     }
     moves = {site: report.displacement or 0.0 for site, report in reports.items()}
