@@ -1,6 +1,6 @@
 """`python -m benchmarks gpu`: the jobs that users wait for, on one GPU in bfloat16, in absolute times; what an edit adds.
 
-Two random Llamas: of the shape of SmolLM2-135M and of Llama-2-7B. Before them, the embedded model: what it computes on the GPU
+Two random Llamas: of the shape of SmolLM2-135M and of Llama-2-7B. Before them, the embedded model: what it computes on a GPU
 against the same on the CPU, in float32.
 """
 

@@ -18,8 +18,11 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import TypeIs, get_protocol_members
 
 from sea_lens.errors import InputError
+
+P = TypeVar("P")
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,23 @@ def _hints(owner: Any) -> dict[str, Any]:
     return found
 
 
+def follows(value: object, protocol: type[P]) -> TypeIs[P]:
+    """Whether a value has every member of a protocol, also those that `__getattr__` gives it, as it does submodules.
+
+    From Python 3.12 `isinstance` overlooks these: no model and no tokenizer would pass.
+
+    Args:
+        value: Anything.
+        protocol: A runtime-checkable protocol.
+    """
+    return all(hasattr(value, member) for member in _members(protocol))  # type: ignore[arg-type]
+
+
+@cache
+def _members(protocol: type) -> frozenset[str]:
+    return frozenset(get_protocol_members(protocol))
+
+
 def _fits(value: object, hint: Any, name: str) -> bool:
     """Whether a value is of a type, as deep as a list's entries."""
     origin, parts = get_origin(hint), get_args(hint)
@@ -173,7 +193,7 @@ def _fits(value: object, hint: Any, name: str) -> bool:
         if any(map(_names_path, parts)):
             parts = tuple(one for one in parts if one is not str)
         without_parentheses = isinstance(value, type) and any(
-            isinstance(value, part) for part in parts if _is_protocol(part)
+            follows(value, part) for part in parts if _is_protocol(part)
         )
         return not without_parentheses and any(_fits(value, part, name) for part in parts)
     if origin is Literal:
@@ -219,7 +239,7 @@ def _is_instance(value: object, hint: Any) -> bool:
     if not isinstance(hint, type):
         return True
     if getattr(hint, "_is_protocol", False):
-        return not _is_protocol(hint) or (isinstance(value, hint) and not isinstance(value, type))
+        return not _is_protocol(hint) or (follows(value, hint) and not isinstance(value, type))
     return isinstance(value, hint)
 
 

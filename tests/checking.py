@@ -88,10 +88,12 @@ def _how(once: bool) -> BeartypeConf:
 
 
 def _has_once(protocol: type) -> Callable[[object], bool]:
+    from sea_lens.arguments import follows  # later than the import hook
+
     known = set[type]()
 
     def has(value):
-        if type(value) not in known and isinstance(value, protocol):
+        if type(value) not in known and follows(value, protocol):
             known.add(type(value))
         return type(value) in known
 

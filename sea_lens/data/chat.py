@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from sea_lens.arguments import follows
 from sea_lens.data.records import as_text
 from sea_lens.errors import InputError, ModelMismatchError, SeaLensWarning
 
@@ -61,13 +62,13 @@ def tokenizer_of(model: Tokenizing) -> Tokenizer:
     Raises:
         ModelMismatchError: If the model has no tokenizer, or something else was given.
     """
-    found = model.tokenizer if isinstance(model, HasTokenizer) else model
+    found = model.tokenizer if follows(model, HasTokenizer) else model
     if found is None:
         raise ModelMismatchError(
             "This model has no tokenizer, so text cannot be given to it. Load it with load_model(..., tokenizer=...), or "
             "use Activations.from_tensors."
         )
-    if not isinstance(found, Tokenizer):
+    if not follows(found, Tokenizer):
         raise ModelMismatchError(
             f"A TransformerBridge or a Hugging Face tokenizer is needed, and a {type(found).__name__} was given. Load one "
             "with sea_lens.load_model(name)."

@@ -18,6 +18,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import pandas as pd
 
+from sea_lens.arguments import follows
 from sea_lens.data.chat import HasTokenizer, Tokenizer, tokenizer_of
 from sea_lens.data.prompts import join
 from sea_lens.data.surface import EXAMINED, copied, letters, looks, plural, recurring, sides_of
@@ -144,7 +145,7 @@ def _token_lengths(
     A completion's tokens are those of prompt and completion, tokenized as one text, after the tokens of the prompt.
     """
     tokenizer = tokenizer_of(model)
-    config = model.cfg if isinstance(model, HasTokenizer) else None
+    config = model.cfg if follows(model, ReadsTexts) else None
     begin = tokenizer.bos_token_id if config is not None and config.default_prepend_bos else None
     lengths, too_long = {role: array("i") for role in answers}, 0
     for start in range(0, len(prompts), ROWS_AT_ONCE):

@@ -16,7 +16,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from sea_lens.arguments import CHECKED_FIRST, check_fields
+from sea_lens.arguments import CHECKED_FIRST, check_fields, follows
 from sea_lens.cache import digest
 from sea_lens.data.prompts import Tokenizer as Tokenizer
 from sea_lens.data.prompts import tokenizer_of as tokenizer_of
@@ -126,8 +126,8 @@ _MODELS: WeakSet[torch.nn.Module] = WeakSet()
 
 def _is_model(model: object) -> bool:
     if not isinstance(model, torch.nn.Module):
-        return isinstance(model, Model)
-    if model not in _MODELS and isinstance(model, Model):
+        return follows(model, Model)
+    if model not in _MODELS and follows(model, Model):
         _MODELS.add(model)
     return model in _MODELS
 

@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from sea_lens.arguments import follows
 from sea_lens.cache import digest
 from sea_lens.errors import InputError
 from sea_lens.models.bridge import EditsModels, FwdHook, Model
@@ -172,7 +173,7 @@ def _keep(kept: list[Tensor]) -> Callable[..., None]:
 
 def _lengthen(layer: int, hidden_states: Tensor, given: Sequence[object]) -> None:
     """Tells a cache how long it is at a layer: masks are made by its length. What it keeps there is never read."""
-    cache = next((each for each in given if isinstance(each, KeyValueCache)), None)
+    cache = next((each for each in given if follows(each, KeyValueCache)), None)
     if cache is not None:
         nothing = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
         cache.update(nothing, nothing, layer)  # type: ignore[attr-defined]
