@@ -1,12 +1,12 @@
-"""Single coordinates set to values: the interventions on massive activations (Sun et al., arXiv 2402.17762)."""
+"""Edits of single coordinates: set to values (massive activations, arXiv 2402.17762), or moved inside a range."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sea_lens.arguments import check_arguments, check_fields
@@ -125,12 +125,151 @@ class SetCoordinates:
             return h
         coordinates = self.coordinates.to(h.device)
         x = h[..., coordinates].to(torch.promote_types(h.dtype, torch.float32))
-        wanted = self.keep * x + self.values.to(x)
-        # At strength 1 the value itself, which x + (wanted - x) may miss by rounding.
-        wanted = wanted if self.strength == 1 else x + self.strength * (wanted - x)
+        wanted = _towards(x, self.keep * x + self.values.to(x), self.strength)
         if self.gates is not None and self.above is not None:
             met = (h[..., self.gates.to(h.device)].abs().float() > self.above.to(h.device).float()).any(
                 -1, keepdim=True
             )
             wanted = wanted.where(met, x)
         return h.index_copy(-1, coordinates, wanted.to(h.dtype))
+
+
+@register_edit("coordinates")
+@dataclass(frozen=True, eq=False)
+class CoordinateEdit:
+    """`x + strength (scale x + offset - x)`, coordinate by coordinate, where `low < x < high`.
+
+    A coordinate outside its range stays as it is to the bit, and so does one whose scale is 1 and offset 0. Computed in
+    float32 (float64 for float64 activations) and cast back.
+
+    Example:
+        >>> edit = sl.CoordinateEdit(torch.tensor([3.0, 1.0]), torch.tensor([1.0, 0.0]))
+        >>> edit(torch.tensor([[2.0, 5.0]]))
+        tensor([[7., 5.]])
+        >>> within = sl.CoordinateEdit(torch.full((2,), 3.0), torch.ones(2), torch.zeros(2), torch.full((2,), 4.0))
+        >>> within(torch.tensor([[2.0, 5.0]]))
+        tensor([[7., 5.]])
+
+    Attributes:
+        scale: What each coordinate is multiplied by, `[width]`.
+        offset: What is added then, `[width]`.
+        low: A coordinate at or below it is left alone, `[width]`; None for no limit.
+        high: One at or above it is left alone; None where `low` is None.
+        strength: 1 is the published method, 0 the identity, between them is between.
+    """
+
+    scale: Float[Tensor, " width"]
+    offset: Float[Tensor, " width"]
+    low: Float[Tensor, " width"] | None = None
+    high: Float[Tensor, " width"] | None = None
+    strength: float = 1.0
+    _placed: dict[object, _Coordinates] = field(default_factory=dict, repr=False, init=False)
+    _rank: int = field(default=0, repr=False, init=False)
+
+    kind: ClassVar[str]
+    token_local: ClassVar[bool] = True
+    directions: ClassVar[None] = None  # every coordinate moves by its own rule, so no few of them say what it does
+    gains: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if (self.low is None) != (self.high is None):
+            raise InputError("low and high go together, and one of them was given alone.")
+        given = {name: getattr(self, name) for name in ("scale", "offset", "low", "high")}
+        shapes = {name: list(tensor.shape) for name, tensor in given.items() if tensor is not None}
+        if self.scale.ndim != 1 or not len(self.scale) or any(shape != shapes["scale"] for shape in shapes.values()):
+            raise InputError(f"scale, offset and the range have one number per coordinate, and have shapes {shapes}.")
+        limits = [tensor for tensor in (self.low, self.high) if tensor is not None]
+        if not bool((self.scale.isfinite() & self.offset.isfinite()).all()) or any(
+            bool(t.isnan().any()) for t in limits
+        ):
+            raise InputError("scale and offset must be finite numbers, and low and high must not be NaN.")
+        object.__setattr__(self, "_rank", int(self.changed.sum()))  # once: passes ask, and compiled ones have no values
+
+    @property
+    def width(self) -> int:
+        """Width of the activations it edits."""
+        return len(self.scale)
+
+    @property
+    def changed(self) -> Bool[Tensor, " width"]:
+        """Which coordinates it changes inside their range."""
+        return (self.scale != 1) | (self.offset != 0)
+
+    @property
+    def rank(self) -> int:
+        """How many coordinates it changes."""
+        return self._rank
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether it provably changes nothing."""
+        return self.strength == 0 or self.rank == 0
+
+    @property
+    def summary(self) -> str:
+        """One line for an editor's repr."""
+        if self.is_identity:
+            return "changes nothing"
+        scales = self.scale[self.changed]
+        within = "" if self.low is None else " inside their range"
+        times = f"{scales.min():.3g}" + (f" to {scales.max():.3g}" if scales.min() < scales.max() else "")
+        return f"changes {self.rank} of {self.width} coordinates{within}, each times {times}"
+
+    def scaled(self, factor: float) -> CoordinateEdit:
+        """The same edit with its strength multiplied; tensors are shared."""
+        check_arguments(CoordinateEdit.scaled, locals())
+        view = replace(self, strength=self.strength * factor)
+        object.__setattr__(view, "_placed", self._placed)
+        return view
+
+    def cast(self, dtype: torch.dtype, device: torch.device | None = None) -> CoordinateEdit:
+        """The same edit with its tensors in another dtype, and on another device where one is given."""
+        check_arguments(CoordinateEdit.cast, locals())
+        scale, offset = (one.to(device or one.device, dtype) for one in (self.scale, self.offset))
+        low, high = (None if one is None else one.to(scale) for one in (self.low, self.high))
+        return replace(self, scale=scale, offset=offset, low=low, high=high)
+
+    def __call__(self, h: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        """Edits activations of any leading shape; dtype and device are kept.
+
+        Raises:
+            ModelMismatchError: If the last dimension is not `width`.
+        """
+        check_width(self, h)
+        if self.is_identity:
+            return h
+        x = h.to(torch.promote_types(h.dtype, torch.float32))
+        at = self._on(x.device, x.dtype)
+        wanted, acts = _towards(x, at.scale * x + at.offset, self.strength), at.changed
+        if at.low is not None and at.high is not None:
+            acts = acts & (at.low < x) & (x < at.high)
+        return wanted.to(h.dtype).where(acts, h)
+
+    def _on(self, device: torch.device, dtype: torch.dtype) -> _Coordinates:
+        """The tensors where and as the activation is; kept, and shared by all views of this edit."""
+        placed = self._placed.get((device, dtype))
+        if placed is None:
+            with torch.inference_mode(False):  # what is kept must also serve a later pass that builds a graph
+                scale, offset = self.scale.to(device, dtype), self.offset.to(device, dtype)
+                low, high = (None if one is None else one.to(device, dtype) for one in (self.low, self.high))
+                placed = _Coordinates(scale, offset, low, high, self.changed.to(device))
+            if not (scale.requires_grad or offset.requires_grad):  # trained: they change, and belong to a graph
+                self._placed[device, dtype] = placed
+        return placed
+
+
+@dataclass(frozen=True, eq=False)
+class _Coordinates:
+    """A coordinate edit's tensors on one device in one dtype."""
+
+    scale: Float[Tensor, " width"]
+    offset: Float[Tensor, " width"]
+    low: Float[Tensor, " width"] | None
+    high: Float[Tensor, " width"] | None
+    changed: Bool[Tensor, " width"]
+
+
+def _towards(x: Tensor, wanted: Tensor, strength: float) -> Tensor:
+    """What lies a share of the way from x; at strength 1 the value itself, which `x + (wanted - x)` may miss by rounding."""
+    return wanted if strength == 1 else x + strength * (wanted - x)

@@ -160,9 +160,12 @@ class SequenceEdit:
 
     def __call__(self, h: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         """Edits activations of any leading shape; dtype and device are kept."""
+        if self.is_identity:
+            return h
+        x = h.to(torch.promote_types(h.dtype, torch.float32))  # between them nothing is rounded to half precision
         for edit in self.edits:
-            h = edit(h)
-        return h
+            x = edit(x)
+        return x.to(h.dtype)
 
 
 def check_width(edit: Edit, h: Float[Tensor, "*batch width"]) -> None:

@@ -2,6 +2,7 @@
 
 from sea_lens.methods import (
     ace,
+    act,
     conceptors,
     directional_ablation,
     gaussian_transport,
@@ -10,6 +11,7 @@ from sea_lens.methods import (
     mean_difference,
     midsteer,
     pca_difference,
+    sadi,
     sake,
     sas,
     sea,
@@ -17,6 +19,7 @@ from sea_lens.methods import (
 
 __all__ = [
     "ace",
+    "act",
     "conceptors",
     "directional_ablation",
     "gaussian_transport",
@@ -25,6 +28,7 @@ __all__ = [
     "mean_difference",
     "midsteer",
     "pca_difference",
+    "sadi",
     "sake",
     "sas",
     "sea",

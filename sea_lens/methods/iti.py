@@ -22,6 +22,7 @@ from sea_lens.arguments import check_arguments, check_fields
 from sea_lens.editing.affine import AffineEdit
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError, SeaLensWarning
+from sea_lens.methods.heads import head_width
 from sea_lens.methods.method import check_roles, fitted_editor, register_method
 from sea_lens.models.activations import Activations, Role
 from sea_lens.models.distributed import shows
@@ -113,18 +114,7 @@ class ITI:
 
     def _heads(self, activations: Activations, site: Site) -> list[Float[Tensor, "head row width"]]:
         """Positive and negative outputs by head, in float64."""
-        width = activations.positive[site].shape[1]
-        d_head = self.d_head
-        if d_head is None:
-            n_heads = None if activations.model is None else activations.model.n_heads
-            if site.name != "attn.hook_z" or n_heads is None:
-                raise InputError(
-                    f'ITI edits attention heads, and {site} has no known ones. Collect activations with site="attn.hook_z", '
-                    "or give d_head."
-                )
-            d_head = width // n_heads
-        if width % d_head:
-            raise InputError(f"Heads of width {d_head} do not divide the width {width} of {site}. Give another d_head.")
+        d_head = head_width(activations, site, self.d_head)
         sides = (activations.positive[site], activations.negative[site])
         return [rearrange(side.double(), "row (head width) -> head row width", width=d_head) for side in sides]
 
