@@ -13,7 +13,7 @@ import pytest
 import torch
 from methods.oracles import ROLES, same_editors
 
-from sea_lens import ITI, METHODS, Activations, Editor, refit
+from sea_lens import ITI, METHODS, SADI, AcT, Activations, Editor, refit
 from sea_lens.errors import InputError
 
 WIDTH, N, LAYER = 12, 40, 2
@@ -39,6 +39,7 @@ class Known:
 
 KNOWN = {
     "ace": Known(does="moves"),
+    "act": Known(AcT("gaussian", coverage=None), does="moves", swapped="inverse", by_coordinate=True),
     "directional-ablation": Known(does="erases", swapped="same"),
     "gaussian-transport": Known(does="moves", swapped="inverse"),
     "iti": Known(ITI(n_heads=2, d_head=WIDTH // 2, alpha=1.0), does="moves", swapped="opposite", by_coordinate=True),
@@ -46,6 +47,7 @@ KNOWN = {
     "mean-difference": Known(does="moves", swapped="opposite"),
     "midsteer": Known(does="moves"),
     "pca-difference": Known(does="moves", swapped="opposite"),
+    "sadi": Known(SADI(n_elements=3, delta=1.0), swapped="same", by_coordinate=True),
 }
 LEFT_OUT = {"sas": "it needs a sparse autoencoder", "sake": "it edits one site alone, and spares other prompts"}
 NAMES = [
