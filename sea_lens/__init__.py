@@ -9,6 +9,8 @@ _HOME = {
     "AcT": "methods.act",
     "Activations": "models.activations",
     "AffineEdit": "editing.affine",
+    "AngularEdit": "editing.angular",
+    "AngularSteering": "methods.angular",
     "BrokenModelWarning": "errors",
     "Comparison": "evaluation.compare",
     "Conceptor": "methods.conceptors",

@@ -3,6 +3,7 @@
 from sea_lens.methods import (
     ace,
     act,
+    angular,
     conceptors,
     directional_ablation,
     gaussian_transport,
@@ -20,6 +21,7 @@ from sea_lens.methods import (
 __all__ = [
     "ace",
     "act",
+    "angular",
     "conceptors",
     "directional_ablation",
     "gaussian_transport",

@@ -25,9 +25,11 @@ from sea_lens.models.points import points_of
 
 NAMES = (
     "resid_pre",
+    "ln1.hook_out",
     "attn.hook_z",
     "attn_out",
     "resid_mid",
+    "ln2.hook_out",
     "mlp.hook_post",
     "mlp_out",
     "resid_post",

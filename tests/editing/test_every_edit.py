@@ -1,5 +1,8 @@
 """What every kind of edit holds: bits at strength 0, one rounding, tokens by themselves, gradients, one graph, files."""
 
+import doctest
+from importlib import import_module
+
 import pytest
 import torch
 from conftest import low_rank
@@ -24,9 +27,11 @@ EDITS = {
     "set coordinates": sl.SetCoordinates(D, torch.tensor([2, 5]), torch.tensor([7.0, -0.1]), keep=0.5),
     "coordinates": sl.CoordinateEdit(1 + normal(D) / 4, normal(D, seed=1), -2 * torch.ones(D), 2 * torch.ones(D)),
     "coordinates everywhere": sl.CoordinateEdit(1 + normal(D) / 4, torch.zeros(D)),
+    "angular": sl.AngularEdit.of(normal(D, seed=3), normal(D, seed=4), 100.0),
+    "adaptive angular": sl.AngularEdit.of(normal(D, seed=3), normal(D, seed=4), -30.0, adaptive=True),
     "nearest": NearestEdit(torch.zeros(1, D), torch.tensor([10.0]), (SYMMETRIC,)),
 }
-EDITS["sequence"] = SequenceEdit((EDITS["coordinates"], SYMMETRIC))
+EDITS["sequence"] = SequenceEdit((EDITS["coordinates"], EDITS["angular"], SYMMETRIC))
 H = 3 * normal(4, 6, D, seed=2)
 
 
@@ -78,6 +83,16 @@ def test_gradients_flow_and_it_compiles_into_one_graph(edit, without_type_checks
         compiled = torch.compile(lambda h: edit(h), backend="eager", fullgraph=True)
         with torch.no_grad():
             assert torch.equal(compiled(H), edit(H))
+
+
+@pytest.mark.parametrize(
+    "name", ["editing.angular", "editing.coordinates", "methods.act", "methods.angular", "methods.sadi"]
+)
+@pytest.mark.usefixtures("without_type_checks")
+def test_examples_run(name):
+    found = doctest.testmod(import_module(f"sea_lens.{name}"), extraglobs={"sl": sl})
+    assert found.failed == 0
+    assert found.attempted > 0
 
 
 def test_it_is_saved_and_loaded_to_the_bit(edit, tmp_path):
