@@ -128,6 +128,10 @@ WRONG = {
     "beta": [NAN, math.inf, "1", True, None],
     "restore_norm": FLAG,
     "switch": FLAG,
+    "trials": SMALL,
+    "shuffles": [-1, 2.5, "3", True, None],
+    "fitting_questions": [None, "q.jsonl", ["a", "b"], [], 3, "EDITOR", "MODEL"],
+    "held_out_questions": [None, "q.jsonl", ["a", "b"], [], 3, "EDITOR", "MODEL"],
 }
 
 DROPPED = {  # names under which a value is right where it stands
@@ -147,6 +151,7 @@ DROPPED = {  # names under which a value is right where it stands
     "editor.without_layers": {"layers": [[], {}]},
     "transfer": {"method": [sl.SEA]},
     "tune": {"layers": ["0"]},
+    "compare_methods": {"layers": ["0"], "methods": [["sea"]]},
 }
 
 
@@ -156,6 +161,7 @@ class World:
     def __init__(self, model, world, folder):
         self.model = model
         self.questions = world.questions()[:3]
+        self.fitting = world.questions(world.fitting)[4:7]
         self.demonstrations = world.demonstrations()[:4]
         neutral = [row.positive for row in self.demonstrations]
         rows = zip(*[(row.prompt, row.positive, row.negative) for row in self.demonstrations], strict=True)
@@ -231,6 +237,12 @@ class World:
         }
         tuned |= {"max_new_tokens": 2, "batch_size": 8, "folder": None, "progress": False}
         yield "tune", {"model": m, "activations": a, "questions": q, **tuned}
+        halves = {"demonstrations": d, "fitting_questions": self.fitting, "held_out_questions": q}
+        tried = {"trials": 1, "measure": "mc1", "max_kl": 1.0, "token": "last", "control": 0, "shuffles": 0, "seed": 0}
+        tuned = {
+            name: tuned[name] for name in ("methods", "layers", "max_new_tokens", "batch_size", "folder", "progress")
+        }
+        yield "compare_methods", {"model": m, **halves, **tuned, **tried}
         damage = {"prompts": ["A b"], "texts": ["A b c."], "examples": 0, "max_new_tokens": 2, "batch_size": 8}
         yield "measure_damage", {"model": m, "editor": e, "limits": None, **damage}
         yield "kl_to_unedited", {"model": m, "texts": ["A b."], "editor": e, "batch_size": 8}

@@ -57,7 +57,10 @@ def command(section: str, **parts: Part) -> Callable[[Callable[..., None]], Call
 
 
 def command_of_each(
-    section: str, entries: Callable[[], Mapping[str, Any]], summary: Callable[[Any], str], default: str | None = None
+    section: str,
+    entries: Callable[[], Mapping[str, Any]],
+    summary: Callable[[Any], str],
+    default: str | Callable[[list[str]], str] | None = None,
 ) -> Callable[[Callable[[Any], Callable[..., None]]], Callable[[Any], Callable[..., None]]]:
     """Makes a function that makes commands a group: one for each entry of a registry, by its name.
 
@@ -65,7 +68,7 @@ def command_of_each(
         section: Where the help lists the group.
         entries: The registry, read when the group is used.
         summary: One line about an entry.
-        default: The entry that is meant where the first word names none.
+        default: The entry that is meant where the first word names none; or a function of the words that says which.
     """
 
     def listed(make: Callable[[Any], Callable[..., None]]) -> Callable[[Any], Callable[..., None]]:
@@ -102,7 +105,7 @@ class Entries(TyperGroup):
     """A group whose commands are built when they are asked for. Its help cuts no summary."""
 
     listed: Mapping[str, Listed]
-    default: str | None = None
+    default: str | Callable[[list[str]], str] | None = None
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The names, in the order of the work."""
@@ -116,7 +119,7 @@ class Entries(TyperGroup):
         """Puts the default command before words that name none."""
         wants_help = any(word in ("-h", "--help") for word in args[:1])
         if self.default is not None and not wants_help and (not args or args[0] not in self.listed):
-            args = [self.default, *args]
+            args = [self.default if isinstance(self.default, str) else self.default(args), *args]
         return super().parse_args(ctx, args)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:

@@ -14,11 +14,12 @@ from matplotlib.figure import Figure
 
 from sea_lens import plotting
 from sea_lens.cache import write_text
-from sea_lens.cli.app import command, command_of_each
+from sea_lens.cli.app import command_of_each
 from sea_lens.cli.benchmark_data import DATA, Chosen, files_of, read_all, read_data
-from sea_lens.cli.inputs import Reading, load
+from sea_lens.cli.inputs import Reading, columns_in, is_embedded, load, read_questions, reading_of
 from sea_lens.cli.options import Of, Options, spread
 from sea_lens.cli.output import UNFINISHED, console, draw, finish, say, show
+from sea_lens.data.questions import Questions
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
 from sea_lens.evaluation import data_efficiency as efficiency
@@ -27,9 +28,11 @@ from sea_lens.evaluation.benchmark import benchmarks as registered
 from sea_lens.evaluation.compare import Comparison
 from sea_lens.evaluation.compare import compare as compare_editors
 from sea_lens.evaluation.evaluation import Evaluation, Run, file_hash
+from sea_lens.evaluation.method_comparison import SCORED, MethodComparison
 from sea_lens.evaluation.side_by_side import score_cells, with_interval
 from sea_lens.evaluation.transfer import Transfer
 from sea_lens.evaluation.transfer import transfer as transfer_editors
+from sea_lens.evaluation.which_method import compare_methods as compare_all
 from sea_lens.methods.method import METHODS, MethodEntry
 
 
@@ -94,8 +97,26 @@ def _with_names(result: Evaluation, editor: str | None, texts: Path | None) -> E
 # --- several editors or fits -----------------------------------------------------------------------------------------
 
 
-@command("Evaluating")
-def compare(
+COMPARED = {
+    "editors": "Compare editors on benchmarks, with what each costs.",
+    "methods": "Tune every method by one budget, and score each once on held-out questions.",
+}
+
+
+def _compared(words: list[str]) -> str:
+    """Methods where they are asked for, and else editors."""
+    return "methods" if any(word.split("=")[0] == "--methods" for word in words) else "editors"
+
+
+@command_of_each("Evaluating", lambda: COMPARED, str, default=_compared)
+def compare(summary: str) -> Callable[..., None]:
+    """Compare editors; or, with --methods, all methods there are."""
+    if summary == COMPARED["methods"]:
+        return spread(_compare_all_methods, comparing=COMPARING)
+    return spread(_compare_editors)
+
+
+def _compare_editors(
     model: str,
     editors: list[str],
     out: Path = Path("comparison"),
@@ -106,7 +127,6 @@ def compare(
     run: Run,
     loading: Options,
 ) -> None:
-    """Compare editors on benchmarks, with what each costs."""
     measured = read_all(benchmarks, n, run, columns)
     fitted = {name: Editor.from_pretrained(folder) for name, folder in _named(editors, "editors").items()}
     bridge = load(model, loading, files_of(benchmarks))
@@ -114,6 +134,75 @@ def compare(
     _show_scores(result, run.confidence)
     _show_costs(result.table, "slowdown", "bytes", "rank", "layers")
     _write(result, plotting.plot_comparison(result), out)
+
+
+COMPARING = Of(
+    compare_all,
+    only=("layers", "trials", "measure", "max_kl", "token", "control", "shuffles", "batch_size"),
+)
+
+
+def _compare_all_methods(
+    model: str,
+    demonstrations: Path,
+    out: Path = Path("methods"),
+    methods: str = "all",
+    questions: Optional[Path] = None,
+    held_out: Optional[Path] = None,
+    sae: Optional[str] = None,
+    *,
+    reading: Reading,
+    comparing: Options,
+    loading: Options,
+) -> None:
+    fitted = reading.read(demonstrations)
+    chosen: list[Any] = methods.split(",")
+    if sae is not None:
+        chosen = [*(name for name in chosen if name != "sas"), METHODS["sas"].cls(sae)]
+    fitting, scored = _halves(demonstrations, questions, held_out, reading)
+    bridge = load(model, loading, [demonstrations, questions, held_out])
+    fitting, scored = (reading.prompted(one, bridge) for one in (fitting, scored))
+    longest: Options = {} if reading.max_new_tokens is None else {"max_new_tokens": reading.max_new_tokens}
+    if reading.answer_ending is not None:
+        fitted = fitted.with_answer_ending(reading.answer_ending)
+    result = compare_all(
+        bridge,
+        reading.prompted(fitted, bridge),
+        fitting,
+        scored,
+        methods=chosen,
+        seed=reading.seed,
+        folder=out / UNFINISHED,
+        **longest,
+        **comparing,
+    )
+    cells = pd.DataFrame(score_cells(result.comparison.table, SCORED, result.metric), index=result.table.index)
+    show(cells, f"{result.metric.replace('_', ' ')} on {len(scored)} held-out questions, 95% intervals")
+    _show_costs(result.table, "fit_seconds", "bytes", "tried", "setting")
+    for name, why in result.left_out.items():
+        say(f"{name} did not run: {why}")
+    say(f"better than chance, random editors and shuffled refits: {', '.join(result.more_than_chance) or 'none'}")
+    say(f"not bettered at its damage: {', '.join(result.front)}")
+    for name, editor in result.editors.items():
+        editor.save_pretrained(out / "editors" / name)
+    _write(result, plotting.plot_methods(result), out)
+
+
+def _halves(
+    demonstrations: Path, questions: Path | None, held_out: Path | None, reading: Reading
+) -> tuple[Questions, Questions]:
+    """The questions to tune by and those to score on: of two files, of an embedded world, or the halves of one file."""
+    source = demonstrations if questions is None and is_embedded(demonstrations) else questions
+    if source is None:
+        raise InputError(
+            "Give --questions, which are split into two halves, or --questions to tune by and --held-out to score on."
+        )
+    how = reading_of("auto", columns_in(source, reading.columns), None)["columns"]
+    if held_out is None and not is_embedded(source):
+        return read_questions(source, columns=how).split()
+    last = source if held_out is None else held_out
+    columns = reading_of("auto", columns_in(last, reading.columns), None)["columns"]
+    return read_questions(source, to_choose_by=True, columns=how), read_questions(last, columns=columns)
 
 
 @command_of_each("Evaluating", lambda: METHODS, lambda entry: f"Fit {entry.name} on each file.", default="sea")
@@ -233,7 +322,9 @@ def _show_costs(table: pd.DataFrame, *costs: str) -> None:
         show(table[known].iloc[1:], "Costs")
 
 
-def _write(result: Comparison | Transfer | efficiency.DataEfficiency, figure: Figure, out: Path) -> None:
+def _write(
+    result: Comparison | Transfer | MethodComparison | efficiency.DataEfficiency, figure: Figure, out: Path
+) -> None:
     """Writes a result's files, its table as Markdown and LaTeX and its picture."""
     written = result.save(out)
     name = written[0].stem

@@ -38,8 +38,10 @@ HELP |= {
     "draws": "Draws of each size, by the seeds from --seed on.",
     "editor": "Editor folder, or its name on the hub.",
     "editors": "Editor folders, or their names on the hub; NAME=FOLDER gives one a name.",
+    "held_out": "Questions to score on; those of --questions are then for tuning alone.",
     "kl": "In the place of a strength, what the edit may cost: nats per token on neutral text, such as 0.1.",
     "layers": "all, first:N, last:N, or a list such as 3,5,10-20.",
+    "methods": "all, or names of methods, such as sea,leace.",
     "model": "Hub name, local folder, or organism or bias-organism, the embedded models.",
     "n": "How many rows to sample; all if left out.",
     "n_questions": "How many questions or texts to sample; all if left out.",
@@ -51,6 +53,7 @@ HELP |= {
     "questions": "A published file (TruthfulQA, BBQ, CrowS-Pairs, ...), one with prompt, right, wrong (--column names "
     "others), or demonstrations; or organism or bias-organism, an embedded world's held-out ones.",
     "random_editors": "How many random editors to compare with.",
+    "sae": "Sparse autoencoder for sas: a folder, a file, or organism, that of the embedded model.",
     "select": "Choose layers greedily on half of the questions, confirmed on the others.",
     "sources": "Demonstrations to fit on, file by file, or organism or bias-organism. NAME=FILE gives one a name: bbq=FILE "
     "that of a benchmark whose data it is.",

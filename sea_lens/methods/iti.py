@@ -8,6 +8,7 @@ each pass, from the prompt's last token on: `editor.at_positions(-1)`. Its other
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -62,6 +63,16 @@ class ITI:
     name: ClassVar[str]
     roles: ClassVar[tuple[Role, ...]] = ("positive", "negative")
     chooses_sites: ClassVar[bool] = True
+    settings_to_try: ClassVar[Mapping[str, Sequence[int]]] = {"n_heads": (48, 16, 4)}
+    strengths_to_try: ClassVar[tuple[float, ...]] = (
+        1.0,
+        1 / 3,
+        1 / 9,
+        1 / 27,
+    )  # alpha of 15 and less: 48 heads are few of many
+    sites_to_collect: ClassVar[tuple[str, ...]] = ("attn.hook_z",)
+    equation: ClassVar[str] = "z + s alpha sigma theta, at the heads that probes tell apart best"
+    when_to_use: ClassVar[str] = "to edit few attention heads, and to see which of them know"
 
     def __post_init__(self) -> None:
         check_fields(self)

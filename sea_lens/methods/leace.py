@@ -6,6 +6,7 @@ authors' package concept-erasure 0.2.4, to which it is equal, defaults included.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -54,6 +55,11 @@ class LEACE:
 
     name: ClassVar[str]
     roles: ClassVar[tuple[Role, ...]] = ("positive", "negative")
+    settings_to_try: ClassVar[Mapping[str, Sequence[bool]]] = {"shrinkage": (True, False)}
+    equation: ClassVar[str] = "h - s W^-1 U U^T W (h - mu),  W = Sigma^(-1/2)"
+    when_to_use: ClassVar[str] = (
+        "to take out what a linear probe reads, with the least change; not to push towards a side"
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)

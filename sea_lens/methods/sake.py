@@ -68,6 +68,11 @@ class SAKE:
 
     name: ClassVar[str]
     roles: ClassVar[tuple[Role, ...]] = ("positive", "negative")
+    why_not_compared: ClassVar[str] = "it edits single facts: see sl.collect_fact"
+    sites_to_collect: ClassVar[tuple[str, ...]] = ("unembed.hook_in",)
+    also_needs: ClassVar[str] = "ten or more paraphrases of a fact"
+    equation: ClassVar[str] = "m2 + A (h - m1) where |h - m1| <= radius,  A the Gaussian transport"
+    when_to_use: ClassVar[str] = "to change one fact in all its wordings, and nothing else"
 
     def __post_init__(self) -> None:
         check_fields(self)

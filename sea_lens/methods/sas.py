@@ -10,6 +10,7 @@ shifted code goes through a top-k non-linearity is not said in what was read: he
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -66,6 +67,11 @@ class SAS:
     name: ClassVar[str]
     roles: ClassVar[tuple[Role, ...]] = ("positive", "negative")
     chooses_sites: ClassVar[bool] = True
+    settings_to_try: ClassVar[Mapping[str, Sequence[float]]] = {"tau": (0.7, 0.5, 0.3)}
+    where_it_edits: ClassVar[str] = "the site of the SAE"
+    also_needs: ClassVar[str] = "positive, negative, and a sparse autoencoder of the model"
+    equation: ClassVar[str] = "h + dec(sigma(f + s v)) - dec(f),  f = enc(h)"
+    when_to_use: ClassVar[str] = "to read what an edit is made of, feature by feature, where a good SAE is at hand"
 
     def __post_init__(self) -> None:
         check_fields(self)

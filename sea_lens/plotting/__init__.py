@@ -12,6 +12,7 @@ from sea_lens.plotting.editing import (
 )
 from sea_lens.plotting.evaluation import plot_comparison, plot_data_efficiency, plot_evaluation, plot_transfer
 from sea_lens.plotting.massive import plot_implicit_bias, plot_interventions, plot_massive_tokens
+from sea_lens.plotting.methods import plot_methods
 
 __all__ = [
     "plot_ablation",
@@ -27,6 +28,7 @@ __all__ = [
     "plot_interventions",
     "plot_massive_activations",
     "plot_massive_tokens",
+    "plot_methods",
     "plot_organism",
     "plot_principal_angles",
     "plot_probes",

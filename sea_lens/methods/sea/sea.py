@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from numbers import Integral
 from typing import ClassVar, Literal, Protocol, get_args, runtime_checkable
@@ -107,6 +107,14 @@ class SEA:
 
     name: ClassVar[str]
     roles: ClassVar[tuple[Role, ...]] = ("neutral", "positive", "negative")
+    settings_to_try: ClassVar[Mapping[str, Sequence[bool | float]]] = {
+        "center": (False, True),
+        "explained_variance": (0.998, 0.9, 0.5),
+    }
+    equation: ClassVar[str] = "|h| (P+ h + P- h) / |P+ h + P- h|"
+    when_to_use: ClassVar[str] = (
+        "to keep norms, with the model's own answers at hand; center it where positives share a mean"
+    )
 
     def __post_init__(self) -> None:
         for name, kind in (("projections", Projections), ("merge", Merge), ("merge_space", MergeSpace)):
