@@ -36,8 +36,8 @@ class DownProjection:
         return weight.T if self.transposed else weight
 
 
-def check_key_width(model: Model, layer: int, width: int) -> None:
-    """Checks that an MLP has keys, and that they have a width.
+def check_key_width(model: Model, layer: int, width: int | None = None) -> None:
+    """Checks that an MLP has keys, and that they have a width, if one is given.
 
     Raises:
         ModelMismatchError: If it is a mixture of experts, or its keys have another width.
@@ -45,7 +45,7 @@ def check_key_width(model: Model, layer: int, width: int) -> None:
     module = _last_map(model, layer)
     sizes = (getattr(module, "in_features", None), getattr(module, "nx", None), getattr(model.cfg, "d_mlp", None))
     own = next((size for size in sizes if isinstance(size, int)), width)
-    if own != width:
+    if width is not None and own != width:
         raise ModelMismatchError(
             f"This edit reads keys of width {width}, and the MLP of layer {layer} has d_mlp {own}. Fit an edit on this model."
         )
@@ -101,6 +101,39 @@ def check_is_linear_in_keys(model: Model, layer: int) -> None:
             f"In layer {layer} of this model a norm or a scale follows the MLP's last matrix, so no edit of the matrix does "
             "what the activation edit does. Attach the activation edit."
         )
+
+
+@torch.no_grad()
+def gain_of_mlp(model: Model, layer: int) -> float:
+    """How far the residual stream moves for each unit that is added to what an MLP gives: 1, or a model's own scale.
+
+    Raises:
+        ModelMismatchError: If it does not move in proportion.
+    """
+    out, after = Site(layer, "mlp_out").check(model), Site(layer).check(model)
+    tokens = torch.arange(2, 6, device=model.cfg.device)[None] % model.cfg.d_vocab
+    found: list[Tensor] = []
+
+    def keep(tensor: Tensor, hook: object) -> None:
+        found.append(tensor.float())
+
+    def add(tensor: Tensor, hook: object) -> Tensor:
+        # As long as the activation itself, so that rounding does not matter.
+        moves.append(tensor.float().roll(1, -1))
+        return tensor + tensor.roll(1, -1)
+
+    moves: list[Tensor] = []
+    for hooks in ([(after, keep)], [(out, add), (after, keep)]):
+        with model.hooks(fwd_hooks=hooks):  # type: ignore[arg-type]
+            model(tokens, use_cache=False)
+    moved, move = found[1] - found[0], moves[0].to(found[0].device)
+    gain = float((moved * move).sum() / move.square().sum())
+    if float((moved - gain * move).abs().max()) > 0.05 * float(moved.abs().max()) or gain <= 0:
+        raise ModelMismatchError(
+            f"In layer {layer} of this model the residual stream does not move as what is added to {out} does, so facts "
+            "cannot be edited there. Choose another layer."
+        )
+    return gain
 
 
 def _last_map(model: Model, layer: int) -> nn.Module:
