@@ -3,7 +3,8 @@
 Source: Marshall, Scherlis and Belrose, *Refusal in LLMs is an Affine Function* (2024, arXiv 2411.09003), by its equation and
 the code that goes with it (EleutherAI/steering-llama3), which was read; the paper was not. Its authors report that it
 steers more precisely than addition and ablation over 10 models; that is their abstract's word. Their code also has a form
-with a LEACE eraser in place of the projection, which is not here: `MidSteer` reads activations so.
+with a LEACE eraser in place of the projection, which is not here: `MidSteer` reads activations so. At alpha 0.5 it is the
+orthogonal eraser of LEACE's package.
 """
 
 from __future__ import annotations

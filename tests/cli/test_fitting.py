@@ -127,6 +127,17 @@ def test_fits_are_the_librarys(sea_lens, demos, collected, tmp_path):
     [
         ("mean-difference", "MeanDifference", [], {}),
         ("leace", "LEACE", ["--no-shrinkage"], {"shrinkage": False}),
+        ("pca-difference", "PCADifference", ["--length", "unit"], {"length": "unit"}),
+        ("ace", "ACE", ["--alpha", 2.5], {"alpha": 2.5}),
+        (
+            "directional-ablation",
+            "DirectionalAblation",
+            ["--source", 1, "--at", "resid_mid"],
+            {"source": 1, "at": ("resid_mid",)},
+        ),
+        ("gaussian-transport", "GaussianTransport", ["--rank", 2, "--most", 3], {"rank": 2, "most": 3.0}),
+        ("midsteer", "MidSteer", ["--no-switch"], {"switch": False}),
+        ("conceptor", "ConceptorSteering", ["--of", "not_negative"], {"of": "not_negative"}),
     ],
 )
 def test_any_method_is_fitted_by_its_name(sea_lens, collected, tmp_path, name, cls, words, settings):

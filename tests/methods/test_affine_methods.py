@@ -102,6 +102,14 @@ def test_every_token_ends_at_the_level(alpha):
     close(edit.scaled(0.5)(h), (h + edit(h)) / 2, 1e-6)
 
 
+def test_midway_it_is_the_orthogonal_eraser_of_concept_erasure():
+    erasure = pytest.importorskip("concept_erasure", reason="the oracle, concept-erasure 0.2.4, is not installed")
+    data = given(rows())
+    both, labels = torch.cat([data.positive[LAYER], data.negative[LAYER]]), torch.arange(80) < 40
+    theirs = erasure.LeaceEraser.fit(both, labels.double(), method="orth", shrinkage=False, constrain_cov_trace=False)
+    close(fit(ACE(0.5), data)[LAYER](probes()), theirs(probes()), 1e-5)
+
+
 # --- MidSteer and LEACE ----------------------------------------------------------------------------------------------
 
 
