@@ -25,7 +25,7 @@ from sea_lens.results import Result
 
 TOKEN_COLUMNS = ["layer", "text", "position", "token", "kind", "coordinate", "value", "ratio", "share"]
 COORDINATE_COLUMNS = [
-    *("coordinate", "kind", "first_layer", "last_layer", "layer", "texts", "mean", "std", "spread", "share"),
+    *("coordinate", "kind", "first_layer", "last_layer", "layer", "texts", "tokens", "mean", "std", "spread", "share"),
 ]
 DELIMITERS = frozenset(".,;:!?")
 TokenKind = Literal["first", "first delimiter", "both"]
@@ -127,13 +127,18 @@ class MassiveTokens(Result):
     def coordinates(self) -> pd.DataFrame:
         """What is constant about them: one row per coordinate and kind of token, the largest first.
 
-        Columns: the `first_layer` and `last_layer` at which it is massive, the `layer` at which it is largest, and there in
-        how many `texts`, the `mean` and standard deviation (`std`) of its value over tokens, `spread` (`std / |mean|`; above
-        0.1 it is hardly a constant) and `share` of the token's squared norm.
+        Columns: the `first_layer` and `last_layer` at which it is massive, the `layer` at which it is largest (of those where
+        it is so in most texts), and there in how many `texts`, on how many different `tokens`, the `mean` and standard
+        deviation (`std`) of its value, `spread` (`std / |mean|`; above 0.1 it is hardly a constant) and `share` of the
+        token's squared norm. A first token that is the same in all texts has one and the same state in all of them, for it
+        sees no other: with one token, a spread of 0 says nothing. `model.cfg.default_prepend_bos = False` leaves out the
+        beginning token, and texts then begin with their own words.
         """
         rows = []
         for (coordinate, kind), own in self.table.groupby(["coordinate", "kind"], sort=False):
-            peak = own.groupby("layer")["value"].mean().abs().idxmax()
+            by_layer = own.groupby("layer")
+            counts = by_layer["text"].nunique()
+            peak = by_layer["value"].mean().abs()[counts == counts.max()].idxmax()
             there = own[own["layer"] == peak]
             mean, std = there["value"].mean(), there["value"].std(ddof=0)
             rows.append(
@@ -144,6 +149,7 @@ class MassiveTokens(Result):
                     "last_layer": own["layer"].max(),
                     "layer": peak,
                     "texts": there["text"].nunique(),
+                    "tokens": there["token"].nunique(),
                     "mean": mean,
                     "std": std,
                     "spread": std / abs(mean),

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sea_lens.arguments import check_arguments
 from sea_lens.editing.editor import Editor
-from sea_lens.editing.edits import Edit, given_key, key_width_of
+from sea_lens.editing.edits import Edit, given_key, is_stepwise, key_width_of
 from sea_lens.editing.registry import register_edit, register_value
 from sea_lens.errors import InputError
 
@@ -116,13 +116,21 @@ class RandomDirectionEdit:
         """The control of the scaled edit."""
         return replace(self, fitted=self.fitted.scaled(factor))
 
-    def __call__(self, h: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+    @property
+    def stepwise(self) -> bool:
+        """As the fitted edit."""
+        return is_stepwise(self.fitted)
+
+    def __call__(
+        self, h: Float[Tensor, "*batch width"], steps: Int[Tensor, "*batch"] | None = None
+    ) -> Float[Tensor, "*batch width"]:
         """Edits activations of any leading shape; dtype and device are kept."""
         if self.is_identity:
             return h
         x = h.to(torch.promote_types(h.dtype, torch.float32))
         tiny = torch.finfo(x.dtype).tiny
-        change = self.fitted(x) - x
+        fitted = self.fitted(x, steps) if self.stepwise else self.fitted(x)  # type: ignore[call-arg]
+        change = fitted - x
         along = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(tiny)
         kept = (change * along).sum(-1, keepdim=True) * along
         turned = self.rotation(change - kept)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sea_lens.editing.registry import register_edit
@@ -158,14 +158,26 @@ class SequenceEdit:
         """Every edit with its strength multiplied."""
         return SequenceEdit(tuple(edit.scaled(factor) for edit in self.edits))
 
-    def __call__(self, h: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+    @property
+    def stepwise(self) -> bool:
+        """Whether one of its edits asks which token after the prompt's last each one is."""
+        return any(map(is_stepwise, self.edits))
+
+    def __call__(
+        self, h: Float[Tensor, "*batch width"], steps: Int[Tensor, "*batch"] | None = None
+    ) -> Float[Tensor, "*batch width"]:
         """Edits activations of any leading shape; dtype and device are kept."""
         if self.is_identity:
             return h
         x = h.to(torch.promote_types(h.dtype, torch.float32))  # between them nothing is rounded to half precision
         for edit in self.edits:
-            x = edit(x)
+            x = edit(x, steps) if is_stepwise(edit) else edit(x)  # type: ignore[call-arg]
         return x.to(h.dtype)
+
+
+def is_stepwise(edit: Edit) -> bool:
+    """Whether an edit is called with `steps` too: by token, how many come between it and its prompt's last one."""
+    return bool(getattr(edit, "stepwise", False))
 
 
 def check_width(edit: Edit, h: Float[Tensor, "*batch width"]) -> None:

@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from sea_lens.editing.edits import KEY, Edit, given_key, key_width_of, may_be_looked_at
+from sea_lens.editing.edits import KEY, Edit, given_key, is_stepwise, key_width_of, may_be_looked_at
 from sea_lens.editing.where import Where
 from sea_lens.errors import HookNeverFiredError, InputError, ModelMismatchError, SeaLensWarning
 from sea_lens.models.bridge import UNKNOWN_MODEL, FwdHook, Model, ModelInfo, check_is_model
@@ -112,7 +112,7 @@ class EditHooks:
         def read(tensor: Tensor, hook: object) -> None:
             assert self.where is not None
             seen = self._pass(tensor)
-            if seen.begins:
+            if seen.begins and seen.shows_prompts(tensor.shape[1]):
                 self._decided = self.where.decide(site.read(tensor), seen)
 
         return read
@@ -130,14 +130,14 @@ class EditHooks:
         return hook
 
     def _hook(self, index: int, site: Site, edit: Edit, act: Act) -> Callable[..., Tensor | None]:
-        flags, is_identity = self._flags, edit.is_identity
+        flags, is_identity, stepwise = self._flags, edit.is_identity, is_stepwise(edit)
 
         def hook(tensor: Tensor, hook: object) -> Tensor | None:
             where = self.where
             assert where is not None
             chosen, read = self._choice(tensor), site.read(tensor)
             spared = where.spared(site, read)
-            if chosen.everything and spared is None:
+            if chosen.everything and spared is None and not stepwise:
                 flags[index] = True
                 return None if is_identity else site.write(act(read), tensor)
             mask = chosen.on(tensor)
@@ -146,7 +146,10 @@ class EditHooks:
             if not flags[index]:  # once it has, there is no need to wait for a device's answer
                 # A condition may be met by no text, and a pass that is being compiled has no values yet.
                 flags[index] = where.reads is not None or torch.compiler.is_compiling() or bool(mask.any())
-            return None if is_identity else site.write(act(read).where(mask[..., None], read), tensor)
+            if is_identity:
+                return None
+            moved = edit(read, chosen.steps(tensor)) if stepwise else act(read)  # type: ignore[call-arg]
+            return site.write(moved.where(mask[..., None], read), tensor)
 
         return hook
 
@@ -213,6 +216,11 @@ class Chosen:
         if mask is None:
             mask = self.masks[tensor.device] = next(iter(self.masks.values())).to(tensor.device)
         return mask[:, -tensor.shape[1] :]  # generation makes logits of the last token alone
+
+    def steps(self, tensor: Tensor) -> Tensor:
+        """By token of an activation, how many come between it and its prompt's last one."""
+        found = self.seen.positions - self.seen.prompt_lengths.to(self.seen.positions.device)[:, None] + 1
+        return found[:, -tensor.shape[1] :].to(tensor.device)
 
 
 @contextmanager

@@ -88,7 +88,9 @@ def intervene_on_massive(
 ) -> Interventions:
     """Sets massive activations where they first appear, and measures what that does to perplexity.
 
-    - **zero**, **mean** (over the texts) and **half**: the massive coordinates, at the tokens that carry them.
+    - **zero**, **mean** (over the texts) and **half**: the massive coordinates, at the tokens that carry them. Where these
+      are the beginning token of every text, the mean is the value itself, for that token sees no other: the row then says
+      nothing of constancy, and `found.coordinates` counts the different `tokens`.
     - **next largest to zero**: as many of the next largest coordinates at the same tokens.
     - **random coordinates to zero**: as many others, drawn `control` times; the row is of the largest ratio among them.
     - **random tokens to zero**: the same coordinates at as many other positions, drawn `control` times; the same.

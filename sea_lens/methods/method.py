@@ -300,7 +300,8 @@ def refit(editor: Editor, activations: Activations) -> Editor:
             continue
         wanted = editor.edits[site].strength if site in editor.edits else max(strengths)
         edits[site] = edit.scaled(wanted / edit.strength if edit.strength else 1.0)
-    return replace(fitted, edits=edits, where=editor.where)
+    found = getattr(editor.where, "of_the_fit", False)  # a choice of tokens that was fitted is fitted anew
+    return replace(fitted, edits=edits, where=fitted.where if found else editor.where)
 
 
 def check_settings(cls: object, settings: Iterable[str]) -> None:

@@ -4,33 +4,35 @@ Source: Scialanga, Laugel, Grari and Detyniecki, *SAKE: Steering Activations for
 2503.01751), by the authors' code (`axa-rev-research/knowledge-editing`); the paper itself was not read here, and its numbers,
 its `eps` per model and its thresholds are not verified. Departures: the scope is a distance of the activation that is edited,
 as the paper is said to have it, and not of a sentence embedding, as its code has; its radius is fitted on held-out
-prompts; and all facts compete for a prompt.
+prompts; all facts compete for a prompt; and further tokens of the new object have maps of their own (`tokens`), where the
+code's one map, made for the first, is asked for the first alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sea_lens.arguments import check_arguments, check_fields
 from sea_lens.editing.editor import Editor
-from sea_lens.editing.nearest import NearestEdit
-from sea_lens.editing.where import At
+from sea_lens.editing.nearest import NearestEdit, WhenNear
+from sea_lens.editing.where import At, Where
 from sea_lens.errors import InputError
 from sea_lens.methods.method import check_roles, fitted_editor, register_method
-from sea_lens.methods.transport import MapKind, gaussian_map
+from sea_lens.methods.transport import GaussianMap, MapKind, gaussian_map
 from sea_lens.models.activations import Activations, Role
 from sea_lens.models.bridge import Model, check_is_model
+from sea_lens.models.by_site import BySite
 from sea_lens.models.hooks import states_at
 from sea_lens.models.passes import telling
 from sea_lens.models.prefixes import how_to_run
 from sea_lens.models.sites import Site
-from sea_lens.models.tokens import PaddedTokens, all_token_ids, check_context_length
+from sea_lens.models.tokens import PaddedTokens, check_context_length, tokenized_answers
 
 SITE = Site(None, "unembed.hook_in")
 """What the unembedding reads: after the final norm."""
@@ -47,6 +49,10 @@ class SAKE:
     last token of a prompt, and only there the editor acts, so on the first token of an answer. A prompt within the radius of
     the source's mean is transported (`gaussian_map`); all others stay as they are to the bit.
 
+    With `tokens=k`, the answer's first k tokens are transported, each by a map of its own. The prompt's last token decides
+    whether its answer is edited at all, and that holds for the whole answer; a further token is edited where the text so far
+    leads to it, within its own radius: if the model says something else first, it is not made to say the object's rest.
+
     Example:
         >>> activations = sl.collect_fact(model, paraphrases, old="London", new="Paris")
         >>> editor = sl.SAKE().fit(activations)
@@ -59,12 +65,14 @@ class SAKE:
             source has no variance in, gains of 30 and more occur.
         transport: `gaussian`; or `mean` (a plain shift) or `diagonal`, the ablations.
         scope: Share of held-out source prompts that the radius is to hold; None to edit every prompt.
+        tokens: How many tokens of the new object are transported; `collect_fact(..., tokens=)` collects as many.
     """
 
     eps: float = 1e-2
     most: float | None = None
     transport: MapKind = "gaussian"
     scope: float | None = 0.95
+    tokens: int = 1
 
     name: ClassVar[str]
     roles: ClassVar[tuple[Role, ...]] = ("positive", "negative")
@@ -78,6 +86,8 @@ class SAKE:
         check_fields(self)
         if self.scope is not None and not 0 < self.scope <= 1:
             raise InputError(f"scope is a share above 0 and up to 1, or None, and {self.scope} was given.")
+        if self.tokens < 1:
+            raise InputError(f"tokens is a number of tokens from 1 on, and {self.tokens} was given.")
 
     def fit(self, activations: Activations) -> Editor:
         """The editor of one fact.
@@ -96,27 +106,61 @@ class SAKE:
                 f"SAKE edits {SITE}, and these activations are of {named}. Collect them with sl.collect_fact, or with "
                 f"layers=['{SITE}']."
             )
+        width = self._width(activations)
         source, target = activations.negative[SITE], activations.positive[SITE]
-        held_out = torch.arange(len(source)) % HELD_OUT == HELD_OUT - 1
         if self.scope is not None and len(source) < 2 * HELD_OUT:
             raise InputError(
                 f"The radius is fitted on every fifth prompt, and {len(source)} are too few for that: give ten at least, or "
                 "scope=None."
             )
-        fitting = ~held_out if self.scope is not None else torch.ones_like(held_out)
-        found = gaussian_map(source[fitting], target, eps=self.eps, most=self.most, kind=self.transport)
-        radius = float("inf")
-        if self.scope is not None:
-            distances = torch.linalg.vector_norm(source[held_out].double() - found.source, dim=1)
-            radius = float(distances.quantile(self.scope))
-        edit = NearestEdit(found.source[None].float(), torch.tensor([radius]), (found.edit(),))
-        gains = found.gains
+        by_token = (torch.split(side, width, 1) for side in (source, target))
+        steps = [self._step(*sides) for sides in zip(*by_token, strict=True)]
+        centers = torch.stack([found.source for found, _ in steps]).float()
+        radii = torch.tensor([radius for _, radius in steps])
+        edit = NearestEdit(centers, radii, tuple(found.edit() for found, _ in steps), _steps(self.tokens))
+        gains = torch.cat([found.gains for found, _ in steps])
         numbers = {
-            **({} if self.scope is None else {"radius": radius}),
+            **({} if self.scope is None else {"radius": steps[0][1]}),
             "smallest_gain": float(gains.min()) if len(gains) else 1.0,
             "largest_gain": float(gains.max()) if len(gains) else 1.0,
         }
-        return replace(fitted_editor(self, activations, {SITE: edit}, {SITE: numbers}), where=At((-1,)))
+        first = {role: BySite({SITE: side[SITE][:, :width]}) for role, side in activations.sides.items()}
+        editor = fitted_editor(self, replace(activations, sides=first), {SITE: edit}, {SITE: numbers})
+        return replace(editor, where=_where(self.tokens, centers[:1], radii[:1]))
+
+    def _step(self, source: Float[Tensor, "n width"], target: Float[Tensor, "n width"]) -> tuple[GaussianMap, float]:
+        """The map of one token of the object, and the radius within which it acts."""
+        if self.scope is None:
+            return gaussian_map(source, target, eps=self.eps, most=self.most, kind=self.transport), float("inf")
+        held_out = torch.arange(len(source)) % HELD_OUT == HELD_OUT - 1
+        found = gaussian_map(source[~held_out], target, eps=self.eps, most=self.most, kind=self.transport)
+        distances = torch.linalg.vector_norm(source[held_out].double() - found.source, dim=1)
+        return found, float(distances.quantile(self.scope))
+
+    def _width(self, activations: Activations) -> int:
+        """Of one token's activation.
+
+        Raises:
+            InputError: If the activations are of more or fewer tokens.
+        """
+        known = activations.model
+        held = activations.width / known.d_model if known is not None else self.tokens
+        if held != self.tokens or activations.width % self.tokens:
+            named = f"{held:g} tokens" if known is not None else f"width {activations.width}"
+            raise InputError(
+                f"SAKE(tokens={self.tokens}) is fitted on activations of as many tokens of the object, side by side, and "
+                f"these have {named}. Collect them with collect_fact(..., tokens={self.tokens})."
+            )
+        return activations.width // self.tokens
+
+
+def _steps(tokens: int) -> Int[Tensor, " tokens"] | None:
+    return None if tokens == 1 else torch.arange(tokens)
+
+
+def _where(tokens: int, centers: Float[Tensor, "n width"], radii: Float[Tensor, " n"]) -> Where:
+    """Which tokens are edited. Of one token, the edit's own radius decides."""
+    return At((-1,)) if tokens == 1 else WhenNear(SITE.hook_name, centers, radii, tokens)
 
 
 def join_facts(editors: Sequence[Editor]) -> Editor:
@@ -129,26 +173,54 @@ def join_facts(editors: Sequence[Editor]) -> Editor:
         InputError: If there are none, or one of them is of another method.
     """
     check_arguments(join_facts, locals())
-    edits = [one for editor in editors for one in _facts_of(editor)]
-    if not edits:
+    found = [_fact_of(editor) for editor in editors]
+    if not found:
         raise InputError("At least one editor is needed, and none was given.")
-    parts = [edit for one in edits for edit in one.edits]
+    models = {editor.card.model for editor in editors}
+    edits, prompts = zip(*found, strict=True)
+    if len(models) > 1 or len({edit.width for edit in edits}) > 1:
+        named = ", ".join("unknown" if one is None else one.name for one in models)
+        raise InputError(f"Facts are joined from editors of one model, and these are of {named}.")
+    tokens = max(one.tokens for one in prompts)
+    steps = [torch.zeros(len(one.radii), dtype=torch.long) if one.steps is None else one.steps for one in edits]
     joined = NearestEdit(
-        torch.cat([one.centers for one in edits]), torch.cat([one.radii for one in edits]), tuple(parts)
+        torch.cat([one.centers for one in edits]),
+        torch.cat([one.radii for one in edits]),
+        tuple(part for one in edits for part in one.edits),
+        None if tokens == 1 else torch.cat(steps),
     )
-    return replace(editors[0], edits={SITE: joined})
+    near = [torch.cat(parts) for parts in zip(*((one.centers, one.radii) for one in prompts), strict=True)]
+    where = _where(tokens, near[0], near[1])
+    card = replace(
+        editors[0].card,
+        method=f"{len(edits)} facts",
+        settings={"parts": [dict(editor.card.settings) for editor in editors]},
+        n_demonstrations=sum(editor.card.n_demonstrations or 0 for editor in editors),
+        reports={},
+    )
+    return replace(editors[0], edits={SITE: joined}, card=card, where=where)
 
 
-def _facts_of(editor: Editor) -> Iterator[NearestEdit]:
+def _fact_of(editor: Editor) -> tuple[NearestEdit, WhenNear]:
+    """The edit of a fact or of several, and which prompts it is for."""
     found = editor.edits.get(SITE)
     if not isinstance(found, NearestEdit) or len(editor.edits) != 1:
         raise InputError(f"Facts are joined from editors of SAKE, and one of {editor.card.method!r} was given.")
-    yield found
+    if isinstance(editor.where, WhenNear):
+        return found, editor.where
+    return found, WhenNear(SITE.hook_name, found.centers, found.radii)
 
 
 @torch.no_grad()
 def collect_fact(
-    model: Model, prompts: Sequence[str], old: str, new: str, *, forced: bool = True, batch_size: int = 32
+    model: Model,
+    prompts: Sequence[str],
+    old: str,
+    new: str,
+    *,
+    forced: bool = True,
+    tokens: int = 1,
+    batch_size: int = 32,
 ) -> Activations:
     """The activations of one fact for `SAKE`: prompts as they are, and prompts that make the model say the new object.
 
@@ -164,40 +236,52 @@ def collect_fact(
         old: The object that the model knows.
         new: The object that it should say.
         forced: Whether to add the prompts that force the old object, as the authors do.
+        tokens: How many tokens of the new object to collect for. For those after the first, every text goes on with what
+            of the object comes before.
         batch_size: Prompts in one forward pass.
 
     Returns:
-        Negative (source) and positive (target) activations of `unembed.hook_in` at the last token of each.
+        Negative (source) and positive (target) activations of `unembed.hook_in` at the last token of each, those of several
+        tokens side by side: `[n, tokens * d_model]`.
 
     Raises:
-        InputError: If there are no prompts, an object is empty, or a prompt does not fit the model's context.
+        InputError: If there are no prompts, the objects are empty or one and the same, the new one has fewer tokens, or a
+            prompt does not fit the model's context.
     """
     check_arguments(collect_fact, locals())
     check_is_model(model)
-    if isinstance(prompts, str) or not prompts or not old.strip() or not new.strip():
-        raise InputError(
-            "Give a list of prompts with at least one, and both objects, such as old='London', new='Paris'."
-        )
     old, new = old.strip(), new.strip()
+    if isinstance(prompts, str) or not prompts or not old or not new or old == new:
+        raise InputError(
+            "Give a list of prompts with at least one, and two different objects, such as old='London', new='Paris'."
+        )
     forcing = [f"Repeat this sentence: '{prompt} {old}'. {prompt}" for prompt in prompts] if forced else []
     wanted = [f"Do not mention '{old}'. Repeat this sentence: '{prompt} {new}'. {prompt}" for prompt in prompts]
-    source, target = _last_states(model, [*prompts, *forcing], batch_size), _last_states(model, wanted, batch_size)
+    source = torch.cat([_states(model, texts, new, tokens, batch_size) for texts in (prompts, forcing) if texts])
+    target = _states(model, wanted, new, tokens, batch_size)
     target = torch.cat([target, target]) if forced else target
     return Activations.from_tensors(negative={SITE: source}, positive={SITE: target}, model=model)
 
 
-def _last_states(model: Model, texts: Sequence[str], batch_size: int) -> Float[Tensor, "n width"]:
-    rows = all_token_ids(model, texts)
-    check_context_length(model, list(map(len, rows)), [f"Prompt {number}" for number in range(len(rows))])
+def _states(model: Model, texts: Sequence[str], new: str, n_tokens: int, batch_size: int) -> Float[Tensor, "n states"]:
+    """What the unembedding reads where each token of the new object is predicted, side by side."""
+    asked = tokenized_answers(model, [(text, [new]) for text in texts])
+    starts = [text.answer_start for (text,) in asked]
+    lengths = {len(text.ids) - text.answer_start for (text,) in asked}
+    if not 1 <= n_tokens <= min(lengths):
+        raise InputError(f"{new!r} has {min(lengths)} tokens here, so tokens is from 1 to that; {n_tokens} was given.")
+    rows = [text.ids[: text.answer_start + n_tokens - 1] for (text,) in asked]
+    names = [f"Prompt {number}, with what is put before it," for number in range(len(rows))]
+    check_context_length(model, list(map(len, rows)), names)
     batch_size, _ = how_to_run(model, None, batch_size, share_prefix=False, longest=max(map(len, rows)))
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
     found: dict[int, Tensor] = {}
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+    for begin in range(0, len(order), batch_size):
+        chosen = order[begin : begin + batch_size]
         tokens = PaddedTokens.of(model, [rows[index] for index in chosen])
-        where = torch.zeros_like(tokens.mask)
-        where[torch.arange(len(chosen)), torch.tensor([len(rows[index]) - 1 for index in chosen])] = True
+        places = torch.arange(tokens.mask.shape[1], device=tokens.mask.device) + 1
+        where = tokens.mask & (places >= torch.tensor([starts[index] for index in chosen]).to(places)[:, None])
         with telling(model, None):
             states = states_at(model, tokens, where).float().cpu()
-        found |= dict(zip(chosen, states, strict=True))
+        found |= dict(zip(chosen, states.reshape(len(chosen), -1), strict=True))
     return torch.stack([found[index] for index in range(len(rows))])

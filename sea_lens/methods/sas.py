@@ -45,8 +45,9 @@ class SAS:
         h' = h + (activation(f + s v) - f) W_dec,    f the codes of h,
 
     times the token's own scale where the SAE normalizes tokens. A text's first token is spared: it is far from what SAEs
-    model. The editor keeps what it needs of the SAE, so it loads without it. To fit it again, the SAE is found at the path on
-    its card and checked by its digest, or by the digest alone while it is in memory.
+    model. The editor keeps what it needs of the SAE, so it loads without it. The card names the SAE (as on the hub, or a
+    folder's name without its path) and holds its digest. To fit again, it is found by that while it is in memory or where
+    this process loaded it from, else by its name; load it from where it lies if it is not found.
 
     Example:
         >>> editor = sl.SAS(sl.load_sae("organism"), tau=0.5).fit(activations)

@@ -49,6 +49,14 @@ class Pass:
         columns = torch.arange(length, device=tensor.device)
         return cls(columns.expand(batch, length), columns, True, columns.new_full((batch,), length))
 
+    def shows_prompts(self, n: int) -> bool:
+        """Whether its last n columns hold a token of a prompt."""
+        if n == len(self.columns):
+            return True
+        # Generation without a cache runs texts again, and at the unembedding shows the last token alone.
+        shown = self.positions[:, -n:]
+        return bool(((shown > PADDING) & (shown < self.prompt_lengths.to(shown.device)[:, None])).any())
+
 
 class Passes:
     """The passes of one model while someone is tracking them.

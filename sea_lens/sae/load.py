@@ -56,6 +56,8 @@ NAMED: dict[str, Path] = {}
 """SAEs that the package knows by a word, filled by whoever ships them."""
 _LIVING: WeakValueDictionary[str, SAE] = WeakValueDictionary()
 """SAEs that something still holds, by digest."""
+_PLACES: dict[str, Path] = {}
+"""By digest, where this process loaded an SAE from: a card holds a folder's name, and says nothing of the machine."""
 
 
 def load_sae(
@@ -82,7 +84,7 @@ def load_sae(
     Args:
         name: A folder, a file, a repository on the hub such as `"google/gemma-scope-2b-pt-res"`, or the embedded model's SAE:
             `"organism"`.
-        inside: The folder or file inside a repository, such as `"layer_12/width_16k/average_l0_82"`.
+        inside: The folder or file inside a repository or a folder, such as `"layer_12/width_16k/average_l0_82"`.
         site: The hook name of its activations, where its files do not say it or say it in another way.
         k: Of a top-k SAE whose files do not say it.
         mean_norm: The mean Euclidean norm of activations at its site, for one that was trained on activations scaled by it
@@ -96,6 +98,8 @@ def load_sae(
         FileFormatError: If a file is missing or damaged, or holds anything but tensors.
     """
     check_arguments(load_sae, locals())
+    if inside is not None and (PurePosixPath(inside).is_absolute() or ".." in PurePosixPath(inside).parts):
+        raise InputError(f"inside is a path inside {name}, and {inside!r} leads out of it.")
     embedded = NAMED.get(str(name)) if inside is None else None
     there = embedded or Path(name)
     local = there.exists()
@@ -105,10 +109,11 @@ def load_sae(
     weights, kind = _weights(found, layout)
     parts = READERS[kind](weights, Asked(site, k, mean_norm))
     sae = parts.made()
-    known = str(name) if embedded or not local else str(there.absolute())
+    if local and not embedded:
+        _PLACES[sae.identity.digest] = there.absolute()
     source = replace(
         sae.identity,
-        name=known,
+        name=str(name) if embedded or not local else there.absolute().name,
         inside=inside,
         layout=kind,
         model=parts.model if isinstance(parts.model, str) else None,
@@ -127,10 +132,10 @@ def kept(sae: SAE) -> SAE:
 
 
 def find_sae(source: SAESource) -> SAE:
-    """The SAE that a card names: the one in memory with its digest, or the one at its path.
+    """The SAE that a card names: by its digest in memory, or where this process loaded it from, or by its name.
 
     Raises:
-        InputError: If it is neither there nor in memory, or another one is there now.
+        InputError: If it is in none of these places, or another one is there now.
     """
     living = _LIVING.get(source.digest)
     if living is not None and living.n_features == source.n_features:
@@ -143,9 +148,16 @@ def find_sae(source: SAESource) -> SAE:
         raise InputError(
             f"The SAE {source.digest} was made in memory and is gone. Make it again, or save it the next time."
         )
+    places = [place for place in (_PLACES.get(source.digest), Path(source.name)) if place is not None]
+    place = next((one for one in places if one.exists()), places[0])
+    if source.name not in NAMED and "/" not in source.name and not place.exists():  # no name of the hub's
+        raise InputError(
+            f"The SAE {source} is not in memory, and there is no {place} here. Its card holds its folder's name, and "
+            f"not where that lies. {how}"
+        )
     try:
         sae = load_sae(
-            source.name,
+            source.name if not place.exists() or source.name in NAMED else place,
             source.inside,
             site=source.site,
             k=source.k,
@@ -156,10 +168,8 @@ def find_sae(source: SAESource) -> SAE:
     except (InputError, FileFormatError) as error:
         raise InputError(f"The SAE {source} cannot be found again: {error} {how}") from error
     if sae.identity.digest != source.digest:
-        raise InputError(
-            f"At {source.name} there is another SAE now ({sae.identity.digest}, not {source.digest}). {how}"
-        )
-    return sae
+        raise InputError(f"At {place} there is another SAE now ({sae.identity.digest}, not {source.digest}). {how}")
+    return sae if sae.source == source else kept(replace(sae, source=source))
 
 
 def _weights(found: Path, layout: Layout | None) -> tuple[Path, Layout]:

@@ -26,8 +26,9 @@ class SAESource:
     """Where a sparse autoencoder came from: all that finds it again, and a digest that tells whether it is the same.
 
     Attributes:
-        name: The path or the hub's name that it was loaded from; empty for one that was made in memory.
-        inside: The folder or file inside a repository.
+        name: The hub's name that it was loaded from, or that of its folder or file, without the path to it; empty for one
+            that was made in memory.
+        inside: The folder or file inside a repository or a folder.
         layout: Of its files.
         digest: Of its tensors in our form, before any features were left out.
         n_features: Of all of it.

@@ -1,10 +1,11 @@
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import D_MODEL, N_LAYERS, build_bridge
 
 from sea_lens import Activations, AffineEdit, Editor, Site, fit_sea
-from sea_lens.analysis.massive import TOKEN_COLUMNS, kinds_of, massive_activations, massive_tokens
+from sea_lens.analysis.massive import TOKEN_COLUMNS, MassiveTokens, kinds_of, massive_activations, massive_tokens
 from sea_lens.errors import InputError
 from sea_lens.models.activations import ROLES
 from sea_lens.models.tokens import token_ids
@@ -209,6 +210,15 @@ def test_what_is_constant_is_told_by_coordinate_and_kind_of_token(planted):
         assert (row.mean, row.std) == (pytest.approx(own.mean()), pytest.approx(own.std(ddof=0), abs=1e-6))
         assert (row.first_layer, row.last_layer) == (0, N_LAYERS - 1)
     assert found.layers.loc[0, "largest"] > 10_000 > found.layers.loc[0, "median"]
+
+
+def test_the_layer_is_one_where_most_texts_have_it_and_different_tokens_are_counted():
+    met = [(1, 0, "<s>", 150.0), (1, 1, "<s>", 150.0), (1, 2, "a", 180.0), (2, 2, "a", 900.0)]
+    rows = [(layer, text, 0, token, "first", 7, value, 1e3, 0.5) for layer, text, token, value in met]
+    table = pd.DataFrame(rows, columns=TOKEN_COLUMNS)
+    (row,) = MassiveTokens(table, pd.DataFrame(), 100.0, 1000.0, 3).coordinates.to_dict("records")
+    assert (row["layer"], row["texts"], row["tokens"], row["mean"]) == (1, 3, 2, pytest.approx(160))
+    assert (row["first_layer"], row["last_layer"]) == (1, 2)
 
 
 def test_kinds_of_tokens():

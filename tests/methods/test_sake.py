@@ -12,6 +12,7 @@ from sea_lens.editing.nearest import NearestEdit
 from sea_lens.errors import InputError
 from sea_lens.methods.sake import SITE
 from sea_lens.methods.transport import gaussian_map
+from sea_lens.models.passes import telling
 
 pytestmark = pytest.mark.filterwarnings("ignore::sea_lens.errors.SeaLensWarning")
 
@@ -199,3 +200,114 @@ def test_on_a_model_the_prompt_says_the_new_object_and_others_stay_as_they_are(t
     assert torch.equal(edited[1], plain[1])
     refitted = sl.refit(editor, activations.swapped())
     assert refitted.card.method == "sake"
+
+
+# --- objects of several tokens ----------------------------------------------------------------------------------------
+
+OBJECT = "far"  # four tokens here: a space, and a letter each
+
+
+@pytest.fixture(scope="module")
+def several():
+    """A model, the prompts of a fact, its activations for three tokens and the editor."""
+    model = build_bridge("llama")
+    prompts = [f"{name} sea is {word}" for name in "abcdefghijkl" for word in ("the", "a")]
+    activations = sl.collect_fact(model, prompts, old="big", new=OBJECT, tokens=3, batch_size=7)
+    return model, prompts, activations, sl.SAKE(scope=1.0, tokens=3).fit(activations)
+
+
+def test_further_tokens_are_collected_where_each_is_predicted(several):
+    model, prompts, activations, _ = several
+    assert (activations.n, activations.width) == (2 * len(prompts), 3 * model.cfg.d_model)
+    for side, before in (
+        ("negative", ""),
+        ("positive", f"Do not mention 'big'. Repeat this sentence: '{prompts[4]} far'. "),
+    ):
+        ids = model.to_tokens(f"{before}{prompts[4]} {OBJECT}")
+        _, cache = model.run_with_cache(ids)
+        start = len(model.to_tokens(f"{before}{prompts[4]}")[0]) - 1
+        by_hand = cache["unembed.hook_in"][0, start : start + 3].flatten()
+        torch.testing.assert_close(activations[side][SITE][4], by_hand, rtol=0, atol=1e-5)
+    one = sl.collect_fact(model, prompts, old="big", new=OBJECT, batch_size=32)
+    torch.testing.assert_close(
+        activations.negative[SITE][:, : model.cfg.d_model], one.negative[SITE], rtol=0, atol=1e-5
+    )
+
+
+def test_each_token_has_its_map_and_the_prompt_decides_for_all(several, tmp_path):
+    model, prompts, activations, editor = several
+    width, edit = model.cfg.d_model, editor.edits[SITE]
+    negative, positive = (activations[role][SITE].split(width, 1) for role in ("negative", "positive"))
+    held_out = torch.arange(activations.n) % 5 == 4
+    for number in range(3):
+        alone = gaussian_map(negative[number][~held_out], positive[number]).edit()
+        at = torch.full((activations.n,), number)
+        assert edit.chosen(negative[number][held_out], at[held_out]).tolist() == [number] * int(held_out.sum())
+        torch.testing.assert_close(edit(negative[number][4:5], at[:1]), alone(negative[number][4:5]))
+    editor.save_pretrained(tmp_path)
+    again = sl.Editor.from_pretrained(tmp_path)
+    assert again.fingerprint == editor.fingerprint
+    assert "the first 2 of its answer" in str(again.where)
+    whole = model.to_tokens(f"{prompts[0]} {OBJECT}.")
+    length = len(model.to_tokens(prompts[0])[0])
+    with torch.no_grad():
+        plain = model(whole)
+        with again.attached(model), telling(model, length):
+            edited = model(whole)
+        with again.attached(model), telling(model, length - 2):  # another prompt, which ends far from the fact
+            other = model(whole)
+    changed = (edited != plain).any(-1)[0].tolist()
+    assert changed == [length - 1 <= place < length + 2 for place in range(whole.shape[1])]
+    assert torch.equal(other, plain)
+
+
+def test_batches_padding_and_the_cache_do_not_matter_to_the_latch(several):
+    model, prompts, _, editor = several
+    asked = [prompts[0], "9 9", "another text that is longer", prompts[5]]
+    plain, together = (sl.generate(model, asked, one, max_new_tokens=5, batch_size=4) for one in (None, editor))
+    assert together == [sl.generate(model, [one], editor, max_new_tokens=5)[0] for one in asked]
+    assert [one != other for one, other in zip(plain, together, strict=True)][1:3] == [False, False]
+    with editor.attached(model), torch.no_grad():
+        rows = [model.to_tokens(text)[0] for text in asked]
+        longest = max(map(len, rows))
+        padded = torch.stack([torch.cat([row.new_full((longest - len(row),), 1), row]) for row in rows])
+        mask = torch.stack([torch.arange(longest) >= longest - len(row) for row in rows]).long()
+        options = {"attention_mask": mask, "max_new_tokens": 4, "do_sample": False}
+        batched = model.original_model.generate(padded, **options)
+        uncached = model.original_model.generate(padded, **options, use_cache=False)
+        assert torch.equal(batched, uncached)
+        for row, found in zip(rows, batched, strict=True):
+            own = model.original_model.generate(row[None], max_new_tokens=4, do_sample=False)
+            assert torch.equal(own[0, len(row) :], found[longest:])
+
+
+def test_facts_of_several_tokens_are_joined_and_fitted_anew(several):
+    model, prompts, activations, editor = several
+    other = sl.collect_fact(model, [f"{text} not" for text in prompts], old="big", new="old")
+    both = sl.join_facts([editor, sl.SAKE(scope=1.0).fit(other)])
+    assert (both.where.tokens, len(both.where.centers), both.edits[SITE].rank) == (3, 2, both.edits[SITE].rank)
+    assert both.edits[SITE].chosen(activations.negative[SITE][:1, : model.cfg.d_model]).tolist() == [0]
+    assert both.card.n_demonstrations == 2 * activations.n
+    with pytest.raises(InputError, match="no method that is registered"):
+        sl.refit(both, activations)
+    swapped = sl.refit(editor, activations.swapped())
+    means = activations.positive[SITE][torch.arange(activations.n) % 5 != 4, : model.cfg.d_model].double().mean(0)
+    torch.testing.assert_close(swapped.where.centers[0].double(), means, rtol=1e-5, atol=1e-5)
+    assert sl.refit(editor, activations).fingerprint == editor.fingerprint
+    assert sl.refit(editor, activations.shuffled(0)).where.tokens == 3
+    nothing = sl.generate(model, [prompts[0]], editor.scaled(0.0), max_new_tokens=4)
+    assert nothing == sl.generate(model, [prompts[0]], max_new_tokens=4)
+
+
+def test_the_number_of_tokens_must_be_that_of_the_activations(several):
+    model, prompts, activations, editor = several
+    with pytest.raises(InputError, match=r"SAKE\(tokens=1\) is fitted on .* these have 3 tokens"):
+        sl.SAKE().fit(activations)
+    with pytest.raises(InputError, match="'far' has 4 tokens here"):
+        sl.collect_fact(model, prompts, old="big", new="far", tokens=5)
+    with pytest.raises(InputError, match="two different objects"):
+        sl.collect_fact(model, prompts, old="far", new=" far ")
+    with pytest.raises(InputError, match="tokens is a number"):
+        sl.SAKE(tokens=0)
+    with pytest.raises(InputError, match="editors of one model"):
+        sl.join_facts([editor, sl.SAKE().fit(fact(torch.zeros(32), torch.ones(32)))])

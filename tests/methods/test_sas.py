@@ -153,7 +153,7 @@ def test_additions_below_the_threshold_are_told_at_the_fit():
     assert editor.scaled(0.51)[2](off)[0] > 1.5
 
 
-def test_a_card_names_the_sae_and_finds_it_again(tmp_path):
+def test_a_card_names_the_sae_and_finds_it_again(tmp_path, monkeypatch):
     dictionary().save_pretrained(tmp_path / "sae")
     data = activations()
     editor = fitted(0.6, sae=sl.load_sae(tmp_path / "sae"))
@@ -162,20 +162,28 @@ def test_a_card_names_the_sae_and_finds_it_again(tmp_path):
     assert (loaded.fingerprint, loaded.card) == (editor.fingerprint, editor.card)
     method = method_of(loaded)
     assert method == sl.SAS(tmp_path / "sae", tau=0.6)
-    assert str(tmp_path / "sae") in str(method.sae)
+    assert str(method.sae).startswith("sae (6 features, ")
+    assert str(tmp_path) not in (tmp_path / "editor" / "config.json").read_text()  # a path says things of its owner
     assert sl.refit(loaded, data).fingerprint == editor.fingerprint
     assert sl.refit(loaded, data.swapped()).fingerprint != editor.fingerprint
     del method
     shutil.move(tmp_path / "sae", tmp_path / "moved")
-    with pytest.raises(InputError, match=r"cannot be found again: .* known by its digest"):
+    with pytest.raises(InputError, match=r"not in memory, and there is no .*sae here. .* known by its digest"):
         sl.refit(loaded, data)
     kept = sl.load_sae(tmp_path / "moved")  # known by its digest from now on
     assert sl.refit(loaded, data).fingerprint == editor.fingerprint
     del kept
+    assert sl.refit(loaded, data).fingerprint == editor.fingerprint  # from where it was loaded last
     other = replace(dictionary(), encoder_bias=torch.full((6,), -2e-3), source=None)
-    other.save_pretrained(tmp_path / "sae")
+    other.save_pretrained(tmp_path / "moved")
     with pytest.raises(InputError, match="there is another SAE now"):
         sl.refit(loaded, data)
+    monkeypatch.setattr("sea_lens.sae.load._PLACES", {})  # as in another process
+    with pytest.raises(InputError, match="holds its folder's name"):
+        sl.refit(loaded, data)
+    dictionary().save_pretrained(tmp_path / "sae")
+    monkeypatch.chdir(tmp_path)
+    assert sl.refit(loaded, data).fingerprint == editor.fingerprint
     unsaved = fitted(0.6, sae=replace(dictionary(), encoder_bias=torch.full((6,), -1e-3), source=None))
     with pytest.raises(InputError, match="was made in memory and is gone"):
         sl.refit(unsaved, data)
