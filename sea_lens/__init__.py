@@ -81,6 +81,7 @@ _HOME = {
     "evaluate_stereoset": "evaluation.stereoset",
     "evaluate_truthfulqa": "evaluation.truthfulqa",
     "evaluate_winobias": "evaluation.winobias",
+    "fit_in_sequence": "methods.in_sequence",
     "fit_sea": "methods.sea.synonyms",
     "fitted_editor": "methods.method",
     "generate": "models.generate",

@@ -17,6 +17,7 @@ from sea_lens.cli.options import HELP, SHARED, Of, Options, spread
 from sea_lens.cli.output import draw, say, show, write
 from sea_lens.data.questions import Questions
 from sea_lens.errors import InputError
+from sea_lens.methods.in_sequence import fit_in_sequence
 from sea_lens.methods.method import METHODS, MethodEntry, grid
 from sea_lens.methods.sea.published import read_published_editor
 from sea_lens.methods.tune import EXPLAINED_VARIANCES
@@ -87,6 +88,7 @@ def fit(entry: MethodEntry) -> Callable[..., None]:
         out: Path = Path("editor"),
         activations: Optional[Path] = None,
         layers: str = "all",
+        in_sequence: bool = False,
         *,
         settings: Options,
         reading: Reading,
@@ -97,8 +99,10 @@ def fit(entry: MethodEntry) -> Callable[..., None]:
         if activations is not None:
             if model is not None or demonstrations is not None:
                 raise InputError("Give either --activations, or a model and demonstrations, not both.")
+            if in_sequence:
+                raise InputError("--in-sequence collects anew for every layer: give a model and demonstrations.")
             _refuse_for_collected(reading, collecting)
-            collected = _at_layers(Activations.load(activations), layers)
+            editor = method.fit(_at_layers(Activations.load(activations), layers))
         elif model is None or demonstrations is None:
             raise InputError(
                 "Give a model and a demonstrations file, or --activations. See `sea-lens fit METHOD --help`."
@@ -107,8 +111,13 @@ def fit(entry: MethodEntry) -> Callable[..., None]:
             data = reading.read(demonstrations)
             bridge = load(model, loading, [demonstrations])
             layers, where = _at_its_site(method, layers, collecting)
-            collected = reading.collect(bridge, data, where, None, layers, needs_neutral)
-        editor = method.fit(collected)
+            if in_sequence:
+                asked = reading.prompted(data, bridge)
+                data = reading.answered(asked, bridge, collecting["batch_size"], None, needs_neutral)
+                chosen = named_layers(layers, bridge.cfg.n_layers)
+                editor = fit_in_sequence(bridge, data, method, layers=chosen, **where)
+            else:
+                editor = method.fit(reading.collect(bridge, data, where, None, layers, needs_neutral))
         editor.save_pretrained(out)
         say(f"{editor!r}\nsaved in {out}")
 

@@ -39,6 +39,7 @@ HELP |= {
     "editor": "Editor folder, or its name on the hub.",
     "editors": "Editor folders, or their names on the hub; NAME=FOLDER gives one a name.",
     "held_out": "Questions to score on; those of --questions are then for tuning alone.",
+    "in_sequence": "Fit layer after layer, each on what the edits below have moved already; one collection per layer.",
     "kl": "In the place of a strength, what the edit may cost: nats per token on neutral text, such as 0.1.",
     "layers": "all, first:N, last:N, or a list such as 3,5,10-20.",
     "methods": "all, or names of methods, such as sea,leace.",

@@ -69,6 +69,7 @@ class EditorCard:
         reports: What the fit found, by site.
         versions: Of sea_lens, torch and (where it took part) transformer_lens.
         form: What its prompts were put into and how its answers end, where known.
+        in_sequence: Whether it was fitted site after site, each under the edits before it (`sea_lens.fit_in_sequence`).
     """
 
     method: str
@@ -80,6 +81,7 @@ class EditorCard:
     reports: Mapping[Site, FitReport] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     form: PromptForm | None = None
+    in_sequence: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -103,6 +105,7 @@ class EditorCard:
             },
             "versions": dict(self.versions),
             "form": None if self.form is None else self.form.to_json(),
+            **({"in_sequence": True} if self.in_sequence else {}),
         }
 
     @classmethod

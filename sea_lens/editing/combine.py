@@ -79,8 +79,9 @@ def summary_of(edits: Mapping[Site, Edit], card: EditorCard, where: Where | None
     strengths = sorted({edit.strength for edit in edits.values()})
     names = sorted({site.name for site in edits})
     widths = sorted({edit.width for edit in edits.values()})
+    how = "site after site " if card.in_sequence else ""
     head = (
-        f"Editor({card.method}, fitted on {origin}, {', '.join(names)}, width {', '.join(map(str, widths))}, "
+        f"Editor({card.method}, fitted {how}on {origin}, {', '.join(names)}, width {', '.join(map(str, widths))}, "
         f"{'every position' if where is None else where}, "
         f"strength {', '.join(f'{strength:g}' for strength in strengths)})"
     )

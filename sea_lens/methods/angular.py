@@ -63,9 +63,6 @@ class AngularSteering:
 
     name: ClassVar[str]
     roles: ClassVar[tuple[Role, ...]] = ("positive", "negative")
-    chooses_sites: ClassVar[bool] = (
-        True  # fitted again on all sites, whatever the view: a shared plane is of all of them
-    )
     settings_to_try: ClassVar[Mapping[str, Sequence[object]]] = {"plane": ("own", "shared")}
     strengths_to_try: ClassVar[tuple[float, ...]] = (1.0, 0.5, 0.25, 0.75, 0.125, 0.06)
     sites_to_collect: ClassVar[tuple[str, ...]] = ("ln1.hook_out", "ln2.hook_out")
@@ -74,6 +71,11 @@ class AngularSteering:
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    @property
+    def chooses_sites(self) -> bool:
+        """Whether what is fitted at a site depends on the others, as a shared plane does."""
+        return self.plane == "shared"
 
     def fit(self, activations: Activations) -> Editor:
         """One angular edit per site, its plane computed in float64.

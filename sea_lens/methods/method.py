@@ -287,6 +287,8 @@ def refit(editor: Editor, activations: Activations) -> Editor:
         InputError: If its method is not registered, or the activations lack a side or a site.
     """
     check_arguments(refit, locals())
+    if editor.card.in_sequence:
+        raise InputError("This editor was fitted site after site, which takes the model. Call sl.fit_in_sequence.")
     method = method_of(editor)
     chooses = bool(getattr(method, "chooses_sites", False))
     fitted = method.fit(activations if chooses else activations.at_sites(editor.sites))
