@@ -54,6 +54,8 @@ LLAMA_7B = {
     "tie_word_embeddings": False,
 }
 """The shape of Llama-2-7B."""
+LARGE = 256
+"""Rows of tokens per pass. The default of 32 leaves a GPU idle: its passes take as long as starting their kernels does."""
 TINY = {**worlds.SMOLLM2, "num_hidden_layers": 2, "hidden_size": 72, "intermediate_size": 96, "vocab_size": 4200}
 """To try this file on a CPU."""
 
@@ -236,10 +238,13 @@ def _answers(title: str, model: TransformerBridge, plain: nn.Module, editor: Edi
 def _collection(title: str, model: TransformerBridge, plain: nn.Module, editor: Editor) -> Iterator[Measured]:
     n = 200
     demonstrations = chat_demonstrations(model.tokenizer, n)
-    found: list[float] = []
-    with _peak(found):
-        mine = _time(lambda: collect_activations(model, demonstrations, progress=False), 2)
-    yield Measured(title, f"collect 3 x {n} chats at every layer", mine, f"peak {found[0]:.0f} MB beyond the model")
+    for batch_size in (32, LARGE):
+        found: list[float] = []
+        job = partial(collect_activations, model, demonstrations, batch_size=batch_size, progress=False)
+        with _peak(found):
+            mine = _time(job, 2)
+        note = f"peak {found[0]:.0f} MB beyond the model"
+        yield Measured(title, f"collect 3 x {n} chats at every layer, batch_size={batch_size}", mine, note)
     begin = str(model.tokenizer.bos_token)
     texts = [join(row.prompt, getattr(row, role)).removeprefix(begin) for role in ROLES for row in demonstrations]
     pairs = list(zip(texts[::2], texts[1::2], strict=True))
@@ -256,11 +261,14 @@ def _collection(title: str, model: TransformerBridge, plain: nn.Module, editor: 
 
 def _scoring(title: str, model: TransformerBridge, plain: nn.Module, editor: Editor) -> Iterator[Measured]:
     questions = truthfulqa(model.tokenizer, 100)
-    for name, edit in (("", None), (", edited at every layer", editor)):
-        found: list[float] = []
-        with _peak(found):
-            taken = _time(lambda edit=edit: score_answers(model, questions, edit, progress=False), 2)  # type: ignore[misc]
-        yield Measured(title, f"score 100 TruthfulQA-like questions{name}", taken, f"peak {found[0]:.0f} MB")
+    for batch_size in (32, LARGE):
+        for name, edit in (("", None), (", edited at every layer", editor)):
+            found: list[float] = []
+            job = partial(score_answers, model, questions, edit, batch_size=batch_size, progress=False)
+            with _peak(found):
+                taken = _time(job, 2)
+            what = f"score 100 TruthfulQA-like questions{name}, batch_size={batch_size}"
+            yield Measured(title, what, taken, f"peak {found[0]:.0f} MB")
     found = []
     with _peak(found):
         taken = _time(lambda: measure_damage(model, [row.prompt for row in questions[:20]], editor), 1, 0)
@@ -271,19 +279,14 @@ def _scoring(title: str, model: TransformerBridge, plain: nn.Module, editor: Edi
 
 def _ablation(title: str, model: TransformerBridge, plain: nn.Module, editor: Editor) -> Iterator[Measured]:
     questions = truthfulqa(model.tokenizer, 12)
+    options = {"modes": ["only", "without"], "control": 0, "damage": False, "batch_size": LARGE, "progress": False}
     found: list[float] = []
     with _peak(found):
-        taken = _time(
-            lambda: ablate_layers(
-                model, questions, editor, modes=["only", "without"], control=0, damage=False, progress=False
-            ),
-            1,
-            0,
-        )
+        taken = _time(partial(ablate_layers, model, questions, editor, **options), 1, 0)  # type: ignore[arg-type]
     settings = 2 + 2 * len(editor.sites)
-    full = settings * _time(lambda: score_answers(model, questions, editor, progress=False), 2)
+    full = settings * _time(partial(score_answers, model, questions, editor, batch_size=LARGE, progress=False), 2)
     note = f"{settings} settings; one scoring each {full:.2f} s; peak {found[0]:.0f} MB"
-    yield Measured(title, "ablate only + without, 12 questions", taken, note)
+    yield Measured(title, f"ablate only + without, 12 questions, batch_size={LARGE}", taken, note)
 
 
 def _fits(device: str, tiny: bool) -> Iterator[Measured]:
