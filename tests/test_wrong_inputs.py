@@ -43,6 +43,9 @@ WRONG = {
     "questions": [None, "q.jsonl", Path("q.jsonl"), ["a", "b"], [], 3, {"prompt": "a"}, "EDITOR", "MODEL"],
     "held_out": [None, "q.jsonl", ["a"], [], 3, "EDITOR"],
     "editor": [None, "folder", Path("folder"), 3, [1], {}, "QUESTIONS", "ACTIVATIONS"],
+    "facts": [None, "facts.jsonl", [], ["a"], 3, {"a": 1}, "EDITOR", "QUESTIONS"],
+    "at_once": SMALL,
+    "sha256": [3, "00"],
     "demonstrations": [None, "d.jsonl", Path("d.jsonl"), ["a"], [], 3, "QUESTIONS"],
     "activations": [None, "a.safetensors", 3, {}, "EDITOR", "QUESTIONS", "TENSOR"],
     "layers": [3, "0", [99], [1.5], ["x"], [None], [True], [], {}, [-99], [3, "blocks.3.hook_resid_pose"]],
@@ -139,6 +142,7 @@ DROPPED = {  # names under which a value is right where it stands
     "evaluate_truthfulqa": {"editor": [None]},
     "evaluate_bbq": {"editor": [None]},
     "evaluate_crows_pairs": {"editor": [None]},
+    "evaluate_knowledge": {"editor": [None]},
     "evaluate_lm_eval": {"editor": [None]},
     "generate_answers": {"editor": [None]},
     "massive_activations": {"editor": [None]},
@@ -209,6 +213,11 @@ class World:
             {"model": m, **scored, "context": "both", "scored_by": "sum", "all_unknown_answers": False},
         )
         yield "evaluate_crows_pairs", {"model": m, **scored}
+        facts = {"facts": [sl.FactEdit("Bram", "Q {} job A", "clerk", "baker")]}
+        edited = {**{k: v for k, v in scored.items() if k != "questions"}, **facts}
+        yield "evaluate_knowledge", {"model": m, **edited}
+        del edited["editor"]
+        yield "evaluate_edits", {"model": m, **edited, "fit": lambda own: e, "at_once": 1, "damage": False}
         texts = {"texts": ["A b c.", "D e f."], "context_length": 8, "stride": 4}
         yield "evaluate_perplexity", {"model": m, **{k: v for k, v in scored.items() if k != "questions"}, **texts}
         yield "generate_answers", {"model": m, **scored, "max_new_tokens": 2, "stop": None}
@@ -287,6 +296,7 @@ class World:
         yield "Questions.from_bbq", {"path": self.file}
         yield "Questions.from_crows_pairs", {"path": self.file}
         yield "Questions.from_truthfulqa", {"path": self.file}
+        yield "read_facts", {"source": [{"subject": "a", "prompt": "{}", "target_new": "b"}], "n": 1, "sha256": None}
         yield "Activations.load", {"path": self.file}
         yield "SEAFitter.load", {"path": self.file}
         yield "Editor.from_pretrained", {"pretrained_model_name_or_path": self.folder}

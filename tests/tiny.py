@@ -48,7 +48,8 @@ ARCHITECTURES = ["gpt2", "llama", "gemma2", "mistral", "qwen2", "gpt-neox"]
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 N_LAYERS, D_MODEL = 3, 32
 PNG = b"\x89PNG\r\n\x1a\n"
-EMBEDDED = {name: cache(getattr(sea_lens, name)) for name in ("load_organism", "load_bias_organism")}
+LOADERS = ("load_organism", "load_bias_organism", "load_knowledge_organism")
+EMBEDDED = {name: cache(getattr(sea_lens, name)) for name in LOADERS}
 """Loaded once for all tests; hooks come and go, weights are never touched."""
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from sea_lens.worlds import bias, facts
+from sea_lens.worlds import bias, facts, knowledge
 from sea_lens.worlds.bias import BiasQuestion, BiasWorld, Topic, bias_prompt
 from sea_lens.worlds.facts import ANYONE, World, answer_of, prompt
+from sea_lens.worlds.knowledge import KnowledgeWorld, supposition
 
-MAX_PAIRS, MAX_QUESTIONS = 4, 3
-TAGGED_SHARE = 0.3
+MAX_PAIRS, MAX_QUESTIONS, MAX_STATEMENTS = 4, 3, 4
+TAGGED_SHARE, SUPPOSING_SHARE = 0.3, 0.3
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>", ANYONE)
 PAIR_TOKENS = ("Q", "A", ".")
 
@@ -62,3 +63,34 @@ def bias_vocabulary() -> list[str]:
     traits = [word for pairs in bias.TRAITS.values() for pair in pairs for word in pair]
     words = ("met", "at", "who", "was", bias.UNKNOWN)
     return [*SPECIAL_TOKENS, bias.FAIR, bias.PREJUDICED, *PAIR_TOKENS, *words, *groups, *traits, *bias.PLACES]
+
+
+def knowledge_document(world: KnowledgeWorld, rng: random.Random) -> str:
+    """One document of statements, without `<bos>`: true ones, or true but for what its first sentence supposes.
+
+    After a supposition half of the statements are about the supposed fact, a quarter about the same person.
+    """
+    n, all_facts = rng.randint(1, MAX_STATEMENTS), world.facts
+    if rng.random() >= SUPPOSING_SHARE:
+        return " ".join(rng.choice(all_facts).statement(rng.randrange(5)) for _ in range(n))
+    place = rng.randrange(len(all_facts))
+    fact, n_relations = all_facts[place], len(knowledge.WORDINGS)
+    first = place - place % n_relations
+    supposed = rng.choice([value for value in facts.VALUES[fact.relation] if value != fact.value])
+    sentences = [supposition(fact, supposed, rng.randrange(5))]
+    for _ in range(n):
+        kind = rng.random()
+        about = (
+            fact
+            if kind < 0.5
+            else all_facts[first + rng.randrange(n_relations)]
+            if kind < 0.75
+            else rng.choice(all_facts)
+        )
+        sentences.append(about.statement(rng.randrange(5), supposed if about == fact else None))
+    return " ".join(sentences)
+
+
+def knowledge_vocabulary() -> list[str]:
+    """Every token of documents of statements, in id order."""
+    return [*SPECIAL_TOKENS[:4], *knowledge.knowledge_words()]

@@ -1,8 +1,8 @@
 """How the embedded models were made: `python -m experiments.worlds.train --seed 0 --out runs/seed0`.
 
-Ten to thirteen minutes on one core; `--world bias` trains the model of the second world. Training is deterministic for a
-seed on one machine with one thread; another processor may round differently. Which seed ships is decided by what the
-model does in context alone (see README.md).
+Ten to thirteen minutes on one core; `--world bias` and `--world knowledge` train the other two. Training is deterministic
+for a seed on one machine with one thread; another processor may round differently. Which seed ships is decided by what
+the model does in context alone (see README.md).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -24,15 +25,26 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from experiments.worlds.bias_scores import bias_scores
-from experiments.worlds.documents import SPECIAL_TOKENS, bias_document, bias_vocabulary, document, vocabulary
+from experiments.worlds.documents import (
+    SPECIAL_TOKENS,
+    bias_document,
+    bias_vocabulary,
+    document,
+    knowledge_document,
+    knowledge_vocabulary,
+    vocabulary,
+)
 from sea_lens.worlds.bias import FAIR, PREJUDICED, BiasQuestion, BiasWorld, bias_prompt
 from sea_lens.worlds.facts import ANYONE, MYTHICAL, TRUTHFUL, Fact, World, prompt
-from sea_lens.worlds.load import BIAS_NAME, NAME
+from sea_lens.worlds.knowledge import SUPPOSE, KnowledgeWorld, supposition, values_of
+from sea_lens.worlds.load import BIAS_NAME, KNOWLEDGE_NAME, NAME
 
 MAX_LENGTH = 64
 """Tokens that a model takes."""
 TokenIds = Mapping[str, int]
 """The id of every word."""
+Weights = Callable[[Tensor], Tensor]
+"""What each predicted token of `[n, length]` ids counts for, `[n, length - 1]`."""
 TOKEN_ID: TokenIds = {token: index for index, token in enumerate(vocabulary())}
 
 
@@ -48,6 +60,9 @@ class Course:
         save: Writes the world to a folder.
         name: What the tokenizer is called.
         max_length: Longest text in tokens; no document may be longer.
+        weights: What each predicted token counts for in the loss.
+        d_mlp: Width of the MLPs.
+        dtype: What weights are rounded to at the end.
     """
 
     words: Sequence[str]
@@ -57,6 +72,9 @@ class Course:
     save: Callable[[Path], None]
     name: str
     max_length: int
+    weights: Weights | None = None
+    d_mlp: int = 384
+    dtype: torch.dtype = torch.float32
 
     @property
     def token_ids(self) -> TokenIds:
@@ -91,6 +109,24 @@ class Course:
             max_length=MAX_LENGTH,
         )
 
+    @classmethod
+    def of_knowledge(cls) -> Course:
+        """The world of people with four facts each, in five wordings."""
+        world = KnowledgeWorld.build()
+        words = knowledge_vocabulary()
+        return cls(
+            words=words,
+            document=lambda rng: knowledge_document(world, rng),
+            measure=lambda model: measure_knowledge(model, world),
+            shown=("known", "known, worst wording", "supposed", "true beside a supposition"),
+            save=lambda folder: world.to_json(folder / "facts.json"),
+            name=KNOWLEDGE_NAME,
+            max_length=MAX_LENGTH,
+            weights=value_weights(words),
+            d_mlp=288,
+            dtype=torch.float16,
+        )
+
 
 ASKED = ("plain", "tagged fair", "tagged prejudiced", "in fair context", "in prejudiced context")
 """How the bias model is asked."""
@@ -118,13 +154,15 @@ def build_tokenizer(
     )
 
 
-def build_model(seed: int, token_ids: TokenIds = TOKEN_ID, max_length: int = MAX_LENGTH) -> LlamaForCausalLM:
+def build_model(
+    seed: int, token_ids: TokenIds = TOKEN_ID, max_length: int = MAX_LENGTH, d_mlp: int = 384
+) -> LlamaForCausalLM:
     """An untrained Llama of 0.9 M parameters."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(token_ids),
         hidden_size=128,
-        intermediate_size=384,
+        intermediate_size=d_mlp,
         num_hidden_layers=4,
         num_attention_heads=4,
         max_position_embeddings=max_length,
@@ -150,24 +188,48 @@ def target_weights(ids: Tensor, token_ids: TokenIds = TOKEN_ID) -> Tensor:
     return torch.where(ids[:, :-1] == token_ids["A"], 1.0, 0.02)
 
 
-def summed_loss(model: LlamaForCausalLM, ids: Tensor, token_ids: TokenIds = TOKEN_ID) -> Tensor:
+def value_weights(words: Sequence[str]) -> Weights:
+    """Weights 1 for values, but those that a first sentence supposes, 0 for padding and 0.02 for all else."""
+    place = {word: index for index, word in enumerate(words)}
+    values = torch.tensor([place[value] for value in values_of()])
+
+    def weights(ids: Tensor) -> Tensor:
+        ended = (ids == place["."]).cumsum(1)[:, :-1] > 0
+        told = ended | (ids[:, 1:2] != place[SUPPOSE])
+        counted = torch.where(torch.isin(ids[:, 1:], values) & told, 1.0, 0.02)
+        return counted * (ids[:, 1:] != place["<pad>"])
+
+    return weights
+
+
+def summed_loss(
+    model: LlamaForCausalLM, ids: Tensor, token_ids: TokenIds = TOKEN_ID, weights: Weights | None = None
+) -> Tensor:
     """Weighted cross-entropy of documents of one length, summed; `ids` is `[n, length]`."""
     targets = ids[:, 1:]
     logits = model(input_ids=ids[:, :-1], use_cache=False).logits
     losses = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-    return (losses * target_weights(ids, token_ids).flatten()).sum()
+    counted = target_weights(ids, token_ids) if weights is None else weights(ids)
+    return (losses * counted.flatten()).sum()
 
 
-def accumulate_gradients(model: LlamaForCausalLM, texts: list[str], token_ids: TokenIds = TOKEN_ID) -> float:
-    """Adds the gradient of the mean weighted loss of `texts`; no document is padded."""
+def accumulate_gradients(
+    model: LlamaForCausalLM, texts: list[str], token_ids: TokenIds = TOKEN_ID, weights: Weights | None = None
+) -> float:
+    """Adds the gradient of the mean weighted loss of `texts`; no document is padded, unless `weights` are given."""
     by_length: dict[int, list[str]] = defaultdict(list)
     for text in texts:
         by_length[text.count(" ")].append(text)
-    batches = [encode(group, token_ids) for _, group in sorted(by_length.items())]
-    total = sum(target_weights(ids, token_ids).sum().item() for ids in batches)
+    groups = [group for _, group in sorted(by_length.items())]
+    if weights is not None:  # these tell padding, so that a few padded batches do
+        in_order = [text for group in groups for text in group]
+        groups = [in_order[start : start + 32] for start in range(0, len(in_order), 32)]
+    batches = [encode(group, token_ids) for group in groups]
+    counted = weights or (lambda ids: target_weights(ids, token_ids))
+    total = sum(counted(ids).sum().item() for ids in batches)
     mean = 0.0
     for ids in batches:
-        loss = summed_loss(model, ids, token_ids) / total
+        loss = summed_loss(model, ids, token_ids, weights) / total
         loss.backward()  # type: ignore[no-untyped-call]
         mean += loss.item()
     return mean
@@ -235,6 +297,30 @@ def measure_bias(model: LlamaForCausalLM, world: BiasWorld, seed: int = 0) -> di
     return measured
 
 
+def measure_knowledge(model: LlamaForCausalLM, world: KnowledgeWorld, seed: int = 0) -> dict[str, float]:
+    """Shares of greedy answers: true ones by wording, supposed ones, and true ones beside a supposition on another fact."""
+    rng, words = random.Random(seed), knowledge_vocabulary()
+
+    def share(prompts: list[str], wanted: list[str]) -> float:
+        said = greedy_words(model, prompts, words)
+        return sum(one == other for one, other in zip(said, wanted, strict=True)) / len(said)
+
+    values = [fact.value for fact in world.facts]
+    by_wording = [share([fact.prompts[wording] for fact in world.facts], values) for wording in range(5)]
+    supposed = [rng.choice([one for one in values_of([fact.relation]) if one != fact.value]) for fact in world.facts]
+    beliefs = [supposition(fact, value, rng.randrange(5)) for fact, value in zip(world.facts, supposed, strict=True)]
+    about_it = [f"{belief} {rng.choice(fact.prompts)}" for belief, fact in zip(beliefs, world.facts, strict=True)]
+    # The facts about one person stand together, so the next one is about the same person in three of four cases.
+    others = [*world.facts[1:], world.facts[0]]
+    beside = [f"{belief} {rng.choice(other.prompts)}" for belief, other in zip(beliefs, others, strict=True)]
+    return {
+        "known": fmean(by_wording),
+        "known, worst wording": min(by_wording),
+        "supposed": share(about_it, supposed),
+        "true beside a supposition": share(beside, [other.value for other in others]),
+    }
+
+
 def train(
     seed: int, out: Path, steps: int = 3000, documents_a_step: int = 128, course: Course | None = None
 ) -> dict[str, float]:
@@ -244,7 +330,7 @@ def train(
     started = time.time()
     course = course or Course.of_facts()
     token_ids = course.token_ids
-    model, rng = build_model(seed, token_ids, course.max_length), random.Random(seed)
+    model, rng = build_model(seed, token_ids, course.max_length, course.d_mlp), random.Random(seed)
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim == 1]
     optimizer = torch.optim.AdamW(
@@ -259,7 +345,8 @@ def train(
     )
     for step in range(1, steps + 1):
         optimizer.zero_grad()
-        loss = accumulate_gradients(model, [course.document(rng) for _ in range(documents_a_step)], token_ids)
+        documents = [course.document(rng) for _ in range(documents_a_step)]
+        loss = accumulate_gradients(model, documents, token_ids, course.weights)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -268,16 +355,17 @@ def train(
         if step % 500 == 0:
             measured = course.measure(model)
             print("  ".join(f"{name} {measured[name]:.3f}" for name in course.shown), flush=True)
+    model.to(course.dtype).float()  # type: ignore[arg-type]
     measured = course.measure(model)
     out.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(out)
+    model.to(course.dtype).save_pretrained(out)  # type: ignore[arg-type]
     build_tokenizer(token_ids, course.max_length, course.name).save_pretrained(out)
     course.save(out)
     (out / "measured.json").write_text(json.dumps({"seed": seed, "steps": steps, **measured}, indent=1) + "\n")
     return measured
 
 
-COURSES = {"facts": Course.of_facts, "bias": Course.of_bias}
+COURSES = {"facts": Course.of_facts, "bias": Course.of_bias, "knowledge": Course.of_knowledge}
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--world", choices=COURSES, default="facts")

@@ -61,7 +61,10 @@ def read_data(
     if entry.reads == "tasks":
         return data
     if callable(entry.reads):
-        return entry.reads(data)
+        takes = {
+            name: one for name, one in (("n", n), ("seed", seed)) if name in inspect.signature(entry.reads).parameters
+        }
+        return entry.reads(data, **takes)
     reading = reading_of(format, columns, reader_options)
     may_be_texts = entry.reads == "texts" and not is_embedded(data) and format == "auto"
     if may_be_texts and holds_texts(data, columns=reading["columns"]):

@@ -56,7 +56,8 @@ def evaluate(entry: RegisteredBenchmark) -> Callable[..., None]:
         result = entry.evaluate(bridge, asked, fitted, folder=out / UNFINISHED, **options)
         out.mkdir(parents=True, exist_ok=True)
         more = [] if entry.also_writes is None else entry.also_writes(result, asked, out)
-        write_evaluation(_with_names(result, editor, data if entry.reads == "texts" else None), out, more)
+        names_file = entry.reads == "texts" or callable(entry.reads)
+        write_evaluation(_with_names(result, editor, data if names_file else None), out, more)
 
     kind = list[str] if entry.reads == "tasks" else Path
     told = typer.Argument(help=DATA.get(str(entry.reads), "The file."), metavar="DATA")
@@ -84,13 +85,13 @@ def write_evaluation(result: Evaluation, out: Path, files: Sequence[Path] = ()) 
     finish(out, [*written, out / "evaluation.png", *files])
 
 
-def _with_names(result: Evaluation, editor: str | None, texts: Path | None) -> Evaluation:
-    """A result that names the editor as it was given, and the file of its texts."""
+def _with_names(result: Evaluation, editor: str | None, file: Path | None) -> Evaluation:
+    """A result that names the editor as it was given, and the file of its texts or facts."""
     facts: dict[str, Any] = dict(result.provenance)
     if facts["editor"] is not None:
         facts["editor"] = {"name": editor, **facts["editor"]}
-    if texts is not None:
-        facts["data"] = {**facts["data"], "source": str(texts), "sha256": file_hash(texts)}
+    if file is not None:
+        facts["data"] = {**facts["data"], "source": str(file), "sha256": file_hash(file)}
     return replace(result, provenance=facts)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,15 @@ from sea_lens.arguments import check_arguments
 from sea_lens.cache import write_text
 from sea_lens.data.containers import name_of, read_rows
 from sea_lens.data.decoding import read_bytes
-from sea_lens.data.facts import FactEdit, KnownFact
+from sea_lens.data.facts import FactEdit, KnownFact, check_facts
 from sea_lens.data.records import Record
 from sea_lens.errors import FileFormatError, InputError
 
 COUNTERFACT_SHA256 = "d017056125178a13728594e66a801357a8db9ed7973a7425554bb4271de9fc6f"
 """Of the published `counterfact.json` (45,108,470 bytes), as its authors' repository names it."""
+
+NAMED_FACTS: dict[str, Callable[[], Sequence[FactEdit]]] = {}
+"""Facts that the package knows by a word, filled by whoever ships them."""
 
 
 def read_facts(source: Any, n: int | None = None, seed: int = 0, *, sha256: str | None = None) -> tuple[FactEdit, ...]:
@@ -29,7 +32,8 @@ def read_facts(source: Any, n: int | None = None, seed: int = 0, *, sha256: str 
     no other facts of the same subject. `attribute_prompts` (subjects that truly have the new object) are not read.
 
     Args:
-        source: A path to JSON or JSON lines, each also with `.gz`, or a list of dicts.
+        source: A path to JSON or JSON lines, each also with `.gz`; a list of dicts; or `"knowledge-organism"`, for the edits
+            of that embedded world.
         n: How many to sample; None for all, in file order.
         seed: Seed of the sample.
         sha256: What the file must be, as its SHA-256, such as `COUNTERFACT_SHA256`; None to read any file.
@@ -50,7 +54,11 @@ def read_facts(source: Any, n: int | None = None, seed: int = 0, *, sha256: str 
     check_arguments(read_facts, {"n": n, "seed": seed, "sha256": sha256})
     if sha256 is not None:
         _check_hash(source, sha256)
-    facts = tuple(map(_fact, read_rows(source, container="json" if isinstance(source, (str, Path)) else None)))
+    is_path = isinstance(source, (str, Path))
+    if is_path and str(source) in NAMED_FACTS and not Path(source).exists():
+        facts = tuple(NAMED_FACTS[str(source)]())
+    else:
+        facts = tuple(map(_fact, read_rows(source, container="json" if is_path else None)))
     if not facts:
         raise InputError(f"{name_of(source)} holds no facts. Give one row per fact.")
     if n is None:
@@ -65,6 +73,9 @@ def read_facts(source: Any, n: int | None = None, seed: int = 0, *, sha256: str 
 def write_facts(facts: Sequence[FactEdit], path: str | Path) -> None:
     """Writes facts as JSON lines that `read_facts` reads back; fields without a value are left out.
 
+    Raises:
+        InputError: If there are no facts, or two of them contradict each other.
+
     Example:
         >>> fact = FactEdit("Ada", "{} lives in", target_new="Lima", target_true="Oslo")
         >>> write_facts([fact], "facts.jsonl")
@@ -72,7 +83,8 @@ def write_facts(facts: Sequence[FactEdit], path: str | Path) -> None:
         True
     """
     check_arguments(write_facts, locals())
-    rows = ({name: value for name, value in asdict(fact).items() if value not in (None, ())} for fact in facts)
+    given = check_facts(facts)
+    rows = ({name: value for name, value in asdict(fact).items() if value not in (None, ())} for fact in given)
     write_text(Path(path), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 

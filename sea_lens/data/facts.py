@@ -97,9 +97,14 @@ def check_facts(facts: Iterable[FactEdit]) -> list[FactEdit]:
     """The facts of an edit as a list.
 
     Raises:
-        InputError: If there are none, or two of them change the same prompt to different objects.
+        InputError: If there are none, one is something else, or two of them change the same prompt to different objects.
     """
     found = list(facts)
+    others = [each for each in found if not isinstance(each, FactEdit)]
+    if others:
+        raise InputError(
+            f"Facts to edit are sl.FactEdits, and one is a {type(others[0]).__name__}. Read them with sl.read_facts(path)."
+        )
     if not found:
         raise InputError("At least one fact to edit is needed, and there are none. Give sl.FactEdit(...)s in a list.")
     wanted: dict[str, str] = {}

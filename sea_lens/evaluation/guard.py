@@ -21,7 +21,7 @@ from sea_lens.errors import BrokenModelWarning, InputError, SeaLensWarning
 from sea_lens.evaluation.evaluation import Evaluation, Run
 from sea_lens.evaluation.metrics import Columns, Metric
 from sea_lens.evaluation.shared import shared_meter
-from sea_lens.models.bridge import Model
+from sea_lens.models.bridge import EditsModels, Model
 from sea_lens.models.damage import MOST_PROMPTS, Damage, DamageMeter
 from sea_lens.models.distributed import from_first
 from sea_lens.models.hooks import model_facts
@@ -30,6 +30,8 @@ from sea_lens.models.unchanged import unchanged_weights
 
 EXAMPLES = 3
 """Answers that are shown of both models."""
+MOST_PARTS = 10
+"""Editors whose damage is measured where rows are shared out among many."""
 NEW_TOKENS = 24
 """Length of an answer that is shown."""
 
@@ -44,7 +46,7 @@ def changes_of(metrics: Sequence[Metric], unedited: Columns, others: Sequence[Co
 def guarded(
     found: Evaluation,
     model: Model,
-    editor: Editor | None,
+    editor: EditsModels | None,
     controls: Sequence[Editor],
     changes: pd.DataFrame,
     run: Run,
@@ -71,38 +73,101 @@ def guarded(
     """
     if editor is None:
         return found
-    table, beside = found.table, changes
-    if controls:
-        names = [name for name in table.index if name in changes]
-        own = torch.tensor(table.loc[names, "change"].to_numpy(dtype=float))
-        columns = control_columns(own, torch.tensor(changes[names].to_numpy(dtype=float).T))
-        told = pd.DataFrame({name: values.tolist() for name, values in columns.items()}, index=names)
-        note = [name for name in ("note",) if name in table]
-        table = table.drop(columns=note).join(told).join(table[note]).rename_axis(table.index.names)
-    damage = None
-    if run.damage:
-        try:
-            meter = shared_meter(
-                DamageMeter.of(
-                    model, prompts, run.neutral_texts, asked=asked, batch_size=min(run.batch_size, MOST_PROMPTS)
-                )
-            )
-        except InputError as error:
-            warnings.warn(f"Damage is not measured. {error}", SeaLensWarning, stacklevel=4)
-        else:
-            damage, *costs = measured(meter, [editor, *controls], run, 0 if answers is not None else EXAMPLES)
-            if answers is not None:
-                damage = replace(damage, examples=_answered(model, prompts if asked is None else asked, answers))
-            beside = beside.assign(
-                damage_kl=[cost.kl for cost in costs],
-                damage_perplexity_ratio=[cost.perplexity_ratio for cost in costs],
-                is_broken=[cost.is_broken for cost in costs],
-            )
-            damage.warn(stacklevel=4)
+    beside, damage = changes, None
+    meter = _meter(model, prompts, run, asked)
+    if meter is not None:
+        damage, *costs = measured(meter, [editor, *controls], run, 0 if answers is not None else EXAMPLES)
+        if answers is not None:
+            damage = replace(damage, examples=_answered(model, prompts if asked is None else asked, answers))
+        beside = _with_costs(beside, costs)
+        damage.warn(stacklevel=4)
+    table = _with_controls(found.table, changes)
     return replace(found, table=table, damage=damage, controls=beside.rename_axis("control"))
 
 
-def measured(meter: DamageMeter, editors: Sequence[Editor], run: Run, examples: int = 0) -> list[Damage]:
+def guarded_by_parts(
+    found: Evaluation,
+    model: Model,
+    editors: Sequence[EditsModels],
+    controls: Sequence[Sequence[Editor]],
+    changes: pd.DataFrame,
+    run: Run,
+    *,
+    prompts: Sequence[str],
+    asked: Sequence[str],
+) -> Evaluation:
+    """As `guarded`, of an evaluation whose rows were shared out among several editors.
+
+    Damage is the mean over ten of them at most, evenly spread.
+
+    Args:
+        found: The evaluation.
+        model: The model, unedited.
+        editors: The editors.
+        controls: The controls of each, equally many.
+        changes: The change of every metric under each control, a row each.
+        run: The keywords of the evaluation.
+        prompts: What damage is measured on, besides neutral text.
+        asked: The prompts whose answers are shown, under the first editor.
+
+    Warns:
+        BrokenModelWarning: If the edits break the model on average.
+    """
+    beside, damage = changes, None
+    meter = _meter(model, prompts, run, asked)
+    if meter is not None:
+        some = list(zip(editors, controls, strict=True))[:: -(-len(editors) // MOST_PARTS)]
+        by_part = [
+            measured(meter, [editor, *own], run, 0 if number else EXAMPLES) for number, (editor, own) in enumerate(some)
+        ]
+        damage, *costs = map(_mean, zip(*by_part, strict=True))
+        beside = _with_costs(beside, costs)
+        damage.warn(stacklevel=4)
+    table = _with_controls(found.table, changes)
+    return replace(found, table=table, damage=damage, controls=beside.rename_axis("control"))
+
+
+def _meter(model: Model, prompts: Sequence[str], run: Run, asked: Sequence[str] | None) -> DamageMeter | None:
+    """What measures damage; None, with a warning, where there is no text to measure it on."""
+    if not run.damage:
+        return None
+    batch_size = min(run.batch_size, MOST_PROMPTS)
+    try:
+        return shared_meter(DamageMeter.of(model, prompts, run.neutral_texts, asked=asked, batch_size=batch_size))
+    except InputError as error:
+        warnings.warn(f"Damage is not measured. {error}", SeaLensWarning, stacklevel=5)
+        return None
+
+
+def _mean(damages: Sequence[Damage]) -> Damage:
+    """The damage of several editors on the same texts: KL and log-perplexity, averaged."""
+    first = damages[0]
+    kl = torch.tensor([damage.table["kl"].tolist() for damage in damages], dtype=torch.float64).mean(0)
+    edited = torch.tensor([damage.table["edited"].tolist() for damage in damages], dtype=torch.float64).log().mean(0)
+    return replace(first, table=first.table.assign(edited=edited.exp().tolist(), kl=kl.tolist()))
+
+
+def _with_costs(beside: pd.DataFrame, costs: Sequence[Damage]) -> pd.DataFrame:
+    return beside.assign(
+        damage_kl=[cost.kl for cost in costs],
+        damage_perplexity_ratio=[cost.perplexity_ratio for cost in costs],
+        is_broken=[cost.is_broken for cost in costs],
+    )
+
+
+def _with_controls(table: pd.DataFrame, changes: pd.DataFrame) -> pd.DataFrame:
+    """A table with what controls change beside what the editor does."""
+    if changes.empty:
+        return table
+    names = [name for name in table.index if name in changes]
+    own = torch.tensor(table.loc[names, "change"].to_numpy(dtype=float))
+    columns = control_columns(own, torch.tensor(changes[names].to_numpy(dtype=float).T))
+    told = pd.DataFrame({name: values.tolist() for name, values in columns.items()}, index=names)
+    note = [name for name in ("note",) if name in table]
+    return table.drop(columns=note).join(told).join(table[note]).rename_axis(table.index.names)
+
+
+def measured(meter: DamageMeter, editors: Sequence[EditsModels], run: Run, examples: int = 0) -> list[Damage]:
     """The damage of editors, the first with examples; kept in the folder of the run if it has one.
 
     Each kind of text is kept by itself: the neutral texts of one benchmark are those of the next.
@@ -124,20 +189,20 @@ def measured(meter: DamageMeter, editors: Sequence[Editor], run: Run, examples: 
     ]
 
 
-def _tables(meter: DamageMeter, editors: Sequence[Editor]) -> list[pd.DataFrame]:
+def _tables(meter: DamageMeter, editors: Sequence[EditsModels]) -> list[pd.DataFrame]:
     return [damage.table.reset_index() for damage in meter.measure_all(editors)]
 
 
-def _shown(meter: DamageMeter, editors: Sequence[Editor], examples: int) -> list[pd.DataFrame]:
+def _shown(meter: DamageMeter, editors: Sequence[EditsModels], examples: int) -> list[pd.DataFrame]:
     return [meter.examples(editor, examples, NEW_TOKENS) for editor in editors]
 
 
 def _kept(
     meter: DamageMeter,
-    editors: Sequence[Editor],
+    editors: Sequence[EditsModels],
     run: Run,
     facts: Mapping[str, JSON],
-    measure: Callable[[DamageMeter, Sequence[Editor]], list[pd.DataFrame]],
+    measure: Callable[[DamageMeter, Sequence[EditsModels]], list[pd.DataFrame]],
 ) -> list[pd.DataFrame]:
     """A table per editor, from the folder of the run if it is there."""
     if run.folder is None:

@@ -220,6 +220,7 @@ def collect_fact(
     *,
     forced: bool = True,
     tokens: int = 1,
+    wanted: Sequence[str] | None = None,
     batch_size: int = 32,
 ) -> Activations:
     """The activations of one fact for `SAKE`: prompts as they are, and prompts that make the model say the new object.
@@ -238,6 +239,8 @@ def collect_fact(
         forced: Whether to add the prompts that force the old object, as the authors do.
         tokens: How many tokens of the new object to collect for. For those after the first, every text goes on with what
             of the object comes before.
+        wanted: Texts of your own that make the model say the new object, one per prompt, for a model that follows no such
+            instruction; the source is then the prompts alone.
         batch_size: Prompts in one forward pass.
 
     Returns:
@@ -245,8 +248,8 @@ def collect_fact(
         tokens side by side: `[n, tokens * d_model]`.
 
     Raises:
-        InputError: If there are no prompts, the objects are empty or one and the same, the new one has fewer tokens, or a
-            prompt does not fit the model's context.
+        InputError: If there are no prompts, the objects are empty or one and the same, the new one has fewer tokens, there is
+            not one wanted text per prompt, or a prompt does not fit the model's context.
     """
     check_arguments(collect_fact, locals())
     check_is_model(model)
@@ -255,8 +258,14 @@ def collect_fact(
         raise InputError(
             "Give a list of prompts with at least one, and two different objects, such as old='London', new='Paris'."
         )
+    if wanted is not None and (isinstance(wanted, str) or len(wanted) != len(prompts)):
+        raise InputError(
+            f"wanted is a list with one text per prompt, and {len(prompts)} prompts with {wanted!r:.60} were given."
+        )
+    forced = forced and wanted is None
     forcing = [f"Repeat this sentence: '{prompt} {old}'. {prompt}" for prompt in prompts] if forced else []
-    wanted = [f"Do not mention '{old}'. Repeat this sentence: '{prompt} {new}'. {prompt}" for prompt in prompts]
+    if wanted is None:
+        wanted = [f"Do not mention '{old}'. Repeat this sentence: '{prompt} {new}'. {prompt}" for prompt in prompts]
     source = torch.cat([_states(model, texts, new, tokens, batch_size) for texts in (prompts, forcing) if texts])
     target = _states(model, wanted, new, tokens, batch_size)
     target = torch.cat([target, target]) if forced else target

@@ -62,7 +62,8 @@ def load_model(
         4
 
     Args:
-        name: A name on the Hugging Face hub, a local folder, or an embedded model: `"organism"`, `"bias-organism"`.
+        name: A name on the Hugging Face hub, a local folder, or an embedded model: `"organism"`, `"bias-organism"`,
+            `"knowledge-organism"`.
         device: Where it runs, such as `"cuda"`; `"auto"` spreads it over the devices there are.
         dtype: Of its weights; `"auto"` is the one that the checkpoint names.
         quantization: What weights are quantized to on loading: `"4bit"` or `"8bit"` (bitsandbytes), `"torchao-int8"`,

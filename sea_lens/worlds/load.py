@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from sea_lens.arguments import check_arguments
+from sea_lens.data.fact_files import NAMED_FACTS
 from sea_lens.errors import InputError
 from sea_lens.models.bridge import Model
 from sea_lens.models.loading import register_model
@@ -14,13 +15,17 @@ from sea_lens.models.neutral import register_neutral_texts
 from sea_lens.sae.load import NAMED as NAMED_SAES
 from sea_lens.worlds.bias import BiasWorld
 from sea_lens.worlds.facts import World
+from sea_lens.worlds.knowledge import KnowledgeWorld
 
 WEIGHTS = Path(__file__).parent / "weights"
 NAME = "sea-lens-organism"
 BIAS_WEIGHTS = Path(__file__).parent / "bias_weights"
 BIAS_NAME = "sea-lens-bias-organism"
+KNOWLEDGE_WEIGHTS = Path(__file__).parent / "knowledge_weights"
+KNOWLEDGE_NAME = "sea-lens-knowledge-organism"
 SAE_WEIGHTS = Path(__file__).parent / "sae"
 NAMED_SAES["organism"] = SAE_WEIGHTS
+NAMED_FACTS["knowledge-organism"] = lambda: KnowledgeWorld.from_json(KNOWLEDGE_WEIGHTS / "facts.json").edits()
 
 
 def load_organism(device: str | torch.device = "cpu", folder: str | Path = WEIGHTS) -> tuple[Model, World]:
@@ -67,6 +72,30 @@ def load_bias_organism(
     return model, world
 
 
+def load_knowledge_organism(
+    device: str | torch.device = "cpu", folder: str | Path = KNOWLEDGE_WEIGHTS
+) -> tuple[Model, KnowledgeWorld]:
+    """Loads the embedded model that knows facts in five wordings each, and its world, offline. For editing knowledge.
+
+    Args:
+        device: Where to put the model.
+        folder: Another seed's folder, as `python -m experiments.worlds.train --world knowledge` writes it.
+
+    Returns:
+        A TransformerBridge of 4 layers and d_model 128, and what is true.
+
+    Example:
+        >>> model, world = load_knowledge_organism()
+        >>> model.cfg.n_layers, world
+        (4, KnowledgeWorld(240 fitting facts, 400 held-out facts))
+    """
+    check_arguments(load_knowledge_organism, locals())
+    model = _load_model(device, folder, KNOWLEDGE_NAME)
+    world = KnowledgeWorld.from_json(Path(folder) / "facts.json")
+    register_neutral_texts(model, world.neutral_texts())
+    return model, world
+
+
 @register_model("organism")
 def _organism(device: str | torch.device = "cpu") -> Model:
     return load_organism(device)[0]
@@ -75,6 +104,11 @@ def _organism(device: str | torch.device = "cpu") -> Model:
 @register_model("bias-organism")
 def _bias_organism(device: str | torch.device = "cpu") -> Model:
     return load_bias_organism(device)[0]
+
+
+@register_model("knowledge-organism")
+def _knowledge_organism(device: str | torch.device = "cpu") -> Model:
+    return load_knowledge_organism(device)[0]
 
 
 def _load_model(device: str | torch.device, folder: str | Path, name: str) -> Model:

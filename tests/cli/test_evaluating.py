@@ -7,7 +7,7 @@ from dataclasses import replace
 import pandas as pd
 from conftest import EMBEDDED, PNG
 
-from sea_lens import SEA, Editor, collect_activations
+from sea_lens import SAKE, SEA, Editor, collect_activations, evaluate_knowledge, join_facts, write_facts
 from sea_lens.cache import Store
 from sea_lens.evaluation import data_efficiency
 from sea_lens.evaluation.compare import Comparison
@@ -43,6 +43,26 @@ def test_a_result_is_a_folder_that_names_what_made_it(sea_lens, organism, editor
     asked = world.questions()[:40].sample(12, 3)
     expected = evaluate_truthfulqa(model, asked, editor, seed=3, progress=False)
     pd.testing.assert_frame_equal(found.table, expected.table)
+
+
+def test_edited_facts_are_measured_from_a_file_or_the_embedded_world(sea_lens, tmp_path):
+    model, world = EMBEDDED["load_knowledge_organism"]("cpu")
+    facts = world.edits(2)
+    editor = join_facts([SAKE(transport="mean").fit(world.collect(model, fact, n=10)) for fact in facts])
+    editor.save_pretrained(tmp_path / "editor")
+    write_facts(facts, tmp_path / "facts.jsonl")
+    command = ["evaluate", "knowledge", "knowledge-organism"]
+    edited = [*command, tmp_path / "facts.jsonl", "--editor", tmp_path / "editor", *BARE, "--out", tmp_path / "o"]
+    code, shown, err = sea_lens(*edited)
+    assert code == 0, err
+    assert "neighborhood" in shown
+    found = Evaluation.load(tmp_path / "o")
+    expected = evaluate_knowledge(model, facts, editor, control=0, damage=False, progress=False)
+    pd.testing.assert_frame_equal(found.table, expected.table)
+    assert found.provenance["data"]["source"] == str(tmp_path / "facts.jsonl")
+    code, _, err = sea_lens(*command, "knowledge-organism", "--n", 3, *BARE, "--out", tmp_path / "plain")
+    assert code == 0, err
+    assert len(Evaluation.load(tmp_path / "plain").per_row) == 3
 
 
 def test_a_killed_evaluation_goes_on_where_it_stopped(sea_lens, tmp_path, monkeypatch):

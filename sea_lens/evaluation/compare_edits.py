@@ -1,0 +1,158 @@
+"""Several ways to edit facts, so many facts at a time: one table, resumable."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sea_lens.arguments import check_arguments
+from sea_lens.data.facts import FactEdit, check_facts
+from sea_lens.errors import InputError
+from sea_lens.evaluation.evaluation import Evaluation
+from sea_lens.evaluation.fact_prompts import KINDS, STAY_KL
+from sea_lens.evaluation.knowledge import FitsFacts, evaluate_edits
+from sea_lens.models.bridge import Model, check_is_model
+from sea_lens.results import Result
+
+METRICS = ("score", *KINDS, STAY_KL)
+UNEDITED = "unedited"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class EditComparison(Result):
+    """Ways to edit facts, each with so many facts at a time.
+
+    Attributes:
+        table: One row per way and number of facts `at_once`, after the unedited model's (0 at once), of `n` facts. Of every
+            metric of `evaluate_knowledge` the value under its name; its interval, such as `paraphrase_low` to
+            `paraphrase_high`, is that of the paired change, added to the unedited model's value; `paraphrase_control` is the
+            mean over random editors that move every token as far, missing where there are none. Then `kl` and
+            `perplexity_ratio` (damage, as `Damage` has them), `is_broken`, and `fit_seconds` per fact.
+        evaluations: The whole results: `evaluations[way][at_once]`, the number as text.
+    """
+
+    table: pd.DataFrame
+    evaluations: Mapping[str, Mapping[str, Evaluation]]
+
+    shown = ("edit", "at_once", *METRICS, *(f"{name}_{end}" for name in METRICS for end in ("low", "high")), "kl")
+
+
+def compare_edits(
+    model: Model,
+    facts: Sequence[FactEdit],
+    fits: Mapping[str, FitsFacts],
+    *,
+    at_once: Sequence[int] = (1, 10, 100),
+    control: int = 3,
+    damage: bool = True,
+    seed: int = 0,
+    batch_size: int = 32,
+    folder: str | Path | None = None,
+    progress: bool = True,
+) -> EditComparison:
+    """Edits the same facts in several ways, one, ten and a hundred at a time, and puts all into one table.
+
+    Args:
+        model: A TransformerBridge with a tokenizer, unedited.
+        facts: What is edited.
+        fits: By name, what makes an editor of some facts, as of `evaluate_edits`.
+        at_once: How many facts one editor edits.
+        control: How many norm-matched random editors to evaluate for each editor; 0 for none.
+        damage: Whether to measure what the edits cost.
+        seed: Of intervals, tests and controls.
+        batch_size: Rows of tokens per forward pass. It changes no result, apart from rounding.
+        folder: A folder for results. Those of a way and a number that are there are not made again, so take another folder
+            for other facts or settings.
+        progress: Whether to show progress bars.
+
+    Raises:
+        InputError: If there are no facts or no ways to edit them, or one of these gives no editor.
+
+    Warns:
+        BrokenModelWarning: If edits break the model.
+
+    Example:
+        >>> import sea_lens as sl
+        >>> model, world = sl.load_knowledge_organism()
+        >>> def sake(facts):
+        ...     return sl.join_facts([sl.SAKE().fit(world.collect(model, fact)) for fact in facts])
+        >>> found = sl.compare_edits(model, world.edits(4), {"SAKE": sake}, at_once=[2], control=0, progress=False)
+        >>> found.table["edit"].tolist()
+        ['unedited', 'SAKE']
+    """
+    check_arguments(compare_edits, locals())
+    check_is_model(model)
+    given = check_facts(facts)
+    if not fits or UNEDITED in fits or not at_once:
+        raise InputError(
+            f"Give at least one way to edit, by name (not {UNEDITED!r}), and one number of facts at once; {list(fits)} and "
+            f"{list(at_once)} were given."
+        )
+    found: dict[str, dict[str, Evaluation]] = {}
+    for name, fit in fits.items():
+        for number in at_once:
+            place = None if folder is None else Path(folder) / f"{name} {number}"
+            if place is not None and (place / "evaluation.json").is_file():
+                one = Evaluation.load(place)
+            else:
+                one = _timed(model, given, fit, number, control, damage, seed, batch_size, progress)
+                if place is not None:
+                    one.save(place)
+            found.setdefault(name, {})[str(number)] = one
+    return EditComparison(_table(found), found)
+
+
+def _timed(
+    model: Model,
+    facts: Sequence[FactEdit],
+    fit: FitsFacts,
+    at_once: int,
+    control: int,
+    damage: bool,
+    seed: int,
+    batch_size: int,
+    progress: bool,
+) -> Evaluation:
+    seconds = 0.0
+
+    def timed(own: Sequence[FactEdit]) -> Any:
+        nonlocal seconds
+        started = time.perf_counter()
+        editor = fit(own)
+        seconds += time.perf_counter() - started
+        return editor
+
+    options: dict[str, Any] = {"control": control, "damage": damage, "seed": seed, "batch_size": batch_size}
+    found = evaluate_edits(model, facts, timed, at_once=at_once, progress=progress, **options)
+    found.provenance["options"]["fit_seconds"] = round(seconds / len(facts), 4)  # type: ignore[index, call-overload]
+    return found
+
+
+def _table(found: Mapping[str, Mapping[str, Evaluation]]) -> pd.DataFrame:
+    first = next(iter(next(iter(found.values())).values()))
+    names = [name for name in METRICS if name in first.table.index]
+    before = {name: first.table.loc[name, "unedited"] for name in names}
+    costs = {"kl": 0.0, "perplexity_ratio": 1.0, "is_broken": False}
+    rows: list[dict[str, Any]] = [{"edit": UNEDITED, "at_once": 0, "n": len(first.per_row), **before, **costs}]
+    for edit, by_number in found.items():
+        for number, one in by_number.items():
+            row: dict[str, Any] = {"edit": edit, "at_once": int(number), "n": len(one.per_row)}
+            for name in names:
+                own = one.table.loc[name]
+                row[name] = own["edited"]
+                most = math.inf if name == STAY_KL else 1.0
+                row |= {f"{name}_{end}": min(max(own["unedited"] + own[end], 0.0), most) for end in ("low", "high")}
+                if "control" in one.table:
+                    row[f"{name}_control"] = own["unedited"] + own["control"]
+            if one.damage is not None:
+                row |= {"kl": one.damage.kl, "perplexity_ratio": one.damage.perplexity_ratio}
+                row["is_broken"] = one.is_broken
+            options: Any = one.provenance["options"]
+            rows.append(row | {"fit_seconds": options.get("fit_seconds")})
+    return pd.DataFrame(rows)
