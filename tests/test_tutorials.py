@@ -108,7 +108,8 @@ def test_it_runs_and_shows_what_is_stored(path, shell):
 
 
 def cells_of(number):
-    return nbformat.read(TUTORIALS[number - 1], as_version=4).cells
+    (path,) = [path for path in TUTORIALS if path.name.startswith(f"{number:02}")]
+    return nbformat.read(path, as_version=4).cells
 
 
 def prose(number):
@@ -171,3 +172,25 @@ def test_random_editors_reach_what_tutorial_06_says():
     assert f"one reaches {random[-1]:.3f} and one {random[-2]:.3f}" in prose(6)
     many = rows_after(6, "10 random editors: lowest")["accuracy_disambiguated"][0]
     assert f"({many[-1]:.3f} at most)" in prose(6)
+
+
+def test_one_feature_does_what_tutorial_08_says_in_both_directions():
+    whole = rows_after(8, "SAS on swapped answers")
+    (sas,), (dense,) = whole["SAS"], whole["mean difference, at the KL of SAS"]
+    said = prose(8)
+    assert f"to {100 * sas[0]:.1f} %, far outside of the random editors" in said
+    assert sas[2] > sas[5]  # its interval and the highest random editor
+    assert dense[2] < 0 < dense[3]
+    assert dense[1] < dense[5]
+    alone = rows_after(8, "held at 0")
+    up, down = (alone[f"feature 534, {amount}"][0] for amount in ("+200", "-200"))
+    assert f"{100 * up[0]:.1f} % with 200 more and {100 * down[0]:.1f} % with 200 less" in said
+    assert max(map(abs, (*up[4:6], *down[4:6]))) < 0.075
+
+
+def test_the_table_of_smollm2_in_tutorial_08_is_that_of_its_page():
+    page = (TUTORIALS[0].parents[1] / "docs/massive.md").read_text(encoding="utf-8")
+    cell = next(cell.source for cell in cells_of(8) if "| zero |" in cell.source)
+    rows = [line for line in cell.splitlines() if line.startswith("|")]
+    assert len(rows) == 8
+    assert [row for row in rows if row not in page] == []

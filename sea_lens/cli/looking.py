@@ -164,12 +164,13 @@ def spectrum(
 def features(model: str, editor: str, out: Path = Path("features"), *, reading_out: Options, loading: Options) -> None:
     """Show an editor's sparse features, as tokens."""
     fitted, bridge = Editor.from_pretrained(editor), load(model, loading)
-    tables = {}
+    tables, figures = {}, {}
     for site in fitted.sites:
         found = read_features(bridge, fitted, site, **reading_out)
         show(found.table[list(found.shown)], f"Features at {site}, of {found.sae}")
         tables[f"features-{site}"] = found.table
-    write(out, {}, tables=tables)
+        figures[f"features-{site}"] = plotting.plot_features(found)
+    write(out, figures, tables=tables)
 
 
 @command("Looking", options=Of(intervene_on_massive, without=("texts",)), biasing=Of(measure_implicit_bias))

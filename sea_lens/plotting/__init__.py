@@ -11,6 +11,7 @@ from sea_lens.plotting.editing import (
     plot_tuning,
 )
 from sea_lens.plotting.evaluation import plot_comparison, plot_data_efficiency, plot_evaluation, plot_transfer
+from sea_lens.plotting.features import plot_features
 from sea_lens.plotting.knowledge import plot_edits
 from sea_lens.plotting.massive import plot_implicit_bias, plot_interventions, plot_massive_tokens
 from sea_lens.plotting.methods import plot_methods
@@ -25,6 +26,7 @@ __all__ = [
     "plot_edits",
     "plot_effects",
     "plot_evaluation",
+    "plot_features",
     "plot_implicit_bias",
     "plot_interactions",
     "plot_interventions",
