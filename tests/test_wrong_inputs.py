@@ -131,6 +131,7 @@ WRONG = {
     "beta": [NAN, math.inf, "1", True, None],
     "restore_norm": FLAG,
     "switch": FLAG,
+    "clip": FLAG,
     "trials": SMALL,
     "shuffles": [-1, 2.5, "3", True, None],
     "fitting_questions": [None, "q.jsonl", ["a", "b"], [], 3, "EDITOR", "MODEL"],
@@ -320,7 +321,7 @@ class World:
         yield "ACE", {"alpha": 1.0}
         yield "DirectionalAblation", {"source": 2, "operation": "add", "at": ("resid_pre",)}
         yield "GaussianTransport", {"rank": 1, "ridge": 0.1, "most": 2.0}
-        yield "MidSteer", {"switch": True, "shrinkage": True}
+        yield "MidSteer", {"switch": True, "shrinkage": True, "clip": False}
         yield "ConceptorSteering", {"aperture": 1.0, "beta": 1.0, "of": "positive", "restore_norm": True}
         yield "MeanDifference.fit", {"activations": a}
         yield "LEACE.fit", {"activations": a}

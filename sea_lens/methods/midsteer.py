@@ -3,8 +3,7 @@
 Source: MidSteer (ICML 2026, arXiv 2605.05220), by the authors' code (Atmyre/MidSteer), which was read; the paper was not, and
 no file of results lies with the code. The code takes the neutral mean and covariance from all tokens of 50,000 answers and
 the concepts from the last tokens of 1,000 prompts, so that what differs between positions gets into the concepts; here all
-three are of the same tokens. It edits the outputs of attention in every layer, `site="attn_out"`, at strengths of 1 to 5, and
-its option to edit only where the reading is above zero, off by default, is not here.
+three are of the same tokens. It edits the outputs of attention in every layer, `site="attn_out"`, at strengths of 1 to 5.
 
 With nothing to write, it is an erasure: what `LEACE` does to two classes whose difference is the concept.
 """
@@ -21,11 +20,14 @@ from torch import Tensor
 from sea_lens.arguments import check_arguments, check_fields
 from sea_lens.editing.affine import AffineEdit
 from sea_lens.editing.editor import Editor
+from sea_lens.editing.edits import Edit
+from sea_lens.editing.one_sided import OneSidedEdit
 from sea_lens.errors import InputError
 from sea_lens.methods.covariances import shrunk, solved
 from sea_lens.methods.directions import sides_of
 from sea_lens.methods.method import check_roles, fitted_editor, register_method
 from sea_lens.models.activations import Activations, Role
+from sea_lens.models.sites import Site
 
 ROUNDING = 1e-24
 """Share of the squares of activations below which their variance is rounding."""
@@ -54,10 +56,12 @@ class MidSteer:
         switch: Whether the positive concept is written; if not, t = 0 and the negative one is erased.
         shrinkage: Whether the covariance is estimated with shrinkage towards a multiple of the identity (Bodnar et al. 2014),
             which demonstrations fewer than a few times the width need. Without it, the pseudo-inverse is taken.
+        clip: Whether only tokens are edited that hold the concept, `g . (h - mu) > 0`: an option of the code.
     """
 
     switch: bool = True
     shrinkage: bool = True
+    clip: bool = False
 
     name: ClassVar[str]
     roles: ClassVar[tuple[Role, ...]] = ("neutral", "positive", "negative")
@@ -78,7 +82,7 @@ class MidSteer:
         """
         check_arguments(MidSteer.fit, locals())
         check_roles(self, activations)
-        edits = {}
+        edits: dict[Site, Edit] = {}
         for site in activations.sites:
             positive, negative = sides_of(activations, site)
             neutral = activations.neutral[site].to(positive.device).double()
@@ -93,7 +97,8 @@ class MidSteer:
             left = (t if self.switch else torch.zeros_like(t)) - s
             device = activations.positive[site].device
             written, read, center = (each.float().to(device) for each in (left[:, None], reads[:, None], mean))
-            edits[site] = AffineEdit(written, read, center)
+            edit = AffineEdit(written, read, center)
+            edits[site] = OneSidedEdit(edit) if self.clip else edit
         return fitted_editor(self, activations, edits)
 
     def _reads(

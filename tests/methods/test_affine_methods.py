@@ -13,10 +13,12 @@ from sea_lens import (
     ACE,
     LEACE,
     Activations,
+    AffineEdit,
     Conceptor,
     ConceptorSteering,
     Demonstrations,
     DirectionalAblation,
+    Editor,
     GaussianTransport,
     MeanDifference,
     MidSteer,
@@ -25,6 +27,7 @@ from sea_lens import (
     collect_activations,
     refit,
 )
+from sea_lens.editing.one_sided import OneSidedEdit
 from sea_lens.errors import InputError, ModelMismatchError, SeaLensWarning
 from sea_lens.methods.transport import gaussian_map
 
@@ -143,6 +146,20 @@ def test_midsteer_that_writes_nothing_is_leace_of_the_concept():
     data = given([both, torch.cat([positive, positive]), torch.cat([negative, negative])])
     erased = fit(MidSteer(switch=False, shrinkage=False), data)[LAYER]
     close(erased(probes()), fit(LEACE(shrinkage=False), given([positive, positive, negative]))[LAYER](probes()), 1e-4)
+
+
+def test_midsteer_clipped_leaves_tokens_without_the_concept_alone(tmp_path):
+    data = given(rows(200))
+    edit, clipped = (fit(MidSteer(clip=clip), data)[LAYER] for clip in (False, True))
+    holds = (probes() - edit.center) @ edit.right[:, 0].double() > 0
+    assert 0 < holds.sum() < 25
+    assert torch.equal(clipped(probes())[~holds], probes()[~holds])
+    assert torch.equal(clipped(probes())[holds], edit(probes())[holds])
+    assert not torch.equal(clipped.scaled(2.0)(probes())[holds], edit(probes())[holds])
+    fit(MidSteer(clip=True), data).save_pretrained(tmp_path)
+    assert torch.equal(Editor.from_pretrained(tmp_path)[LAYER](probes()), clipped(probes()))
+    with pytest.raises(InputError, match="reads one direction"):
+        OneSidedEdit(AffineEdit.of_shift(torch.ones(3)))
 
 
 def test_midsteer_refuses_a_concept_that_neutral_activations_do_not_reach():
@@ -302,11 +319,23 @@ def test_ablating_a_direction_everywhere_is_orthogonalizing_the_weights(llama):
     tokens = torch.randint(2, 258, (3, 9), generator=torch.Generator().manual_seed(1))
     expected = orthogonalized(build_bridge("llama"), u)(tokens)
     with editor.attached(llama):
-        logits, cache = llama.run_with_cache(tokens)
+        logits = llama(tokens)
     torch.testing.assert_close(logits, expected, atol=2e-4, rtol=1e-4)
     assert (logits - llama(tokens)).abs().max() > 0.01
+
+
+@torch.no_grad()
+def test_an_ablated_direction_is_gone_from_the_stream_of_every_architecture(bridge):
+    unit = torch.nn.functional.normalize(torch.randn(32, generator=torch.Generator().manual_seed(0)), dim=0)
+    sides = {"positive": {1: (3 * unit)[None]}, "negative": {1: torch.zeros(1, 32)}}
+    editor = fit(DirectionalAblation(), Activations.from_tensors(**sides, site="resid_pre", model=bridge))
+    tokens = torch.randint(2, 258, (2, 7), generator=torch.Generator().manual_seed(1))
+    _, plain = bridge.run_with_cache(tokens)
+    with editor.attached(bridge):
+        _, cache = bridge.run_with_cache(tokens)
     for layer in range(3):
-        assert (cache[f"blocks.{layer}.hook_resid_post"] @ u).abs().max() < 1e-4
+        name = f"blocks.{layer}.hook_resid_post"
+        assert (cache[name] @ unit).abs().max() < 1e-4 < (plain[name] @ unit).abs().max()
 
 
 def test_adding_is_at_the_source_alone():
