@@ -16,6 +16,7 @@ from sea_lens import plotting
 from sea_lens.cache import write_text
 from sea_lens.cli.app import command_of_each
 from sea_lens.cli.benchmark_data import DATA, Chosen, files_of, read_all, read_data
+from sea_lens.cli.fitting_facts import of_demonstrations
 from sea_lens.cli.inputs import Reading, columns_in, is_embedded, load, read_questions, reading_of
 from sea_lens.cli.options import Of, Options, spread
 from sea_lens.cli.output import UNFINISHED, console, draw, finish, say, show
@@ -206,7 +207,7 @@ def _halves(
     return read_questions(source, to_choose_by=True, columns=how), read_questions(last, columns=columns)
 
 
-@command_of_each("Evaluating", lambda: METHODS, lambda entry: f"Fit {entry.name} on each file.", default="sea")
+@command_of_each("Evaluating", of_demonstrations, lambda entry: f"Fit {entry.name} on each file.", default="sea")
 def transfer(entry: MethodEntry) -> Callable[..., None]:
     """Fit on each data set, measure on all: does it carry over?"""
 
@@ -243,7 +244,7 @@ def transfer(entry: MethodEntry) -> Callable[..., None]:
     return spread(transfer_method, settings=Of(entry.cls))
 
 
-@command_of_each("Evaluating", lambda: METHODS, lambda entry: f"Fit {entry.name} on ever more.", default="sea")
+@command_of_each("Evaluating", of_demonstrations, lambda entry: f"Fit {entry.name} on ever more.", default="sea")
 def data_efficiency(entry: MethodEntry) -> Callable[..., None]:
     """Fit on more and more demonstrations: how many are enough?"""
 

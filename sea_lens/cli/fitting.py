@@ -12,6 +12,7 @@ import typer
 
 import sea_lens.methods  # noqa: F401  # registers every method
 from sea_lens.cli.app import command, command_of_each, word_of
+from sea_lens.cli.fitting_facts import edits_facts, fit_of_facts, of_demonstrations
 from sea_lens.cli.inputs import Reading, columns_in, load, read_questions, reading_of
 from sea_lens.cli.options import HELP, SHARED, Of, Options, spread
 from sea_lens.cli.output import draw, say, show, write
@@ -53,7 +54,9 @@ def demo(out: Path = Path("sea-lens-demo"), random_editors: int = 20) -> None:
 @command("Start")
 def methods() -> None:
     """List the methods that fit editors, and what each needs."""
-    rows = [(word_of(one.name), one.summary, ", ".join(one.cls.roles), one.source) for one in METHODS.values()]
+    rows = [
+        (word_of(one.name), one.summary, ", ".join(one.cls.roles) or "facts", one.source) for one in METHODS.values()
+    ]
     show(pd.DataFrame(rows, columns=["method", "what it does", "needs answers", "source"]), lines=True)
     say("Settings of a method: sea-lens fit METHOD --help")
 
@@ -79,6 +82,8 @@ def collect(
 @command_of_each("Data and fitting", lambda: METHODS, lambda entry: entry.summary, default="sea")
 def fit(entry: MethodEntry) -> Callable[..., None]:
     """Fit an editor with any method; sea where none is named."""
+    if edits_facts(entry):
+        return fit_of_facts(entry)
 
     def fit_method(
         model: Annotated[Optional[str], typer.Argument(help=HELP["model"], metavar="MODEL")] = None,
@@ -124,7 +129,7 @@ def fit(entry: MethodEntry) -> Callable[..., None]:
     return spread(fit_method, settings=Of(entry.cls))
 
 
-@command_of_each("Data and fitting", lambda: METHODS, lambda entry: f"Try settings of {entry.name}.", default="sea")
+@command_of_each("Data and fitting", of_demonstrations, lambda entry: f"Try settings of {entry.name}.", default="sea")
 def tune(entry: MethodEntry) -> Callable[..., None]:
     """Try settings, layers and strengths on questions.
 
@@ -214,7 +219,7 @@ def method_named(name: str) -> Any:
     Raises:
         InputError: If there is none of the name.
     """
-    known = {word_of(key): entry.cls for key, entry in METHODS.items()}
+    known = {word_of(key): entry.cls for key, entry in of_demonstrations().items()}
     if word_of(name) not in known:
         raise InputError(f"There is no method {name!r}. It is one of {', '.join(known)}.")
     return known[word_of(name)]

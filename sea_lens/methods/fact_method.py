@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -12,7 +13,7 @@ from torch import Tensor
 from sea_lens.arguments import check_fields
 from sea_lens.data.facts import FactEdit, check_facts
 from sea_lens.editing.editor import Editor
-from sea_lens.errors import InputError
+from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.methods.keyed_fit import Weighing, card_of_facts, keyed_edits, layers_for, subject_states
 from sea_lens.methods.values import Search, Start, find_values, prefixes_of
 from sea_lens.models.activations import Activations, Role
@@ -22,6 +23,9 @@ from sea_lens.models.hooks import attached_editors
 from sea_lens.models.key_moments import KeyMoments, collect_key_moments
 from sea_lens.models.neutral import neutral_texts
 from sea_lens.models.sites import Site
+
+OUT_OF_REACH = 3.0
+"""Loss, in nats per token, above which the search for a value has failed."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class EditsFacts:
         weight_decay: Weight of `|delta| / |h|^2`.
         kl: Weight of the KL after the subject in `essence`.
         clamp: Longest delta, as a share of `|h|`.
-        essence: A prompt of the subject that should stay as it is; None for none.
+        essence: A prompt of the subject that should stay as it is; an empty text for none.
     """
 
     layers: tuple[int, ...] | None = None
@@ -167,6 +171,15 @@ class Prepared:
         edits, reports = keyed_edits(
             self.model, self.facts, self.layers, self.states + added, self.prefixes, weighing, self.batch_size
         )
+        far = [fact for fact, loss in zip(self.facts, losses.tolist(), strict=True) if loss > OUT_OF_REACH]
+        if far:
+            warnings.warn(
+                f"For {len(far)} of {len(self.facts)} facts no vector at layer {self.layers[-1]} makes the model say the new "
+                f"object, such as {far[0].target_new!r} after {far[0].text!r}: the subject is read elsewhere. Choose other "
+                "layers, or a larger clamp.",
+                SeaLensWarning,
+                stacklevel=4,
+            )
         last = max(reports)
         numbers = {**reports[last].numbers, "loss": float(losses.mean()), "worst_loss": float(losses.max())}
         reports[last] = replace(reports[last], numbers=numbers)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sea_lens.arguments import check_arguments
 from sea_lens.data.facts import FactEdit
@@ -43,6 +44,9 @@ class MEMIT(EditsFacts):
     Attributes:
         layers: As in `EditsFacts`, and so are the others.
     """
+
+    when_to_use: ClassVar[str] = "Facts are to change, one or thousands at once, for good and in all contexts."
+    equation: ClassVar[str] = r"W + R K^\top (\lambda E[k k^\top] + K K^\top)^{-1}"
 
     def fit_facts(
         self,

@@ -45,7 +45,7 @@ class Search:
         weight_decay: Weight of `|delta| / |h|^2`.
         kl: Weight of the KL on `essence`.
         clamp: Longest delta, as a share of the activation's norm.
-        essence: Prompt after whose subject the next token should stay as likely as it is; None for none.
+        essence: Prompt after whose subject the next token should stay as likely as it is; empty for none.
     """
 
     steps: int
@@ -115,7 +115,7 @@ def find_values(
         progress: Whether to show a progress bar.
     """
     asked = [[AskedOf(fact.subject, fact.prompt, fact.target_new, before) for before in prefixes] for fact in facts]
-    has_essence = search.essence is not None and search.kl > 0
+    has_essence = bool(search.essence) and search.kl > 0
     if has_essence:
         asked = [[*own, AskedOf(fact.subject, str(search.essence))] for own, fact in zip(asked, facts, strict=True)]
     rows = iter(subject_rows(model, [each for own in asked for each in own]))
@@ -124,7 +124,7 @@ def find_values(
     size, _ = how_to_run(model, None, batch_size, share_prefix=False, longest=longest)
     n_at_once = max(1, size // len(by_fact[0]))
     added, losses = [], []
-    with _frozen(model), tqdm(total=len(facts), desc="values", unit="fact", disable=not progress) as bar:
+    with frozen(model), tqdm(total=len(facts), desc="values", unit="fact", disable=not progress) as bar:
         for first in range(0, len(facts), n_at_once):
             part = slice(first, min(first + n_at_once, len(facts)))
             found, loss = _search(model, by_fact[part], layer, search, start, part, has_essence)
@@ -220,7 +220,7 @@ def _search(
 
 
 @contextmanager
-def _frozen(model: Model) -> Iterator[None]:
+def frozen(model: Model) -> Iterator[None]:
     """No gradients of weights inside the block."""
     changed = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in changed:
