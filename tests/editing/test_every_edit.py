@@ -10,6 +10,7 @@ from conftest import low_rank
 import sea_lens as sl
 from sea_lens.editing.edits import SequenceEdit
 from sea_lens.editing.nearest import NearestEdit
+from sea_lens.editing.one_sided import OneSidedEdit
 from sea_lens.errors import ModelMismatchError
 from sea_lens.methods.sea.feature_space import FeatureSpaceEdit, Tanh
 
@@ -29,6 +30,7 @@ EDITS = {
     "coordinates everywhere": sl.CoordinateEdit(1 + normal(D) / 4, torch.zeros(D)),
     "angular": sl.AngularEdit.of(normal(D, seed=3), normal(D, seed=4), 100.0),
     "adaptive angular": sl.AngularEdit.of(normal(D, seed=3), normal(D, seed=4), -30.0, adaptive=True),
+    "one-sided": OneSidedEdit(sl.AffineEdit(normal(D, 1, seed=5), normal(D, 1, seed=6), normal(D, seed=7))),
     "nearest": NearestEdit(torch.zeros(1, D), torch.tensor([10.0]), (SYMMETRIC,)),
 }
 EDITS["sequence"] = SequenceEdit((EDITS["coordinates"], EDITS["angular"], SYMMETRIC))
@@ -86,11 +88,19 @@ def test_gradients_flow_and_it_compiles_into_one_graph(edit, without_type_checks
 
 
 @pytest.mark.parametrize(
-    "name", ["editing.angular", "editing.coordinates", "methods.act", "methods.angular", "methods.sadi"]
+    "name",
+    [
+        *(f"editing.{name}" for name in ("angular", "coordinates", "one_sided")),
+        *(f"methods.{name}" for name in ("ace", "act", "angular", "conceptors", "directional_ablation")),
+        *(
+            f"methods.{name}"
+            for name in ("gaussian_transport", "mean_difference", "midsteer", "pca_difference", "sadi")
+        ),
+    ],
 )
 @pytest.mark.usefixtures("without_type_checks")
 def test_examples_run(name):
-    found = doctest.testmod(import_module(f"sea_lens.{name}"), extraglobs={"sl": sl})
+    found = doctest.testmod(import_module(f"sea_lens.{name}"), extraglobs={"sl": sl, "torch": torch})
     assert found.failed == 0
     assert found.attempted > 0
 
