@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
 from huggingface_hub import ModelHubMixin
+from torch import nn
 
 from sea_lens.arguments import as_folder, check_arguments
 from sea_lens.cache import digest
@@ -27,7 +28,7 @@ from sea_lens.models.bridge import FwdHook, Model
 from sea_lens.models.damage import DamageMeter
 from sea_lens.models.sites import Site, check_count, choose_site, choose_sites
 
-ModelType = TypeVar("ModelType", bound=Model)
+ModelType = TypeVar("ModelType", bound=Model | nn.Module)
 
 
 @dataclass(frozen=True, eq=False, repr=False, init=False)
@@ -263,8 +264,8 @@ class Editor(
         keys = [Site(site.layer, KEY) for site, edit in self.edits.items() if key_width_of(edit) is not None]
         return [*reads, *keys, *self.edits]
 
-    def check(self, model: Model) -> None:
-        """Checks that this editor fits a model.
+    def check(self, model: Model | nn.Module) -> None:
+        """Checks that this editor fits a model: a TransformerBridge, or a plain Hugging Face one.
 
         Raises:
             ModelMismatchError: If width, depth or weight processing differ from the model it was fitted on, or the
@@ -278,12 +279,15 @@ class Editor(
 
         Contexts nest, and compose in the order they were entered; hooks of your own are left alone.
 
+        A plain Hugging Face model is edited at the same places by PyTorch's hooks, so its `generate`, a `pipeline` or a
+        `Trainer` run it edited. `sl.Editor.from_pretrained(folder).attached(hf_model)` needs no TransformerLens.
+
         Example:
             >>> with editor.attached(model):
             ...     print(sl.generate(model, "Where were fortune cookies invented?"))
 
         Args:
-            model: The model to edit.
+            model: The model to edit: a TransformerBridge, or a plain Hugging Face model.
 
         Yields:
             The same model.
@@ -294,12 +298,10 @@ class Editor(
         """
         self.check(model)
         if self.is_identity and any(edit.strength for edit in self.edits.values()):
-            warnings.warn(
+            what = (
                 f"This editor of {self.card.method!r} changes nothing at any layer. Fit another: other settings, other "
-                "demonstrations or another token.",
-                SeaLensWarning,
-                stacklevel=3,
             )
+            warnings.warn(what + "demonstrations or another token.", SeaLensWarning, stacklevel=3)
         with edited(model, self):
             yield model
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sea_lens.editing.edits import KEY, Edit, given_key, is_stepwise, key_width_of, may_be_looked_at
 from sea_lens.editing.where import Where
@@ -18,6 +18,7 @@ from sea_lens.errors import HookNeverFiredError, InputError, ModelMismatchError,
 from sea_lens.models.bridge import UNKNOWN_MODEL, FwdHook, Model, ModelInfo, check_is_model
 from sea_lens.models.down_projection import check_key_width
 from sea_lens.models.passes import Pass, Passes, tracked
+from sea_lens.models.plain import hooked_plain, is_plain, places_of, plain_info
 from sea_lens.models.points import hooked, points_of
 from sea_lens.models.sites import Site, check_layers
 
@@ -224,7 +225,7 @@ class Chosen:
 
 
 @contextmanager
-def edited(model: Model, editor: Edits) -> Iterator[None]:
+def edited(model: Model | nn.Module, editor: Edits) -> Iterator[None]:
     """Edits everything the model runs inside the block.
 
     Raises:
@@ -234,7 +235,8 @@ def edited(model: Model, editor: Edits) -> Iterator[None]:
     with ExitStack() as stack:
         passes = None if where is None else stack.enter_context(tracked(model))
         hooks = EditHooks(editor, passes)
-        stack.enter_context(hooked(model, hooks.hooks()))
+        hooked_up = hooked_plain(model, hooks.hooks()) if is_plain(model) else hooked(model, hooks.hooks())
+        stack.enter_context(hooked_up)
         yield
     if not any(hooks.fired.values()):
         raise HookNeverFiredError(
@@ -251,7 +253,9 @@ def edited(model: Model, editor: Edits) -> Iterator[None]:
         )
 
 
-def check_fits(edits: Mapping[Site, Edit], sites: Iterable[Site], ours: ModelInfo | None, model: Model) -> None:
+def check_fits(
+    edits: Mapping[Site, Edit], sites: Iterable[Site], ours: ModelInfo | None, model: Model | nn.Module
+) -> None:
     """Checks that edits fit a model.
 
     Args:
@@ -263,8 +267,20 @@ def check_fits(edits: Mapping[Site, Edit], sites: Iterable[Site], ours: ModelInf
     Raises:
         ModelMismatchError: If width, depth or weight processing differ, or the model lacks a layer or a site.
     """
-    check_is_model(model)
-    theirs = ModelInfo.of(model)
+    if is_plain(model):
+        theirs = plain_info(model)
+        _check_sizes(edits, theirs)
+        places_of(model, list(sites))
+    else:
+        check_is_model(model)
+        theirs = ModelInfo.of(model)
+        _check_sizes(edits, theirs)
+        _check_points(edits, sites, model)
+    if ours is not None:
+        _check_origin(ours, theirs)
+
+
+def _check_sizes(edits: Mapping[Site, Edit], theirs: ModelInfo) -> None:
     for site, edit in edits.items():
         if site.in_stream and theirs.d_model != edit.width:
             raise ModelMismatchError(
@@ -274,6 +290,9 @@ def check_fits(edits: Mapping[Site, Edit], sites: Iterable[Site], ours: ModelInf
     layers = [site.layer for site in edits if site.layer is not None]
     if layers:
         check_layers(layers, theirs.n_layers)
+
+
+def _check_points(edits: Mapping[Site, Edit], sites: Iterable[Site], model: Model) -> None:
     points = points_of(model)
     for site in sites:
         if site.hook_name not in points:
@@ -282,8 +301,9 @@ def check_fits(edits: Mapping[Site, Edit], sites: Iterable[Site], ours: ModelInf
         width = key_width_of(edit)
         if width is not None and site.layer is not None:
             check_key_width(model, site.layer, width)
-    if ours is None:
-        return
+
+
+def _check_origin(ours: ModelInfo, theirs: ModelInfo) -> None:
     if ours.n_layers != theirs.n_layers:
         raise ModelMismatchError(
             f"This editor is for a model of {ours.n_layers} layers ({ours.name}), and {theirs.name} has "
@@ -299,5 +319,5 @@ def check_fits(edits: Mapping[Site, Edit], sites: Iterable[Site], ours: ModelInf
         warnings.warn(
             f"This editor was fitted on {ours.name} and is used on {theirs.name}.",
             SeaLensWarning,
-            stacklevel=5,  # the with statement of `Editor.attached`
+            stacklevel=6,  # the with statement of `Editor.attached`
         )

@@ -224,10 +224,10 @@ class ModelInfo:
         cfg = model.cfg
         folded = bool(getattr(model, "_weights_processed", False)) and (cfg.normalization_type or "").startswith("LN")
         weights = "layernorm folded" if folded else "raw"
-        return cls(_plain_name(cfg.model_name), cfg.n_layers, cfg.d_model, weights, getattr(cfg, "n_heads", None))
+        return cls(plain_name(cfg.model_name), cfg.n_layers, cfg.d_model, weights, getattr(cfg, "n_heads", None))
 
 
-def _plain_name(name: str) -> str:
+def plain_name(name: str) -> str:
     """The last part of a path; a hub name as it is. Decided by the name alone, so the working directory does not matter."""
     is_path = os.path.isabs(name) or name.startswith((".", "~")) or name.count("/") > 1 or "\\" in name
     return re.split(r"[/\\]", name.rstrip("/\\"))[-1] if is_path else name

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from sea_lens.models.bridge import Model
+from sea_lens.models.plain import is_plain, runner_of
 
 PADDING = -1
 """The position of a padding token."""
@@ -202,7 +203,7 @@ _TRACKED: WeakKeyDictionary[nn.Module, Passes] = WeakKeyDictionary()
 
 
 @contextmanager
-def tracked(model: Model) -> Iterator[Passes]:
+def tracked(model: Model | nn.Module) -> Iterator[Passes]:
     """Tracks a model's passes inside the `with` block. Everybody who tracks one model at a time shares one `Passes`.
 
     Example:
@@ -211,12 +212,12 @@ def tracked(model: Model) -> Iterator[Passes]:
         ...     passes.current.positions
 
     Args:
-        model: A TransformerBridge.
+        model: A TransformerBridge, or a plain Hugging Face model.
 
     Yields:
         What is known of the pass that is running.
     """
-    wrapped = model.original_model
+    wrapped: nn.Module = runner_of(model) if is_plain(model) else model.original_model
     passes = _TRACKED.get(wrapped)
     if passes is None:
         passes = _TRACKED[wrapped] = Passes()

@@ -1,0 +1,126 @@
+"""Editors on plain Hugging Face models: the same edits at the same places as on a bridge around the same model."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ARCHITECTURES, build_bridge
+from tiny import make_editor
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+import sea_lens as sl
+from sea_lens.errors import HookNeverFiredError, ModelMismatchError
+from sea_lens.models.plain import SITES
+from sea_lens.models.sites import Site, widths_of
+
+IDS = torch.randint(2, 258, (3, 9), generator=torch.Generator().manual_seed(0))
+MASK = torch.ones_like(IDS)
+MASK[0, :3] = MASK[1, :1] = 0
+GIVEN = {"attention_mask": MASK, "position_ids": (MASK.cumsum(1) - 1).clamp_min(0)}
+
+
+def plain_of(bridge) -> nn.Module:
+    """The model that the bridge was made around, before it was."""
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(bridge.original_model.config).eval()
+
+
+def edit(width: int) -> sl.AffineEdit:
+    """One that moves a token by about its own length, and keeps its norm."""
+    generator = torch.Generator().manual_seed(width)
+    basis = torch.linalg.qr(torch.randn(width, 3, generator=generator))[0]
+    shift = 0.5 * torch.randn(width, generator=generator)
+    return sl.AffineEdit.of_eigenvalues(basis, torch.tensor([1.0, -1.0, 2.0]), shift, restore_norm=True)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_edits_are_those_of_the_bridge_at_every_site_under_padding(architecture):
+    bridge = build_bridge(architecture)
+    plain = plain_of(bridge)
+    sites = [Site(None, name) if name.startswith("unembed") else Site(1, name) for name in SITES]
+    before = plain(IDS, **GIVEN).logits
+    unedited = bridge(IDS, attention_mask=MASK)
+    for site, width in zip(sites, widths_of(bridge, sites), strict=True):
+        editor = sl.Editor({site: edit(width)}).at_positions([2, -2])
+        with editor.attached(bridge):
+            wanted = bridge(IDS, attention_mask=MASK)
+        with editor.attached(plain):
+            found = plain(IDS, **GIVEN).logits
+        real = MASK.bool()
+        assert (wanted - unedited)[real].abs().max() > 0.1, site
+        torch.testing.assert_close(found[real], wanted[real], atol=1e-5, rtol=1e-5)
+    assert torch.equal(plain(IDS, **GIVEN).logits, before)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in plain.modules())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("where", ["all", "generated", "prompt", [-1]])
+def test_its_generate_writes_what_the_bridge_writes(where, llama):
+    plain, editor = plain_of(llama), make_editor(strength=2.0).at_positions(where)
+    options = {"attention_mask": MASK, "max_new_tokens": 6, "do_sample": False, "pad_token_id": 1}
+    with editor.attached(llama):
+        wanted = llama.original_model.generate(IDS, **options)
+    with editor.attached(plain):
+        found = plain.generate(IDS, **options)
+        uncached = plain.generate(IDS, use_cache=False, **options)
+    assert torch.equal(found, wanted)
+    assert torch.equal(uncached, wanted)
+    assert not torch.equal(found, plain.generate(IDS, **options))
+
+
+def test_editors_nest_and_edit_what_a_model_around_it_runs(llama):
+    plain, one, other = plain_of(llama), make_editor(), make_editor(seed=1)
+
+    class Around(nn.Module):
+        """As PEFT's models are: a base model that is run by its `forward`, and not called."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.base, self.config = plain, plain.config
+
+        def get_output_embeddings(self) -> nn.Module:
+            return self.base.get_output_embeddings()
+
+        def forward(self, **given: object) -> object:
+            return self.base.forward(**given)
+
+    around = Around()
+    with torch.no_grad():
+        with one.attached(llama), other.attached(llama):
+            wanted = llama(IDS)
+        with one.attached(around), other.at_positions("prompt").attached(around):
+            found = around(input_ids=IDS).logits
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_what_cannot_be_edited_is_refused(llama):
+    plain = plain_of(llama)
+    cases = [
+        (plain, sl.Editor({Site(0, "ln2.hook_out"): edit(32)}), "no module stands for"),
+        (plain, sl.Editor({7: edit(32)}), "7"),
+        (plain, sl.Editor({0: edit(8)}), "d_model 8"),
+        (nn.Linear(2, 2), sl.Editor({0: edit(32)}), "TransformerBridge is needed"),
+    ]
+    for model, editor, words in cases:
+        with pytest.raises(ModelMismatchError, match=words):
+            editor.check(model)
+    with pytest.raises(HookNeverFiredError, match="no forward pass reached"), make_editor().attached(plain):
+        pass
+
+
+def test_no_transformer_lens_is_needed(tmp_path, llama):
+    plain_of(llama).save_pretrained(tmp_path / "model")
+    make_editor().save_pretrained(tmp_path / "editor")
+    script = (
+        "import sys, torch, sea_lens as sl\n"
+        "from transformers import AutoModelForCausalLM\n"
+        f"model = AutoModelForCausalLM.from_pretrained({str(tmp_path / 'model')!r})\n"
+        f"with sl.Editor.from_pretrained({str(tmp_path / 'editor')!r}).attached(model):\n"
+        "    edited = model(torch.arange(2, 9)[None]).logits\n"
+        "assert not torch.equal(edited, model(torch.arange(2, 9)[None]).logits)\n"
+        "assert 'transformer_lens' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
