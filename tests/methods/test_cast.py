@@ -141,21 +141,22 @@ def test_a_condition_is_fitted_on_half_of_the_prompts_and_measured_on_the_other(
 
 
 def test_from_the_command_line(organism, editor_folder, tmp_path):
-    _, world = organism
+    model, world = organism
+    kinds = {}
     for name, kind in (("when", "home"), ("unless", "pet")):
         prompts = [question.prompt for question in world.questions(world.fitting) if f" {kind} " in question.prompt]
+        kinds[name] = prompts
         (tmp_path / f"{name}.json").write_text(json.dumps(prompts))
     out = tmp_path / "conditional"
     files = [tmp_path / "when.json", tmp_path / "unless.json"]
-    code, shown, err = run_command(
-        "condition", "organism", editor_folder, *files, "--out", out, "--n", 20, "--token", "last"
-    )
+    code, shown, err = run_command("condition", "organism", editor_folder, *files, "--out", out)
     assert code == 0, err
     assert "precision" in shown
     editor, found = sl.Editor.from_pretrained(out), sl.Condition.load(out)
     assert str(editor.where) == str(found.where)
     assert not min(editor.edits) < editor.where.reads
-    assert found.table["f1_held_out"].iloc[0] > 0.8
+    assert found.table.equals(sl.fit_condition(model, **kinds, layers=[0, 1]).table)
+    assert 0.75 < found.table["f1_held_out"].iloc[0] <= 1
     early = sl.Editor({"blocks.0.ln1.hook_out": sl.AffineEdit.of_shift(torch.ones(128))})
     early.save_pretrained(tmp_path / "early")
     code, _, err = run_command("condition", "organism", tmp_path / "early", *files)
