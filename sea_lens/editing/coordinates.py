@@ -53,7 +53,12 @@ class SetCoordinates:
             if found is None:
                 continue
             listed = found.tolist()
-            if found.is_floating_point() or not listed or len(set(listed)) < len(listed) or not 0 <= min(listed) <= max(listed) < self.width:
+            if (
+                found.is_floating_point()
+                or not listed
+                or len(set(listed)) < len(listed)
+                or not 0 <= min(listed) <= max(listed) < self.width
+            ):
                 raise InputError(
                     f"{name} are different numbers from 0 to {self.width - 1}, at least one, and {listed} were given."
                 )

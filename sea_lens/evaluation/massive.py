@@ -235,8 +235,8 @@ def _interventions(
 
     if len(order) < k:
         raise InputError(
-            f"{k} of {width} coordinates are massive by this criterion, so there are not as many others to compare with. Give "
-            "a higher magnitude and ratio."
+            f"{k} of {width} coordinates are massive by this criterion, so there are not as many others to compare with. "
+            "Give a higher magnitude and ratio."
         )
     massive, following, zeros = list(target.coordinates), order[:k], [0.0] * k
     planned = {

@@ -265,9 +265,10 @@ class SAE:
         if not isinstance(x, Tensor):
             raise InputError(f"Activations are a tensor [..., {self.width}], and a {type(x).__name__} was given.")
         if x.shape[-1:] != (self.width,):
+            last = x.shape[-1] if x.ndim else "missing"
             raise ModelMismatchError(
-                f"This SAE is for width {self.width}, and the activation's last dimension is {x.shape[-1] if x.ndim else 'missing'}. Take one that "
-                "was trained on this model and site."
+                f"This SAE is for width {self.width}, and the activation's last dimension is {last}. Take one that was "
+                "trained on this model and site."
             )
 
     # --- views -------------------------------------------------------------------------------------------------------
