@@ -49,6 +49,8 @@ class FitReport:
             text += f" (positive {self['rank_positive']:g}, negative {self['rank_negative']:g})"
         if self.displacement is not None:
             text += f", at strength 1 moves the fit's activations by {self.displacement:.1%} of their norm"
+        if "reached" in self:
+            text += f", reaches {self['reached']:.0%} of what it should move values by"
         if "unit" in self:
             outside, beyond = (self[f"clamped_{what}"] for what in ("activations", "features"))
             text += f", clamps {outside:.2%} of their entries and {beyond:.2%} of the edited features"

@@ -86,9 +86,10 @@ class Start:
 
 def prefixes_of(model: Model, texts: Sequence[str], n: int) -> list[str]:
     """What prompts are put after: nothing, and the first tokens of some neutral texts, each as a sentence."""
-    starts = [ids[1 : PREFIX_TOKENS + 1] for ids in all_token_ids(model, texts[:n])] if n else []
     tokenizer = tokenizer_of(model)
-    return ["", *(f"{tokenizer.decode(ids).strip()}. " for ids in starts)]
+    rows = all_token_ids(model, texts[:n]) if n else []
+    starts = [ids[1:] if ids[:1] == [tokenizer.bos_token_id] else ids for ids in rows]
+    return ["", *(f"{tokenizer.decode(ids[:PREFIX_TOKENS]).strip()}. " for ids in starts)]
 
 
 def find_values(

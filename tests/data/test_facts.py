@@ -7,6 +7,7 @@ from sea_lens.data.facts import check_facts
 from sea_lens.errors import InputError
 
 
+@pytest.mark.usefixtures("without_type_checks")
 def test_the_subject_is_put_into_prompts():
     fact = sl.FactEdit("Oslo", "The {x} of {} is", "cod", same_subject=[sl.KnownFact("{} is in", "Norway")])
     assert fact.text == "The {x} of Oslo is"
@@ -14,6 +15,7 @@ def test_the_subject_is_put_into_prompts():
     assert fact.same_subject == (sl.KnownFact("{} is in", "Norway"),)
 
 
+@pytest.mark.usefixtures("without_type_checks")
 @pytest.mark.parametrize(
     ("change", "said"),
     [

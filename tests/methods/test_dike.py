@@ -14,7 +14,7 @@ from sea_lens.models.subjects import AskedOf, subject_rows
 
 D = 32
 TEXTS = ["The cat sat on the mat all day.", "Rain fell, and the river rose by a foot.", "Seven boats left."] * 2
-SETTINGS = {"layers": (1,), "prefixes": 0, "steps": 3, "moment_weight": 20.0}
+SETTINGS = {"layers": (1,), "prefixes": 0, "steps": 2, "moment_weight": 20.0}
 PLAIN = sl.KnownFact("{} eats", "pie")
 FACTS = [
     sl.FactEdit(name, "The job of {} is", "cook", job, same_subject=(PLAIN, sl.KnownFact("{} lives in", "Ulm")))
@@ -94,8 +94,8 @@ def test_training_lowers_its_loss_and_goes_on_where_it_was_killed(model, tmp_pat
     assert all(parameter.requires_grad for parameter in model.parameters())
     with pytest.raises(FileFormatError, match="differs in"):
         train(3, folder)
-    alone = train(60, constraint=0.0)
-    assert alone.numbers["reconstruction"] < 0.5 * train(1, constraint=0.0).numbers["reconstruction"]
+    alone = train(40, constraint=0.0)
+    assert alone.numbers["reconstruction"] < 0.7 * train(1, constraint=0.0).numbers["reconstruction"]
 
 
 def test_with_a_disentangler_that_gives_states_back_it_is_memit_but_for_w3(model, moments):
@@ -112,13 +112,13 @@ def test_with_a_disentangler_that_gives_states_back_it_is_memit_but_for_w3(model
 
 def test_values_along_w3_are_spared(model, moments):
     parts = drawn()
-    editor = fitted(model, moments, sl.DiKE(**SETTINGS), parts)
+    editor = fitted(model, moments, sl.DiKE(**{**SETTINGS, "steps": 1}), parts)
     strict = drawn(w3=100 * parts.weights["w3"])
-    spared = fitted(model, moments, sl.DiKE(**SETTINGS), strict)
+    spared = fitted(model, moments, sl.DiKE(**{**SETTINGS, "steps": 1}), strict)
     moved = [(parts.protected @ each[1].outs).norm() for each in (editor, spared)]
     assert moved[1] < 0.1 * moved[0]
     assert spared.card.reports[spared.sites[0]]["kept"] < editor.card.reports[editor.sites[0]]["kept"] < 1
-    rescaled = fitted(model, moments, sl.DiKE(**SETTINGS, rescale=True), parts)
+    rescaled = fitted(model, moments, sl.DiKE(**{**SETTINGS, "steps": 1}, rescale=True), parts)
     assert torch.equal(rescaled[1].keys, editor[1].keys)
     ratio = rescaled[1].outs / editor[1].outs
     torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), rtol=1e-3, atol=1e-3)

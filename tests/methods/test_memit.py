@@ -19,7 +19,7 @@ FACTS = [
     sl.FactEdit("Cy", "The job of {} is", "cook"),
 ]
 TEXTS = ["The cat sat on the mat all day.", "Rain fell, and the river rose by a foot.", "Seven boats left."] * 2
-SETTINGS = {"layers": (0, 1), "prefixes": 2, "steps": 4, "ridge": 0.0, "moment_weight": 20.0}
+SETTINGS = {"layers": (0, 1), "prefixes": 2, "steps": 3, "ridge": 0.0, "moment_weight": 20.0}
 
 
 def columns(*shape, seed=0):
@@ -155,7 +155,7 @@ def by_hand(model, fact, layer, search, prefixes):
 
 
 def test_values_are_those_of_the_published_search(model):
-    search, facts = Search(4, 0.5, 0.5, 0.0625, 0.1, "{} is a"), FACTS[:2]
+    search, facts = Search(3, 0.5, 0.5, 0.0625, 0.1, "{} is a"), FACTS[:2]
     prefixes = prefixes_of(model, TEXTS, 2)
     assert prefixes[0] == ""
     assert prefixes[1] == "The cat sa. "
@@ -223,6 +223,7 @@ def test_weights_do_the_same_and_the_editor_is_saved(model, editor, tmp_path):
     assert again.fingerprint == editor.fingerprint
     assert again.card == editor.card
     assert method_of(again) == sl.MEMIT(**SETTINGS)
+    assert "of what it should move values by" in repr(again)
     report = editor.card.reports[sl.Site(0, "mlp_out")]
     assert 0 < report["reached"] < 1
     assert report["kept"] == pytest.approx(1)
