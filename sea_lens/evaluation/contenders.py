@@ -113,14 +113,14 @@ class Sources:
 
 
 def that_fit(settings: Sequence[Method], activations: Activations) -> list[Method]:
-    """The settings that can be fitted; all of them where the first one can, as they then nearly always do.
+    """The settings that can be fitted.
 
     Raises:
         InputError: Why the first one cannot, if none can.
     """
     found: list[Method] = []
     errors: list[InputError] = []
-    for number, method in enumerate(settings):
+    for method in settings:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", SeaLensWarning)
@@ -129,8 +129,6 @@ def that_fit(settings: Sequence[Method], activations: Activations) -> list[Metho
             errors.append(error)
         else:
             found.append(method)
-            if number == 0:
-                return list(settings)
     if not found:
         raise errors[0]
     return found

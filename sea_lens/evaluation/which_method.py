@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -135,28 +135,26 @@ def compare_methods(
             settings, strengths = tried(method, budget if one_site else trials)
             try:
                 activations = sources.of(method)
-                settings = that_fit(settings, activations)
+                attempt = partial(
+                    tune,
+                    model,
+                    activations,
+                    fitting_questions,
+                    layers=[ALL] if one_site else layers,
+                    strengths=strengths,
+                    measure=measure,
+                    max_kl=max_kl,
+                    neutral_texts=neutral_texts,
+                    control=0,
+                    seed=seed,
+                    max_new_tokens=max_new_tokens,
+                    batch_size=batch_size,
+                    folder=None if own_folder is None else own_folder / f"tuning-{places[name]}",
+                    progress=False,
+                )
                 with warnings.catch_warnings():
-                    warnings.simplefilter(
-                        "ignore", SeaLensWarning
-                    )  # what the fit says, and what breaks, is in the table
-                    tuning = tune(
-                        model,
-                        activations,
-                        fitting_questions,
-                        methods=settings,
-                        layers=[ALL] if one_site else layers,
-                        strengths=strengths,
-                        measure=measure,
-                        max_kl=max_kl,
-                        neutral_texts=neutral_texts,
-                        control=0,
-                        seed=seed,
-                        max_new_tokens=max_new_tokens,
-                        batch_size=batch_size,
-                        folder=None if own_folder is None else own_folder / f"tuning-{places[name]}",
-                        progress=False,
-                    )
+                    warnings.simplefilter("ignore", SeaLensWarning)  # what fits say, and what breaks, is in the table
+                    tuning = _tuned(attempt, settings, activations)
             except (InputError, ModelMismatchError) as error:
                 left_out[name] = str(error)
                 continue
@@ -189,6 +187,17 @@ def compare_methods(
             f"{', '.join(result.broken)}: the best setting breaks the model.", BrokenModelWarning, stacklevel=2
         )
     return result
+
+
+def _tuned(attempt: Callable[..., Tuning], settings: Sequence[Method], activations: Activations) -> Tuning:
+    """The tuning over all settings; over those that can be fitted, where some cannot."""
+    try:
+        return attempt(methods=settings)
+    except InputError:
+        left = that_fit(settings, activations)
+        if len(left) == len(settings):
+            raise
+        return attempt(methods=left)
 
 
 def _table(

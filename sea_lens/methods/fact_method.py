@@ -63,6 +63,8 @@ class EditsFacts:
     name: ClassVar[str]
     roles: ClassVar[tuple[Role, ...]] = ()
     why_not_compared: ClassVar[str] = "it edits facts: see sl.evaluate_knowledge"
+    sites_to_collect: ClassVar[tuple[str, ...]] = ("mlp_out",)
+    also_needs: ClassVar[str] = "facts (sl.FactEdit) and the model, whose gradients it takes"
 
     def __post_init__(self) -> None:
         check_fields(self)
