@@ -16,17 +16,20 @@ import json
 import random
 import warnings
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 import sea_lens as sl
 from sea_lens.data.prompts import join
+from sea_lens.errors import InputError
 from sea_lens.methods.method import Method
 from sea_lens.models.bridge import Model
 
 TAUS = (0.9, 0.7, 0.5, 0.3)
-STRENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0)
+STRENGTHS = (0.5, 1.0, 2.0, 4.0)
 EFFECTS = ("mean_log_probability_difference", "accuracy")
 
 
@@ -50,6 +53,15 @@ def write_texts(given: Namespace, model: Model) -> None:
     print(f"{len(texts)} texts in {given.out}")
 
 
+def fitted_or_none(fit: Callable[[], sl.Editor]) -> sl.Editor | None:
+    """The fit's editor; None, and why, where no feature is left."""
+    try:
+        return fit()
+    except InputError as error:
+        print(error)
+        return None
+
+
 def measure(given: Namespace, model: Model) -> None:
     """Chooses each method's setting, and measures it on held-out questions beside controls, and what it costs."""
     fitting, choosing, held_out = rows_of(given, model)
@@ -66,12 +78,9 @@ def measure(given: Namespace, model: Model) -> None:
     }
     methods: dict[str, list[Method]] = {"mean difference": [sl.MeanDifference()], "SAS": []}
     for tau in TAUS:
-        try:
-            methods["SAS"].append(sl.SAS(sae, tau))
-            sl.SAS(sae, tau).fit(activations)
-        except sl.errors.InputError as error:
-            methods["SAS"].pop()
-            print(f"tau {tau:g}: {error}")
+        method = sl.SAS(sae, tau)
+        if fitted_or_none(partial(method.fit, activations)) is not None:
+            methods["SAS"].append(method)
     found = []
     for name, tried in methods.items():
         if not tried:
@@ -95,12 +104,17 @@ def measure(given: Namespace, model: Model) -> None:
         best = tuning.best
         if name == "SAS":
             print(sl.read_features(model, best, k=3).table.head(12).to_string())
-        controls = {
+        shuffled = [
+            fitted_or_none(partial(sl.refit, best, activations.shuffled(seed))) for seed in range(given.control)
+        ]
+        controls: dict[str, int | list[sl.Editor]] = {
             "random": given.control,
-            "refitted on shuffled": [sl.refit(best, activations.shuffled(seed)) for seed in range(given.control)],
+            "refitted on shuffled": [each for each in shuffled if each is not None],
             "refitted on swapped": [sl.refit(best, activations.swapped())],
         }
         for kind, control in controls.items():
+            if not control:
+                continue
             measured = sl.measure_effects(
                 model,
                 questions["held out"],

@@ -59,6 +59,9 @@ HELP |= {
     "sources": "Demonstrations to fit on, file by file, or organism or bias-organism. NAME=FILE gives one a name: bbq=FILE "
     "that of a benchmark whose data it is.",
     "texts": "Texts to run: .txt, which is one text, a JSON list, or JSON lines; left out for the sample that ships.",
+    "unless": "Prompts that the editor should leave alone, in such a file.",
+    "when": "Prompts that the editor should edit: a JSON list, JSON lines with text, or a file of questions or "
+    "demonstrations, whose prompts are taken.",
     "strength": "1 is the fitted editor, 0 no edit.",
     "strengths": "Several strengths to read beside each other, such as -2,-1,0,1,2.",
 }

@@ -53,7 +53,12 @@ class SetCoordinates:
             if found is None:
                 continue
             listed = found.tolist()
-            if not listed or len(set(listed)) < len(listed) or not 0 <= min(listed) <= max(listed) < self.width:
+            if (
+                found.is_floating_point()
+                or not listed
+                or len(set(listed)) < len(listed)
+                or not 0 <= min(listed) <= max(listed) < self.width
+            ):
                 raise InputError(
                     f"{name} are different numbers from 0 to {self.width - 1}, at least one, and {listed} were given."
                 )
@@ -66,6 +71,8 @@ class SetCoordinates:
             raise InputError("gates and above go together, and one of them was given alone.")
         if self.gates is not None and self.above is not None and self.gates.shape != self.above.shape:
             raise InputError("There is one limit above which a token is edited per gate.")
+        if self.above is not None and bool(self.above.isnan().any()):
+            raise InputError("The limits above which a token is edited must be numbers, and one is NaN.")
 
     @classmethod
     def to_zero(cls, width: int, coordinates: list[int]) -> SetCoordinates:

@@ -26,6 +26,7 @@ from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.evaluation.perplexity import evaluate_perplexity
 from sea_lens.evaluation.windows import text_windows
 from sea_lens.models.bridge import Model, check_is_model
+from sea_lens.models.layers import check_layers
 from sea_lens.models.neutral import neutral_texts
 from sea_lens.models.passes import telling
 from sea_lens.models.sites import Site
@@ -102,8 +103,8 @@ def intervene_on_massive(
     Args:
         model: A TransformerBridge with a tokenizer, unedited.
         texts: What to run; None for `sl.neutral_texts(model)`. Every text is read after the beginning token, if there is one.
-        layer: The block after whose output coordinates are set; None for the first at which the largest activation of all
-            has half of its final size.
+        layer: The block after whose output coordinates are set, a negative one from the end; None for the first at which the
+            largest activation of all has half of its final size.
         magnitude: As of `massive_tokens`.
         ratio: As of `massive_tokens`.
         control: How often random coordinates and random tokens are drawn; 0 for neither.
@@ -117,12 +118,15 @@ def intervene_on_massive(
         The interventions, and the massive activations.
 
     Raises:
-        InputError: If there are no texts, or no activation is massive at that layer.
+        InputError: If there are no texts, no activation is massive at that layer, or so many coordinates that there are not
+            as many others.
+        ModelMismatchError: If there is no such layer.
     """
     check_arguments(intervene_on_massive, locals())
     check_is_model(model)
     if control < 0:
         raise InputError(f"control is how often controls are drawn, 0 for never, and {control} was given.")
+    layer = None if layer is None else check_layers([layer], model.cfg.n_layers)[0]
     given = neutral_texts(model) if texts is None else list(texts)
     windows = sorted(text_windows(model, given, model.cfg.n_ctx, model.cfg.n_ctx), key=lambda window: window.text)
     rows = [window.ids[:-1] for window in windows]  # as they are run: the last token is only scored
@@ -229,6 +233,11 @@ def _interventions(
         edit = SetCoordinates(width, torch.tensor(coordinates), torch.tensor(values), keep, gates, above)
         return [(edit, where, words)]
 
+    if len(order) < k:
+        raise InputError(
+            f"{k} of {width} coordinates are massive by this criterion, so there are not as many others to compare with. "
+            "Give a higher magnitude and ratio."
+        )
     massive, following, zeros = list(target.coordinates), order[:k], [0.0] * k
     planned = {
         "zero": setting(massive, zeros),

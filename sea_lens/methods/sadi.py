@@ -15,6 +15,7 @@ calls functions without arguments that they need. Choose K and delta by `sea_len
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -27,7 +28,7 @@ from torch import Tensor
 from sea_lens.arguments import check_arguments, check_fields
 from sea_lens.editing.coordinates import CoordinateEdit
 from sea_lens.editing.editor import Editor
-from sea_lens.errors import InputError
+from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.methods.heads import head_width
 from sea_lens.methods.method import check_roles, fitted_editor, register_method
 from sea_lens.models.activations import Activations, Role
@@ -84,8 +85,10 @@ class SADI:
             activations: Positive and negative ones. Elements of sites of unlike scale are ranked together, as published.
 
         Raises:
-            InputError: If a side is missing, there are fewer elements than are asked for, the sides have one mean, or the
-                width of a head is not known.
+            InputError: If a side is missing, the sides have one mean, or the width of a head is not known.
+
+        Warns:
+            SeaLensWarning: If there are fewer elements than are to be edited.
         """
         check_arguments(SADI.fit, locals())
         check_roles(self, activations)
@@ -93,8 +96,11 @@ class SADI:
         differences = {site: self._differences(activations, site, width) for site, width in widths.items()}
         all_of_them = torch.cat(list(differences.values()))
         if self.n_elements > len(all_of_them):
-            raise InputError(
-                f"n_elements is {self.n_elements}, and there are {len(all_of_them)} elements at these sites."
+            warnings.warn(
+                f"{self.n_elements} elements were to be edited, and there are {len(all_of_them)}: all of them are. Give "
+                "n_elements.",
+                SeaLensWarning,
+                stacklevel=2,
             )
         order = all_of_them.argsort(descending=True, stable=True)[: self.n_elements]
         if not all_of_them[order[0]] > 0:

@@ -258,6 +258,8 @@ def collect_fact(
         raise InputError(
             "Give a list of prompts with at least one, and two different objects, such as old='London', new='Paris'."
         )
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, and {batch_size} was given.")
     if wanted is not None and (isinstance(wanted, str) or len(wanted) != len(prompts)):
         raise InputError(
             f"wanted is a list with one text per prompt, and {len(prompts)} prompts with {wanted!r:.60} were given."
@@ -278,7 +280,9 @@ def _states(model: Model, texts: Sequence[str], new: str, n_tokens: int, batch_s
     starts = [text.answer_start for (text,) in asked]
     lengths = {len(text.ids) - text.answer_start for (text,) in asked}
     if not 1 <= n_tokens <= min(lengths):
-        raise InputError(f"{new!r} has {min(lengths)} tokens here, so tokens is from 1 to that; {n_tokens} was given.")
+        raise InputError(
+            f"{new!r} has {min(lengths)} tokens here, so tokens is 1 to {min(lengths)}; {n_tokens} was given."
+        )
     rows = [text.ids[: text.answer_start + n_tokens - 1] for (text,) in asked]
     names = [f"Prompt {number}, with what is put before it," for number in range(len(rows))]
     check_context_length(model, list(map(len, rows)), names)

@@ -118,12 +118,13 @@ class UneditedPredictions:
         return found.kl
 
     @torch.no_grad()
-    def divergence_to(self, editor: EditsModels, *, prompt_length: int | None = None) -> Divergence:
+    def divergence_to(self, editor: EditsModels, *, prompt_length: int | float | None = None) -> Divergence:
         """KL and negative log-likelihoods under an editor.
 
         Args:
             editor: The editor.
-            prompt_length: How many tokens of each text are its prompt, for edits of what is generated; None for all.
+            prompt_length: How many tokens of each text are its prompt, for edits of what is generated, or, below 1, which
+                share of them, for edits at the prompt's end; None for all.
 
         Warns:
             SeaLensWarning: If no token is edited.
@@ -139,8 +140,11 @@ class UneditedPredictions:
                 others = None
                 # Attached once for all that wait, and not for each: some texts may be too short to be edited.
                 with suppress(HookNeverFiredError):
-                    with telling(self.model, prompt_length), editor.attached(self.model):
-                        there = [self._states(each) for each, _ in waiting]
+                    there = []
+                    with editor.attached(self.model):
+                        for each, _ in waiting:
+                            with telling(self.model, _prompt_lengths(each, prompt_length)):
+                                there.append(self._states(each))
                     others, edited = there, True
                 for number, (each, states) in enumerate(waiting):
                     # If no token was edited, both models are one.
@@ -229,6 +233,12 @@ class UneditedPredictions:
         where[:, :-1] &= tokens.mask[:, 1:]
         where[:, -1] = False
         return tokens, where
+
+
+def _prompt_lengths(rows: Rows, asked: int | float | None) -> Tensor | int | None:
+    if asked is None or asked >= 1:
+        return None if asked is None else int(asked)
+    return torch.tensor([max(1, math.ceil(asked * len(row))) for row in rows])
 
 
 Predictor = tuple[Unembedding, Tensor]

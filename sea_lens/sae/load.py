@@ -93,8 +93,8 @@ def load_sae(
         revision: A branch, tag or commit on the hub.
 
     Raises:
-        InputError: If there is no such SAE, or it cannot be computed exactly: a transcoder, whitened activations, a threshold
-            that was never set. The message says why, and what to give.
+        InputError: If there is no such SAE, it cannot be computed exactly (a transcoder, whitened activations, a threshold
+            that was never set), or `k` or `mean_norm` says nothing of it. The message says why, and what to give.
         FileFormatError: If a file is missing or damaged, or holds anything but tensors.
     """
     check_arguments(load_sae, locals())
@@ -109,6 +109,10 @@ def load_sae(
     weights, kind = _weights(found, layout)
     parts = READERS[kind](weights, Asked(site, k, mean_norm))
     sae = parts.made()
+    if k is not None and sae.k is None:
+        raise InputError(f"k is of top-k SAEs, and this one is a {sae.activation}. Leave it out.")
+    if mean_norm is not None and parts.factor == 1 and mean_norm**2 != sae.width:
+        raise InputError("This SAE takes activations as they are, so mean_norm says nothing of it. Leave it out.")
     if local and not embedded:
         _PLACES[sae.identity.digest] = there.absolute()
     source = replace(

@@ -215,7 +215,13 @@ class SAE:
 
         Raises:
             InputError: If they are needed and not given.
+            ModelMismatchError: If there are more or fewer codes than features.
         """
+        if not isinstance(codes, Tensor) or codes.shape[-1:] != (self.n_features,):
+            shape = list(codes.shape) if isinstance(codes, Tensor) else type(codes).__name__
+            raise ModelMismatchError(
+                f"This SAE has {self.n_features} features here, so codes are [..., {self.n_features}]; {shape} was given."
+            )
         placed = self.on(codes.device, torch.promote_types(codes.dtype, torch.float32))
         decoded = codes.to(placed.decoder.dtype) @ placed.decoder + placed.decoder_bias
         if self.normalization == "none":
@@ -234,10 +240,13 @@ class SAE:
         """How well it represents these activations: a wrong model, layer or scale shows here.
 
         Raises:
+            InputError: If there are no rows, or they hold NaN or infinity.
             ModelMismatchError: If their width is another.
         """
         check_arguments(SAE.measure, locals())
         self._check_width(x)
+        if not x.numel() or not bool(x.isfinite().all()):
+            raise InputError("Fidelity is measured on one activation at least, all of finite numbers.")
         rows, missed, active = x.detach().float(), 0.0, 0
         for block in torch.split(rows, self.rows_at_once):
             codes = self.encode(block)
@@ -253,10 +262,13 @@ class SAE:
         return max(1, CODES_AT_ONCE // self.n_features)
 
     def _check_width(self, x: Tensor) -> None:
-        if x.shape[-1] != self.width:
+        if not isinstance(x, Tensor):
+            raise InputError(f"Activations are a tensor [..., {self.width}], and a {type(x).__name__} was given.")
+        if x.shape[-1:] != (self.width,):
+            last = x.shape[-1] if x.ndim else "missing"
             raise ModelMismatchError(
-                f"This SAE is for width {self.width}, and the activation's last dimension is {x.shape[-1]}. Take one that "
-                "was trained on this model and site."
+                f"This SAE is for width {self.width}, and the activation's last dimension is {last}. Take one that was "
+                "trained on this model and site."
             )
 
     # --- views -------------------------------------------------------------------------------------------------------

@@ -74,6 +74,8 @@ def test_an_editor_of_it_is_saved_and_acts_where_it_should(tmp_path):
         ([1], [float("nan")], {}, "one finite value per coordinate"),
         ([1], [0.0], {"gates": torch.tensor([1])}, "go together"),
         ([1], [0.0], {"gates": torch.tensor([1]), "above": torch.zeros(2)}, "one limit"),
+        ([1], [0.0], {"gates": torch.tensor([1]), "above": torch.tensor([torch.nan])}, "one is NaN"),
+        ([1], [0.0], {"gates": torch.tensor([1.0]), "above": torch.zeros(1)}, "different numbers"),
     ],
 )
 @pytest.mark.usefixtures("without_type_checks")

@@ -72,6 +72,15 @@ def test_where_nothing_is_massive_it_says_so():
         sl.intervene_on_massive(build_bridge("llama"), TEXTS, progress=False)
 
 
+def test_layers_count_from_the_end_too_and_too_many_coordinates_leave_no_control(planted):
+    last = sl.intervene_on_massive(planted, TEXTS[:2], layer=-1, control=0, progress=False)
+    assert last.layer == planted.cfg.n_layers - 1
+    with pytest.raises(ModelMismatchError, match=r"Layers \[9\] do not exist"):
+        sl.intervene_on_massive(planted, TEXTS, layer=9, progress=False)
+    with pytest.raises(InputError, match="not as many others to compare with"):
+        sl.intervene_on_massive(planted, TEXTS[:1], magnitude=1e-9, ratio=1e-9, progress=False)
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])
 def test_the_bias_and_the_rest_are_the_heads_output(architecture):
     model = build_bridge(architecture)

@@ -92,10 +92,11 @@ def test_what_cannot_be_fitted_is_refused():
     for settings, words in (
         ({}, "has no known attention heads"),
         ({"d_head": 5}, "do not divide the width 32"),
-        ({"elements": "coordinates", "n_elements": 65}, "there are 64 elements"),
     ):
         with pytest.raises(InputError, match=words):
             sl.SADI(**settings).fit(data)
+    with pytest.warns(sl.SeaLensWarning, match="65 elements were to be edited, and there are 64: all of them are"):
+        assert sl.SADI(65, elements="coordinates").fit(data)[1].rank == 32
     with pytest.raises(InputError, match="n_elements must be"):
         sl.SADI(n_elements=0)
     same = sl.Activations.from_tensors(positive={0: torch.ones(4, 3)}, negative={0: torch.ones(4, 3)})

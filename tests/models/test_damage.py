@@ -149,6 +149,26 @@ def test_an_edit_of_what_is_generated_costs_what_it_does_to_text_after_its_first
     assert late.examples["edited"].tolist() == late.examples["unedited"].tolist()
 
 
+def test_an_edit_of_the_last_token_costs_what_it_does_in_the_middle_of_text(llama):
+    texts = ["A longer text that is read here.", "Another one of these"]
+    meter, editor = DamageMeter.of(llama, texts, []), make_editor().at_positions([-1])
+    found = meter.measure(editor)
+    sums, tokens = 0.0, 0
+    for text in texts:
+        ids = llama.to_tokens(text)
+        length = -(-ids.shape[1] // 2)
+        with torch.no_grad():
+            before = llama(ids).log_softmax(-1).double()
+            with make_editor().at_positions([length - 1]).attached(llama):
+                after = llama(ids).log_softmax(-1).double()
+        sums += float((before.exp() * (before - after)).sum(-1)[0, :-1].sum())
+        tokens += ids.shape[1] - 1
+    assert found.kl == pytest.approx(sums / tokens, rel=1e-4)
+    assert found.kl > 1e-3
+    assert meter.measure_all([editor])[0].kl == found.kl
+    assert meter.measure(editor.scaled(0.0)).kl == 0
+
+
 def test_an_infinite_kl_stays_infinite_and_is_broken(llama):
     """As where the edited model rules out what the other says."""
     found = DamageMeter.of(llama, (), TEXTS)

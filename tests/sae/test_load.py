@@ -10,7 +10,7 @@ from sae.layouts import D, K, M, json_file, random_sae, saelens
 from safetensors.torch import save_file
 
 import sea_lens as sl
-from sea_lens.errors import FileFormatError, InputError
+from sea_lens.errors import FileFormatError, InputError, ModelMismatchError
 from sea_lens.sae.load import find_sae
 
 X = 3 * torch.randn(40, D, generator=torch.Generator().manual_seed(7))
@@ -169,7 +169,8 @@ def test_an_embedding_sae_of_gemma_scope_is_scaled_by_the_root_of_its_width(tmp_
     "write", [layouts.gated_saelens, layouts.top_k_by_norm, layouts.scaled_saelens, layouts.sparsify]
 )
 def test_what_is_saved_in_saelens_layout_reads_back(write, dtype, tmp_path):
-    sae = sl.load_sae(write(tmp_path, random_sae()), mean_norm=layouts.MEAN_NORM)
+    norm = layouts.MEAN_NORM if write is layouts.scaled_saelens else None
+    sae = sl.load_sae(write(tmp_path, random_sae()), mean_norm=norm)
     sae.save_pretrained(tmp_path / "saved", dtype)
     again = sl.load_sae(tmp_path / "saved")
     same = {"atol": 0, "rtol": 0} if dtype == torch.float32 else {"atol": 0.05, "rtol": 0.01}
@@ -214,6 +215,24 @@ def test_saes_that_cannot_be_read_exactly_are_refused_in_a_sentence(tmp_path):
     assert "its threshold was never set in training" in told("batchtopk", tensors=unset)
     assert "holds no threshold" in told("jumprelu").replace("threshold or log_threshold", "threshold")
     assert "they do not go together" in told(tensors={**t, "W_dec": t["W_enc"]})
+
+
+@pytest.mark.usefixtures("without_type_checks")
+def test_what_says_nothing_of_an_sae_or_is_no_activation_of_its_is_refused(tmp_path):
+    folder = saelens(tmp_path / "standard", layouts.without_threshold(random_sae()), "standard")
+    assert "k is of top-k SAEs, and this one is a relu" in refused(folder, k=3)
+    assert "mean_norm says nothing of it" in refused(folder, mean_norm=5.0)
+    assert "leads out of it" in refused(tmp_path, inside="../standard")
+    sae = sl.load_sae(folder)
+    for given in ([1.0] * D, torch.zeros(()), torch.zeros(2, D + 1)):
+        with pytest.raises(ValueError, match=r"Activations are a tensor|last dimension is"):
+            sae.encode(given)
+    for given in ([1.0] * M, torch.zeros(2, M + 1)):
+        with pytest.raises(ModelMismatchError, match=f"This SAE has {M} features here"):
+            sae.decode(given)
+    for given in (torch.zeros(0, D), torch.full((2, D), torch.nan)):
+        with pytest.raises(InputError, match="one activation at least, all of finite numbers"):
+            sae.measure(given)
 
 
 def test_others_that_cannot_be_read_exactly_are_refused_too(tmp_path):
