@@ -102,8 +102,9 @@ class WeightEdit:
             if edit.is_identity:
                 continue
             before[site.layer] = down.weight.detach().clone()
-            change = edit.matrix.to(down.weight.device)
-            down.weight.copy_(before[site.layer].double() + (change.T if down.transposed else change))
+            change = edit.matrix.cpu()  # not every device has float64
+            edited = before[site.layer].cpu().double() + (change.T if down.transposed else change)
+            down.weight.copy_(edited.to(down.weight.dtype))
             after[site.layer] = down.weight.detach().clone()
         return AppliedEdit(model, before, after)
 

@@ -10,6 +10,7 @@ Departures: those of `MEMIT`; several facts are columns of one edit; and an edit
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from sea_lens.arguments import check_arguments
 from sea_lens.cache import digest
 from sea_lens.data.facts import FactEdit
 from sea_lens.editing.editor import Editor
-from sea_lens.errors import InputError, ModelMismatchError
+from sea_lens.errors import InputError, ModelMismatchError, SeaLensWarning
 from sea_lens.methods.disentangler import Disentangler
 from sea_lens.methods.disentangling import train_disentangler
 from sea_lens.methods.fact_method import EditsFacts, Prepared
@@ -32,6 +33,9 @@ from sea_lens.models.bridge import Model, check_is_model
 from sea_lens.models.key_moments import KeyMoments
 from sea_lens.models.sites import Site
 from sea_lens.models.subjects import AskedOf, states_in, subject_rows
+
+POOR = 0.5
+"""Share of the states' squared length that a disentangler may miss."""
 
 
 @register_method("dike", source="Zhang et al., ICLR 2026, arXiv 2505.18774")
@@ -85,7 +89,8 @@ class DiKE(EditsFacts):
 
         Returns:
             As `MEMIT.fit_facts`; the card says also how far `z_r` and `z_u` moved at the subjects, as shares of their lengths
-            (`related_moved`, `unrelated_moved`).
+            (`related_moved`, `unrelated_moved`), and what of the states the disentangler does not give back
+            (`reconstruction`).
 
         Raises:
             InputError: As `MEMIT.fit_facts`, or if the disentangler is of another layer.
@@ -121,10 +126,19 @@ class DiKE(EditsFacts):
         )
         h_s, h_r = found.states, _at_prompts_end(found)
         related, unrelated = parts.related(h_s, h_r), parts.unrelated(h_s, h_r)
-        start = Start(h_s, parts.together(related, unrelated) - h_s, parts.weights["w5"])
+        offset = parts.together(related, unrelated) - h_s
+        start = Start(h_s, offset, parts.weights["w5"])
+        missed = float((offset.square().sum(1) / h_s.square().sum(1)).mean())
+        if missed > POOR:
+            warnings.warn(
+                f"The disentangler misses the subjects' states by {missed:.2g} of their squared length, and the edit adds "
+                "what it misses. Train it for more steps, or on more facts.",
+                SeaLensWarning,
+                stacklevel=2,
+            )
         weighing = Weighing(found.moments, self.moment_weight, self.ridge, parts.protected, self.rescale)
         editor = found.editor(self, start, weighing)
-        return _with_moves(editor, found, parts, related, unrelated)
+        return _with_moves(editor, found, parts, related, unrelated, missed)
 
 
 def _at_prompts_end(found: Prepared) -> torch.Tensor:
@@ -134,7 +148,12 @@ def _at_prompts_end(found: Prepared) -> torch.Tensor:
 
 
 def _with_moves(
-    editor: Editor, found: Prepared, parts: Disentangler, related: torch.Tensor, unrelated: torch.Tensor
+    editor: Editor,
+    found: Prepared,
+    parts: Disentangler,
+    related: torch.Tensor,
+    unrelated: torch.Tensor,
+    missed: float,
 ) -> Editor:
     """The editor with what it does to both parts on its card: W3's rows hold still, GELU and W4 are not among them."""
     last = Site(found.layers[-1])
@@ -144,7 +163,7 @@ def _with_moves(
     moved = {
         "related_moved": _moved(parts.related(h_s, h_r), related),
         "unrelated_moved": _moved(parts.unrelated(h_s, h_r), unrelated),
-        "reconstruction": parts.numbers.get("reconstruction", 0.0),
+        "reconstruction": missed,
     }
     site = editor.sites[-1]
     report = editor.card.reports[site]

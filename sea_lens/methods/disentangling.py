@@ -287,7 +287,7 @@ def _surprise(
 
     hooks: list[FwdHook] = [(Site(layer).hook_name, put)]
     with model.hooks(fwd_hooks=hooks), telling(model, None):
-        predicted = torch.log_softmax(logits_at(model, tokens, where).float(), dim=-1)
+        predicted = torch.log_softmax(logits_at(model, tokens, where).float().to(where.device), dim=-1)
     each = -predicted.gather(1, wanted[where][:, None])[:, 0]
     owner = where.nonzero()[:, 0]
     total = torch.zeros(len(rows), device=each.device).index_add(0, owner, each)

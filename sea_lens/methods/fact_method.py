@@ -180,7 +180,7 @@ class Prepared:
                 f"object, such as {far[0].target_new!r} after {far[0].text!r}: the subject is read elsewhere. Choose other "
                 "layers, or a larger clamp.",
                 SeaLensWarning,
-                stacklevel=4,
+                stacklevel=3,
             )
         last = max(reports)
         numbers = {**reports[last].numbers, "loss": float(losses.mean()), "worst_loss": float(losses.max())}

@@ -178,7 +178,7 @@ def _search(
 
     def predictions(extra: Tensor) -> Tensor:
         with model.hooks(fwd_hooks=[adding(extra)]), telling(model, None):
-            return torch.log_softmax(logits_at(model, tokens, where).float(), dim=-1)
+            return torch.log_softmax(logits_at(model, tokens, where).float().to(device), dim=-1)
 
     with torch.no_grad():
         before = predictions(torch.zeros_like(states))[~asks.to(device)] if has_essence else None

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from conftest import D_MODEL, build_bridge
+from conftest import D_MODEL, build_bridge, byte_tokenizer
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import MixtralConfig, MixtralForCausalLM
 
 import sea_lens as sl
 from sea_lens.editing.controls import random_editor_like
@@ -162,7 +164,21 @@ def test_what_does_not_fit_is_refused(llama):
     with pytest.raises(InputError, match="act on every token"):
         sl.WeightEdit(make().at_positions(1))
     gemma = build_bridge("gemma2")
+    sizes = {"vocab_size": 64, "hidden_size": D_MODEL, "intermediate_size": 64, "num_hidden_layers": 2}
+    config = MixtralConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, num_local_experts=2)
+    mixture = MixtralForCausalLM(config)
+    mixture.config.architectures = ["MixtralForCausalLM"]
+    experts = TransformerBridge.boot_transformers(
+        "tiny-mixtral", hf_model=mixture, tokenizer=byte_tokenizer(), device="cpu"
+    )
+    with pytest.raises(ModelMismatchError, match="a mixture of experts"):
+        make().check(experts)
     with pytest.raises(ModelMismatchError, match="a norm or a scale follows"):
         sl.WeightEdit(make()).apply(gemma)
+    plain = gemma(TOKENS)
     with make().attached(gemma):
-        assert not torch.equal(gemma(TOKENS), gemma.original_model(TOKENS).logits * 0)
+        assert not torch.equal(gemma(TOKENS), plain)
+    holder = next(iter(gemma.blocks)).mlp.out.original_component
+    holder.weight = torch.nn.Parameter(holder.weight.detach().to(torch.int8), requires_grad=False)
+    with pytest.raises(ModelMismatchError, match="are quantized"):
+        down_projection(gemma, 0)
