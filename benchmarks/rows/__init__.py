@@ -12,7 +12,7 @@ from benchmarks.rows.fits import fit_rows
 from benchmarks.rows.forward import forward_rows
 from benchmarks.rows.generating import generate_rows
 from benchmarks.rows.scoring import harness_rows, truthfulqa_rows
-from benchmarks.rows.sizes import memory_rows
+from benchmarks.rows.sizes import memory_rows, vocabulary_rows
 from benchmarks.rows.tuning import fit_settings_rows, tune_rows
 from benchmarks.timing import Row
 
@@ -31,5 +31,6 @@ ROWS: dict[str, Callable[[], Iterator[Row]]] = {
     "tune": tune_rows,
     "disk": disk_rows,
     "memory": memory_rows,
+    "vocabulary": vocabulary_rows,
 }
 """By the name that `--only` takes."""

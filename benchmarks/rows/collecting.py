@@ -67,9 +67,17 @@ def chat_rows() -> Iterator[Row]:
 
     collect_activations(model, demonstrations[:2], layers=[0], progress=False)  # the model has been tried by now
     tokens, widest = _tokens(tokenizer, together)
-    for peer, against in ((steering_vectors, training_loops.STEERING_VECTORS), (repeng, training_loops.REPENG)):
-        own, theirs = seconds(ours), SAMPLE * seconds(peer)  # one after the other, so that both meet the same machine
-        apart = distance(found["ours"][:, : found["theirs"].shape[1]], found["theirs"])
+    # Ours between the two, so that all meet the same machine.
+    first = SAMPLE * seconds(steering_vectors)
+    before = found["theirs"]
+    own = seconds(ours)
+    second = SAMPLE * seconds(repeng)
+    peers = (
+        (training_loops.STEERING_VECTORS, first, before),
+        (training_loops.REPENG, second, found["theirs"]),
+    )
+    for against, theirs, states in peers:
+        apart = distance(found["ours"][:, : states.shape[1]], states)
         what = (
             f"collect 3 x {n} chats of {tokens:.0f} tokens (at most {widest}), last token, 30 layers, SmolLM2's shape"
         )

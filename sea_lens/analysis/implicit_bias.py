@@ -15,9 +15,9 @@ from sea_lens.analysis.massive import TokenKind, kinds_of
 from sea_lens.arguments import check_arguments
 from sea_lens.errors import InputError
 from sea_lens.models.bridge import FwdHook, Model, check_is_model, tokenizer_of
+from sea_lens.models.hooks import states_at
 from sea_lens.models.sites import Site
 from sea_lens.models.tokens import PaddedTokens, check_context_length, token_ids
-from sea_lens.models.unwrapped import forward
 from sea_lens.results import Result
 
 PARTS = ("hook_pattern", "hook_v", "hook_z")
@@ -104,7 +104,7 @@ def measure_implicit_bias(model: Model, texts: Sequence[str], *, kind: TokenKind
                 (names[2], measuring(layer, chosen)),
             ]
         with model.hooks(fwd_hooks=hooks):
-            forward(model, tokens.ids, **tokens.forward_options())
+            states_at(model, tokens, torch.zeros_like(tokens.mask))
     n = len(found[0])
     if not n:
         raise InputError(f"No text has a token of the kind {kind!r} with two others after it. Give longer texts.")

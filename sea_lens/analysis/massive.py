@@ -17,10 +17,10 @@ from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
 from sea_lens.models.activations import Activations
 from sea_lens.models.bridge import Model, check_is_model, tokenizer_of
+from sea_lens.models.hooks import states_at
 from sea_lens.models.prefixes import how_to_run
 from sea_lens.models.sites import Site, labels_of
 from sea_lens.models.tokens import PaddedTokens, check_context_length, token_ids
-from sea_lens.models.unwrapped import forward
 from sea_lens.results import Result
 
 TOKEN_COLUMNS = ["layer", "text", "position", "token", "kind", "coordinate", "value", "ratio", "share"]
@@ -255,7 +255,7 @@ def massive_in_rows(
     for start in range(0, len(rows), batch_size):
         tokens = PaddedTokens.of(model, rows[start : start + batch_size])
         with model.hooks(fwd_hooks=[(place.check(model), looking(place, start, tokens)) for place in sites]):
-            forward(model, tokens.ids, **tokens.forward_options())
+            states_at(model, tokens, torch.zeros_like(tokens.mask))
     table = pd.DataFrame(found, columns=TOKEN_COLUMNS).sort_values(TOKEN_COLUMNS[:3], kind="stable", ignore_index=True)
     means = {layer: pd.DataFrame(own).mean().tolist() for layer, own in largest.items()}
     layers = pd.DataFrame.from_dict(means, orient="index", columns=["largest", "second", "third", "median"])

@@ -259,17 +259,26 @@ def _measure(model: Model, batch: Sequence[Window], hooks: list[FwdHook]) -> Flo
     states = states_at(model, tokens, where)
     edited = states_at(model, tokens, where, hooks) if hooks else states
     found = torch.zeros(len(batch), len(MEASURED), dtype=torch.float64)
-    for part in torch.split(torch.arange(len(scored)), logits_at_once(model.cfg.d_vocab)):
-        some = slice(int(part[0]), int(part[-1]) + 1)
-        plain = logits_of(model, states[some])
-        other = logits_of(model, edited[some]) if hooks else plain
-        step = positions_at_once(model.cfg.d_vocab, plain.device)
-        columns = [
-            _compared(one, one if other is plain else two, ids)
-            for one, two, ids in zip(*(torch.split(each, step) for each in (plain, other, said[part])), strict=True)
-        ]
-        found.index_add_(0, owners[part], torch.cat(columns))
+    most = logits_at_once(model.cfg.d_vocab)
+    parts = (torch.split(each, most) for each in (states, edited if hooks else states, said, owners))
+    for before, after, ids, own in zip(*parts, strict=True):
+        found.index_add_(0, own, _measured_here(model, before, after if hooks else None, ids))
     return found
+
+
+def _measured_here(
+    model: Model,
+    states: Float[Tensor, "pos width"],
+    edited: Float[Tensor, "pos width"] | None,
+    said: Int[Tensor, " pos"],
+) -> Float[Tensor, "pos measured"]:
+    """A function of its own, so that the logits of these positions are gone before there are others."""
+    plain = logits_of(model, states)
+    other = plain if edited is None else logits_of(model, edited)
+    parts = (torch.split(each, positions_at_once(plain.shape[1], plain.device)) for each in (plain, other, said))
+    return torch.cat(
+        [_compared(one, one if other is plain else two, ids) for one, two, ids in zip(*parts, strict=True)]
+    )
 
 
 def _compared(

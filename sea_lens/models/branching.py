@@ -23,6 +23,7 @@ from sea_lens.models.bridge import EditsModels, FwdHook, Model
 from sea_lens.models.distributions import logits_at_once
 from sea_lens.models.hooks import foreign_hooks, logits_of, states_at
 from sea_lens.models.passes import telling
+from sea_lens.models.points import hooked
 from sea_lens.models.shared_blocks import SharedBlocks
 from sea_lens.models.tokens import PaddedTokens
 
@@ -143,7 +144,7 @@ class BranchingRuns:
             yield index, states
 
     def _full_run(self, tokens: PaddedTokens, where: Tensor, index: int, alone: bool = False) -> States:
-        with torch.no_grad(), self.model.hooks(fwd_hooks=[hook for _, hook in self.blocks.hooks[index]]):
+        with torch.no_grad(), hooked(self.model, [hook for _, hook in self.blocks.hooks[index]]):
             if not alone:
                 return states_at(self.model, tokens, where)
             found = []

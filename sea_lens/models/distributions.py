@@ -69,16 +69,20 @@ def log_probs_of(
         norms = torch.cat([few.to(precise).logsumexp(-1) for few in torch.split(part, step)])
         found[inside] = (part[rows, columns].to(precise) - norms[rows]).double().cpu()
         start += len(part)
+        del part  # it is gone before there is another
     return found
 
 
 def summed(
-    logits: Float[Tensor, "n d_vocab"], stems: Sequence[Stem], after: Sequence[int], along: Sequence[Sequence[int]]
+    logits: Iterable[Float[Tensor, "part d_vocab"]],
+    stems: Sequence[Stem],
+    after: Sequence[int],
+    along: Sequence[Sequence[int]],
 ) -> Float[Tensor, " completions"]:
     """Summed log-probability of every completion of some stems, in order.
 
     Args:
-        logits: Of all positions that are read.
+        logits: Of all positions that are read, part after part.
         stems: The stems.
         after: By stem, which of the logits are those after its prompt.
         along: By stem and row, which are those after the row's first token; those after its others follow.
@@ -95,7 +99,7 @@ def summed(
 
 
 def summed_at(
-    logits: Float[Tensor, "n d_vocab"] | Iterable[Float[Tensor, "part d_vocab"]],
+    logits: Iterable[Float[Tensor, "part d_vocab"]],
     places: Sequence[int],
     completions: Sequence[Sequence[int]],
 ) -> Float[Tensor, " completions"]:

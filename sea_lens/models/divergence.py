@@ -250,13 +250,25 @@ def _compared(batch: Rows, unedited: Predictor, edited: Sequence[Predictor]) -> 
     (before, states), found = unedited, torch.zeros(len(edited), 3, dtype=torch.float64)
     said = torch.tensor([token for row in batch for token in row[1:]], device=states.device)
     for some in torch.split(torch.arange(len(said)), logits_at_once(before.model.cfg.d_vocab)):
-        here = slice(int(some[0]), int(some[-1]) + 1)
-        plain = before.logits(states[here])
-        for number, (after, others) in enumerate(edited):
-            other = plain if others is states else after.logits(others[here])
-            columns, step = (plain, other, said[here].to(plain.device)), positions_at_once(plain.shape[1], plain.device)
-            for one, two, ids in zip(*(torch.split(each, step) for each in columns), strict=True):
-                found[number] += _sums(one, two, ids)
+        found += _part(said, slice(int(some[0]), int(some[-1]) + 1), unedited, edited)
+    return found
+
+
+def _part(said: Tensor, here: slice, unedited: Predictor, edited: Sequence[Predictor]) -> Float[Tensor, "editors 3"]:
+    """The same of some tokens; a function of its own, so that their logits are gone before there are others."""
+    (before, states), found = unedited, torch.zeros(len(edited), 3, dtype=torch.float64)
+    plain = before.logits(states[here])
+    for number, (after, others) in enumerate(edited):
+        found[number] = _summed(plain, plain if others is states else after.logits(others[here]), said[here])
+    return found
+
+
+def _summed(plain: Tensor, other: Tensor, said: Tensor) -> Float[Tensor, " 3"]:
+    step = positions_at_once(plain.shape[1], plain.device)
+    columns = (torch.split(each, step) for each in (plain, other, said.to(plain.device)))
+    found = torch.zeros(3, dtype=torch.float64)
+    for one, two, ids in zip(*columns, strict=True):
+        found += _sums(one, two, ids)
     return found
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 from sea_lens.cache import JSON
 from sea_lens.errors import HookNeverFiredError, InputError
 from sea_lens.models.bridge import EditsModels, FwdHook, Model
+from sea_lens.models.distributions import logits_at_once
 from sea_lens.models.passes import unnoted
+from sea_lens.models.points import hooked
 from sea_lens.models.sites import Site
 from sea_lens.models.skipping import without_blocks
 from sea_lens.models.tokens import PaddedTokens
@@ -164,21 +167,45 @@ def logits_at(
     def choose(tensor: Tensor, hook: object) -> Tensor | None:
         return tensor[where.to(tensor.device)][None] if tensor.shape[:2] == where.shape else None
 
-    with model.hooks(fwd_hooks=[("unembed.hook_in", choose)]):
+    with hooked(model, [("unembed.hook_in", choose)]):
         logits = forward(model, tokens.ids, **(options or tokens.forward_options()))
     return logits[0] if logits.shape[:2] == (1, int(where.sum())) else logits[where.to(logits.device)]
 
 
+def logits_in_parts(
+    model: Model, tokens: PaddedTokens, where: Bool[Tensor, "batch pos"], **options: object
+) -> Iterable[Float[Tensor, "part d_vocab"]]:
+    """The same, no more in memory together than `logits_at_once`, as long as nobody keeps the parts.
+
+    The pass is over when this returns; read the parts under the hooks that it was made under.
+
+    Args:
+        model: The model, with whatever hooks are on it.
+        tokens: What it is run on.
+        where: The positions.
+        options: Of the model's forward pass; those of a whole text for none.
+    """
+    most = logits_at_once(model.cfg.d_vocab)
+    if int(where.sum()) <= most:
+        return [logits_at(model, tokens, where, **options)]
+    return map(partial(logits_of, model), torch.split(states_at(model, tokens, where, (), **options), most))
+
+
 def states_at(
-    model: Model, tokens: PaddedTokens, where: Bool[Tensor, "batch pos"], hooks: Sequence[FwdHook] = ()
+    model: Model,
+    tokens: PaddedTokens,
+    where: Bool[Tensor, "batch pos"],
+    hooks: Sequence[FwdHook] = (),
+    **options: object,
 ) -> Float[Tensor, "n width"]:
     """What the unembedding reads at chosen positions, row after row; `logits_of` makes logits of it, a part at a time.
 
     Args:
         model: The model, with whatever hooks are on it.
         tokens: What it is run on.
-        where: The positions.
+        where: The positions; none for a pass that only hooks look at.
         hooks: Further hooks for this pass.
+        options: Of the model's forward pass; those of a whole text for none.
     """
     found: list[Tensor] = []
 
@@ -186,8 +213,8 @@ def states_at(
         found.append(tensor[where.to(tensor.device)])
         return tensor[:1, :1]
 
-    with model.hooks(fwd_hooks=[*hooks, ("unembed.hook_in", take)]):
-        forward(model, tokens.ids, **tokens.forward_options())
+    with hooked(model, [*hooks, ("unembed.hook_in", take)]):
+        forward(model, tokens.ids, **(options or tokens.forward_options()))
     return found[-1]
 
 
@@ -207,7 +234,7 @@ def logits_of(
 
     # One token, whose state is replaced: the blocks need not see it.
     token = torch.zeros(1, 1, dtype=torch.long, device=model.cfg.device)
-    with unnoted(model), model.hooks(fwd_hooks=[*hooks, ("unembed.hook_in", put)]):
+    with unnoted(model), hooked(model, [*hooks, ("unembed.hook_in", put)]):
         if model.original_model not in _NEED_BLOCKS:
             try:
                 with without_blocks(model):

@@ -9,7 +9,7 @@ positions that are scored become logits, and their normalizers are sums in float
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -24,7 +24,7 @@ from sea_lens.data.questions import Questions
 from sea_lens.errors import InputError
 from sea_lens.models.bridge import EditsModels, Model, check_is_model
 from sea_lens.models.distributed import from_each, n_processes, share_of, shows, together
-from sea_lens.models.distributions import log_probs_of, logits_at_once, summed, summed_at
+from sea_lens.models.distributions import logits_at_once, summed, summed_at
 from sea_lens.models.hooks import editing, model_facts
 from sea_lens.models.prefixes import CachedPrefix, how_to_run, length_to_share
 from sea_lens.models.tokens import PaddedTokens, Stem, stems_of, tokenized_answers
@@ -213,7 +213,7 @@ def _size(stem: Stem) -> int:
 def _batches(stems: Sequence[Stem], batch_size: int, branching: bool, most: int) -> list[list[int]]:
     """Stems that are run together, the longest first, as many as `batch_size` allows rows of completions.
 
-    They read the logits of `most` positions together, which bounds memory for any vocabulary; one stem may read more.
+    They read the logits of `most` positions together; a stem that reads more is alone, and reads them in parts.
     Prompts of a batch have one length, unless each is one row with its completions.
     """
     by_length: dict[int, list[int]] = defaultdict(list)
@@ -258,15 +258,19 @@ def _score_shared(prefix: CachedPrefix, batch: Sequence[Stem], batch_size: int) 
     ids = torch.tensor([stem.prompt[prefix.length :] for stem in batch], device=prefix.model.cfg.device)
     logits, prompts = prefix.extended(ids, [0] * len(batch))
     pending = [(number, row) for number, stem in enumerate(batch) for row in stem.rows]
-    read, n_read, along = [logits], len(batch), [list[int]() for _ in batch]
-    for start in range(0, len(pending), batch_size):
-        chosen = pending[start : start + batch_size]
-        tokens = PaddedTokens.of(prefix.model, [row for _, row in chosen])
-        read.append(prompts.continued(tokens, [number for number, _ in chosen]))
-        for number, row in chosen:
-            along[number].append(n_read)
-            n_read += len(row)
-    return summed(torch.cat(read), batch, range(len(batch)), along)
+    n_read, along = len(batch), [list[int]() for _ in batch]
+    for number, row in pending:
+        along[number].append(n_read)
+        n_read += len(row)
+
+    def parts() -> Iterator[Tensor]:
+        yield logits
+        for start in range(0, len(pending), batch_size):
+            chosen = pending[start : start + batch_size]
+            tokens = PaddedTokens.of(prefix.model, [row for _, row in chosen])
+            yield from prompts.continued(tokens, [number for number, _ in chosen])
+
+    return summed(parts(), batch, range(len(batch)), along)
 
 
 def _score_whole(prefix: CachedPrefix, batch: Sequence[Stem], batch_size: int) -> Float[Tensor, " completions"]:
@@ -279,11 +283,9 @@ def _score_whole(prefix: CachedPrefix, batch: Sequence[Stem], batch_size: int) -
         tokens = PaddedTokens.of(model, rows, prompt_lengths=[len(stem.prompt)] * len(rows))
         where = tokens.mask.clone()
         where[:, :before] = False
-        logits, first = prefix.continued(tokens, where=where), 0
-        for completion in chosen:
-            found.append(log_probs_of(logits, range(first, first + len(completion)), completion).sum())
-            first += len(completion)
-    return torch.stack(found)
+        places = range(sum(map(len, chosen)))
+        found.append(summed_at(prefix.continued(tokens, where=where), places, chosen))
+    return torch.cat(found)
 
 
 def _check(found: Float[Tensor, " completions"], batch: Sequence[Stem]) -> None:

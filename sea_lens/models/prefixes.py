@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sea_lens.errors import ModelMismatchError, SeaLensWarning
 from sea_lens.models.bridge import EditsModels, Model
-from sea_lens.models.hooks import attached_editors, foreign_hooks, logits_at, without_editors
+from sea_lens.models.hooks import attached_editors, foreign_hooks, logits_in_parts, without_editors
 from sea_lens.models.passes import telling
 from sea_lens.models.tokens import PaddedTokens
 from sea_lens.models.unwrapped import forward
@@ -69,8 +69,8 @@ class CachedPrefix:
         where = torch.zeros_like(ids, dtype=torch.bool)
         where[:, -1] = True
         with telling(self.model, self.length + ids.shape[1]):
-            logits = self._run(tokens, where, stop_at_layer, {**options, "use_cache": True})
-        return logits, CachedPrefix(self.model, self.length + ids.shape[1], cache)
+            parts = self._run(tokens, where, stop_at_layer, {**options, "use_cache": True})
+        return torch.cat([*parts]), CachedPrefix(self.model, self.length + ids.shape[1], cache)
 
     def continued(
         self,
@@ -79,8 +79,10 @@ class CachedPrefix:
         where: Bool[Tensor, "rows pos"] | None = None,
         *,
         stop_at_layer: int | None = None,
-    ) -> Float[Tensor, "n d_vocab"]:
-        """Logits of what comes next, row after row.
+    ) -> Iterable[Float[Tensor, "part d_vocab"]]:
+        """Logits of what comes next, row after row, in parts.
+
+        The pass is over when this returns. Read the parts under the hooks that it was made under.
 
         Args:
             tokens: The tokens that come next, padded on the right. Where they do not say it, the beginning is the prompt.
@@ -102,13 +104,13 @@ class CachedPrefix:
 
     def _run(
         self, tokens: PaddedTokens, where: Tensor, stop_at_layer: int | None, options: dict[str, Any]
-    ) -> Float[Tensor, "n d_vocab"]:
+    ) -> Iterable[Float[Tensor, "part d_vocab"]]:
         if stop_at_layer is not None:
             where = torch.zeros_like(where)
             where[0, 0] = True
             if stop_at_layer < self.model.cfg.n_layers:
-                return forward(self.model, tokens.ids, **options, stop_at_layer=stop_at_layer)[where]
-        return logits_at(self.model, tokens, where, **options)
+                return [forward(self.model, tokens.ids, **options, stop_at_layer=stop_at_layer)[where]]
+        return logits_in_parts(self.model, tokens, where, **options)
 
     def _options(self, tokens: PaddedTokens, follows: Sequence[int]) -> dict[str, Any]:
         if self.cache is None:
@@ -242,18 +244,18 @@ def _tried(model: Model) -> _Trial:
     # What hooks of a user's own do to this is not the model's doing, and they may be gone next time.
     bare = not foreign_hooks(model)
     with without_editors(model), in_eval_mode(model):
-        logits = CachedPrefix(model).continued(_all_real(rows)).float().view(3, 12, -1)
+        logits = torch.cat([*CachedPrefix(model).continued(_all_real(rows))]).float().view(3, 12, -1)
         if not bool(logits.isfinite().all()):  # whoever reads results of such a model says so
             return _Trial(True, True, False)
         spread = logits.std()
         leak = float((logits[1, :6] - logits[2, :6]).abs().max() / spread)
         padded = PaddedTokens(rows[:2].roll(6, dims=1), torch.ones_like(rows[:2], dtype=torch.bool))
         padded.mask[1, :6] = False
-        after_padding = CachedPrefix(model).continued(padded)[-1]
+        after_padding = [*CachedPrefix(model).continued(padded)][-1][-1]
         try:
             _, beginning = CachedPrefix(model).extended(rows[:2, :8], [0, 0])
             _, beginning = beginning.extended(rows[1:2, 8:9], [1])
-            after = beginning.continued(_all_real(rows[1:2, 9:].expand(2, -1)), [0, 0])[-1]
+            after = [*beginning.continued(_all_real(rows[1:2, 9:].expand(2, -1)), [0, 0])][-1][-1]
         except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError):
             after = torch.full_like(logits[0, 0], torch.nan)  # a cache of another kind
     goes_on, pads_left = (

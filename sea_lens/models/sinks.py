@@ -14,12 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from sea_lens.models.bridge import Model
-from sea_lens.models.hooks import foreign_hooks, without_editors
+from sea_lens.models.hooks import foreign_hooks, states_at, without_editors
 from sea_lens.models.neutral import neutral_texts
 from sea_lens.models.passes import tracked
 from sea_lens.models.sites import Site
 from sea_lens.models.tokens import PaddedTokens, all_token_ids
-from sea_lens.models.unwrapped import forward
 
 MASSIVE = 5.0
 """A token is massive where its norm is this many times the median. Ordinary tokens of the embedded models and stories260K
@@ -102,7 +101,7 @@ def _look(model: Model, rows: Sequence[Sequence[int]]) -> Sinks | None:
     with model.hooks(fwd_hooks=[(site.hook_name, measure(site)) for site in sites]), tracked(model):
         for row in rows:  # one at a time, so that nothing depends on padding
             tokens = PaddedTokens.of(model, [row])
-            forward(model, tokens.ids, **tokens.forward_options())
+            states_at(model, tokens, torch.zeros_like(tokens.mask))
     first, others, limits = False, False, dict[str, float]()
     for site, found in norms.items():
         if not found:

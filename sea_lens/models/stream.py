@@ -21,6 +21,7 @@ from sea_lens.models.activations import ActivationKind, Activations, BySite, Rol
 from sea_lens.models.bridge import EditsModels, FwdHook, Model, ModelInfo
 from sea_lens.models.demonstration_texts import DemonstrationTexts, label_of, shared_length
 from sea_lens.models.hooks import attached_editors, copied_to_cpu, gather_hooks, model_facts
+from sea_lens.models.points import hooked
 from sea_lens.models.prefixes import LEAST_PREFIX, CachedPrefix, how_to_run
 from sea_lens.models.sinks import find_sinks
 from sea_lens.models.sites import Names, Site, Sites, model_sites, widths_of
@@ -216,7 +217,7 @@ class ActivationStream:
             positions[text, : len(own)] = torch.tensor(own)
             weights[text, : len(own)] = 1 / len(own)
         hooks, found = gather_hooks(self.sites, torch.tensor(rows), positions, weights)
-        with self.model.hooks(fwd_hooks=[*self._edits, *hooks]):  # they run in this order: the edited value is kept
+        with hooked(self.model, [*self._edits, *hooks]):  # they run in this order: the edited value is kept
             yield found
         absent = [str(site) for site in self.sites if site not in found]
         if absent:
@@ -244,7 +245,7 @@ class ActivationStream:
         if not self._common:
             return CachedPrefix(self.model)
         ids = torch.tensor([self._common], device=self.model.cfg.device)
-        with self.model.hooks(fwd_hooks=self._edits):
+        with hooked(self.model, self._edits):
             return CachedPrefix(self.model).extended(ids, [0], stop_at_layer=self._stop)[1]
 
     def _prompts(self, groups: Sequence[Sequence[TokenizedAnswer]]) -> tuple[CachedPrefix, bool]:
@@ -254,7 +255,7 @@ class ActivationStream:
         if not self.shares_prefix or length - beginning.length < LEAST_PREFIX:
             return beginning, False
         ids = torch.tensor([group[0].ids[beginning.length : length] for group in groups], device=self.model.cfg.device)
-        with self.model.hooks(fwd_hooks=self._edits):
+        with hooked(self.model, self._edits):
             return beginning.extended(ids, [0] * len(groups), stop_at_layer=self._stop)[1], True
 
 

@@ -6,7 +6,7 @@ answers that begin so. Prompts of different lengths lie side by side, padded onl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 from weakref import WeakKeyDictionary
@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sea_lens.models.bridge import Model
-from sea_lens.models.hooks import foreign_hooks, logits_at, without_editors
+from sea_lens.models.hooks import foreign_hooks, logits_in_parts, without_editors
 from sea_lens.models.passes import PADDING, telling
 from sea_lens.models.prefixes import DRIFT, CachedPrefix, in_eval_mode
 from sea_lens.models.tokens import PaddedTokens
@@ -118,8 +118,10 @@ def run_trees(
     where: Bool[Tensor, "rows pos"] | None = None,
     *,
     stop_at_layer: int | None = None,
-) -> Float[Tensor, "n d_vocab"]:
-    """Logits of trees that go on from one beginning, row after row; exact for models that `can_branch`.
+) -> Iterable[Float[Tensor, "part d_vocab"]]:
+    """Logits of trees that go on from one beginning, row after row, in parts; exact for models that `can_branch`.
+
+    The pass is over when this returns. Read the parts under the hooks that it was made under.
 
     Args:
         prefix: What all texts begin with.
@@ -142,11 +144,12 @@ def run_trees(
     tokens = PaddedTokens(trees.ids, trees.depths != PADDING)
     with telling(model, told, positions):
         if where is None and stop_at_layer is not None and stop_at_layer < model.cfg.n_layers:
-            return forward(model, trees.ids, **options, stop_at_layer=stop_at_layer)[:0, 0]
+            forward(model, trees.ids, **options, stop_at_layer=stop_at_layer)
+            return []
         if where is None:
             where = torch.zeros_like(tokens.mask)
             where[0, 0] = True
-        return logits_at(model, tokens, where, **options)
+        return logits_in_parts(model, tokens, where, **options)
 
 
 def can_branch(model: Model, longest: int) -> bool:
@@ -205,7 +208,7 @@ def _is_exact(model: Model) -> bool:
     ids = torch.arange(20 + 2 * TRIAL).mul(7).remainder(vocabulary).tolist()
     texts = [ids[: 20 + TRIAL], ids[:20] + ids[20 + TRIAL :]]
     padded = PaddedTokens.of(model, texts)
-    wanted = CachedPrefix(model).continued(padded).float().view(2, 20 + TRIAL, -1)
+    wanted = torch.cat([*CachedPrefix(model).continued(padded)]).float().view(2, 20 + TRIAL, -1)
     if not bool(wanted.isfinite().all()):
         return False
     _, beginning = CachedPrefix(model).extended(padded.ids[:1, :8], [0])
@@ -215,7 +218,7 @@ def _is_exact(model: Model) -> bool:
         where = torch.zeros(2, len(trees[0]), dtype=torch.bool, device=model.cfg.device)
         for row, tree in enumerate(trees):
             where[row, [path[-1] for path in tree.paths]] = True
-        found = run_trees(prefix, PaddedTrees.of(model, trees), [20, 20], where).float()
+        found = torch.cat([*run_trees(prefix, PaddedTrees.of(model, trees), [20, 20], where)]).float()
         apart = (found - wanted[[0, 1, 1], -1]).abs().max() / wanted.std()
         if not bool(apart <= (EXACT if _dtype(model).itemsize >= 4 else DRIFT)):
             return False

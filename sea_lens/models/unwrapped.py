@@ -7,9 +7,11 @@ points has a hook, all it does is take time: some 15 % of a pass over one token.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import repeat
+from operator import contains
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -32,6 +34,9 @@ class _Wrapper:
         wrapper: It.
         plain: The module that it wraps.
         own: All that runs in it and not in the plain module: where hooks may be.
+        attributes: The attributes of each of these.
+        hooks: The tables of hooks of these, which torch makes once for a module and only changes.
+        first: Those of what runs before them, where TransformerLens has hooks that note what a wrapper needs.
         inside: The wrappers inside the plain module.
     """
 
@@ -40,12 +45,31 @@ class _Wrapper:
     wrapper: nn.Module
     plain: nn.Module
     own: tuple[nn.Module, ...]
+    attributes: tuple[dict[str, Any], ...]
+    hooks: tuple[Mapping[int, Any], ...]
+    first: tuple[Mapping[int, Any], ...]
     inside: tuple[_Wrapper, ...]
+
+    @classmethod
+    def of(cls, holder: nn.Module, name: str, wrapper: nn.Module, plain: nn.Module) -> _Wrapper:
+        """With what is in it."""
+        inside = tuple(_inside(plain))
+        # Wrappers inside the plain module are the wrapper's own as well: it may run them itself, so hooks in them count.
+        not_own = set(plain.modules()) - {own for each in inside for own in each.own}
+        own = tuple(module for module in wrapper.modules() if module not in not_own)
+        hooks = tuple(table for m in own for table in (m._forward_hooks, m._backward_hooks, m._backward_pre_hooks))
+        first = tuple(m._forward_pre_hooks for m in own)
+        return cls(holder._modules, name, wrapper, plain, own, tuple(map(vars, own)), hooks, first, inside)
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing looks at what it does."""
-        return self.holder.get(self.name) is self.wrapper and not any(map(_is_looked_at, self.own))
+        # Asked for hundreds of wrappers in every pass, so without a loop of Python's own where nothing is found.
+        if self.holder.get(self.name) is not self.wrapper or any(self.hooks):
+            return False
+        if any(map(contains, self.attributes, repeat("_hf_hook"))):  # of accelerate
+            return False
+        return not any(self.first) or all(_is_theirs(hook) for table in self.first for hook in table.values())
 
 
 _CAN_GO: WeakKeyDictionary[nn.Module, tuple[_Wrapper, ...]] = WeakKeyDictionary()
@@ -115,18 +139,7 @@ def _inside(module: nn.Module) -> Iterator[_Wrapper]:
         if plain is child:
             yield from _inside(child)
             continue
-        inside = tuple(_inside(plain))
-        # Wrappers inside the plain module are the wrapper's own as well: it may run them itself, so hooks in them count.
-        not_own = set(plain.modules()) - {own for each in inside for own in each.own}
-        yield _Wrapper(
-            module._modules, name, child, plain, tuple(m for m in child.modules() if m not in not_own), inside
-        )
-
-
-def _is_looked_at(module: nn.Module) -> bool:
-    if module._forward_hooks or module._backward_hooks or module._backward_pre_hooks or "_hf_hook" in vars(module):
-        return True
-    return not all(map(_is_theirs, module._forward_pre_hooks.values()))
+        yield _Wrapper.of(module, name, child, plain)
 
 
 def _is_theirs(hook: object) -> bool:

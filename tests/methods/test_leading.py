@@ -349,7 +349,7 @@ def test_squares_leave_what_they_lose_to_the_whole_decomposition():
 
 
 @pytest.mark.parametrize("angle", [1e-3, 1e-6, 1e-9])
-def test_the_bound_on_the_angle_is_above_it_and_not_far(angle):
+def test_the_bound_on_the_angle_is_above_it_and_not_far(angle, monkeypatch):
     h, g = activations(150, D, seed=4)
     u, s = exact(h, g)
     k, squared = 12, SquaredSpectrum(Rows(h), Rows(g))
@@ -358,3 +358,6 @@ def test_the_bound_on_the_angle_is_above_it_and_not_far(angle):
     values = torch.from_numpy(s[:k] ** 2)
     bound = squared._sine(basis, values, float(s[k] ** 2 / s[k - 1] ** 2))
     assert angle * (1 - 1e-6) <= bound <= 100 * angle
+    monkeypatch.setattr("sea_lens.methods.sea.squared.TURNS", (6,))
+    closer = squared._sine(basis, values, float(s[k] ** 2 / s[k - 1] ** 2))
+    assert angle * (1 - 1e-6) <= closer <= bound

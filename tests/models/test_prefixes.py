@@ -32,7 +32,7 @@ def test_what_goes_on_after_a_beginning_is_what_the_whole_text_gives(bridge):
     whole = [bridge(torch.tensor([[*beginning, *row, *end]]), use_cache=False)[0] for row in ROWS[:1] for end in ends]
     _, prefix = CachedPrefix(bridge).extended(torch.tensor([beginning]), [0])
     after, prompts = prefix.extended(torch.tensor(ROWS[:1] * 2), [0, 0])
-    found = prompts.continued(PaddedTokens.of(bridge, ends), [1, 0])
+    found = torch.cat([*prompts.continued(PaddedTokens.of(bridge, ends), [1, 0])])
     n = len(beginning) + len(ROWS[0])
     torch.testing.assert_close(after[0], whole[0][n - 1], atol=2e-5, rtol=1e-5)
     expected = torch.cat([logits[n:] for logits in whole])

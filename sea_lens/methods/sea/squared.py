@@ -23,8 +23,8 @@ from sea_lens.methods.sea.rows import GRAM_PARTS, Rows
 
 ANGLE = 1e-8
 """Largest sine of an angle between a certified subspace and the true one."""
-TURNS = 2
-"""How often random vectors are multiplied by what is to be bounded."""
+TURNS = (2, 6)
+"""How often random vectors are multiplied by what is to be bounded: more often if need be, for a bound half as large."""
 CERTAIN = 10 * math.sqrt(2 / math.pi)
 """Times the longest of ten products with random vectors, what a norm does not exceed, but with a chance of 1e-10."""
 DEPENDENT = 1e-12
@@ -97,7 +97,7 @@ class SquaredSpectrum:
         return basis.T if self._sine(basis, values[:k], ratio) <= ANGLE else None
 
     def _sine(self, basis: Float[Tensor, "k d_model"], values: Float[Tensor, " k"], ratio: float) -> float:
-        """What the sine of the angle between a basis and the true subspace does not exceed, but with a chance of 2e-10.
+        """What the sine of the angle between a basis and the true subspace does not exceed, but with a chance of 3e-10.
 
         With `Omega Omega^T V = V S + K`, U the true complement and T its eigenvalues, `T X = X S + U^T K` holds for
         `X = U^T V`, so that `|X| <= |K S^-1| / (1 - |T| |S^-1|)`. S is the eigenvalues found but for what V itself has in
@@ -105,22 +105,26 @@ class SquaredSpectrum:
         Martinsson and Tropp, lemma 4.1); that of K is sharper for multiplying them by it and its transpose in turns.
         """
         coordinates = random_block(PROBES, len(basis), -1, basis.device)
-        wrong, logarithm = 0.0, 0.0
-        for turn in range(TURNS):
+        left, logarithm, sine = 0.0, 0.0, math.inf
+        for turn in range(TURNS[-1]):
             product = self._square((coordinates / values) @ basis)
             inside = product @ basis.T
             if turn == 0:
-                wrong = CERTAIN * float(torch.linalg.vector_norm(inside - coordinates, dim=1).amax())
+                left = 1 - CERTAIN * float(torch.linalg.vector_norm(inside - coordinates, dim=1).amax()) - ratio
+                if left <= 0:
+                    return math.inf
             outside = product - inside @ basis
             outside = outside - (outside @ basis.T) @ basis
-            if turn < TURNS - 1:
-                largest = torch.linalg.vector_norm(outside, dim=1).amax().clamp_min(torch.finfo(outside.dtype).tiny)
-                logarithm += float(largest.log())
-                coordinates = (self._square(outside / largest) @ basis.T) / values
-        longest = float(torch.linalg.vector_norm(outside, dim=1).amax())
-        angle = math.exp((logarithm + math.log(max(CERTAIN * longest, 1e-300))) / (2 * TURNS - 1))
-        left = (1 - wrong) - ratio
-        return angle / left if left > 0 else math.inf
+            longest = torch.linalg.vector_norm(outside, dim=1).amax()
+            if turn + 1 in TURNS:
+                bound = logarithm + math.log(max(CERTAIN * float(longest), 1e-300))
+                sine = math.exp(bound / (2 * turn + 1)) / left
+                if not ANGLE < sine < CERTAIN * ANGLE:  # more turns take off a factor of two
+                    break
+            largest = longest.clamp_min(torch.finfo(outside.dtype).tiny)
+            logarithm += float(largest.log())
+            coordinates = (self._square(outside / largest) @ basis.T) / values
+        return sine
 
     def _square(self, x: Float[Tensor, "columns d_model"]) -> Float[Tensor, "columns d_model"]:
         """`Omega Omega^T x`, of vectors as rows."""
