@@ -132,7 +132,9 @@ class SetCoordinates:
             return h
         coordinates = self.coordinates.to(h.device)
         x = h[..., coordinates].to(torch.promote_types(h.dtype, torch.float32))
-        wanted = _towards(x, self.keep * x + self.values.to(x), self.strength)
+        wanted = self.keep * x + self.values.to(x)
+        # At strength 1 the value itself, which x + (wanted - x) may miss by rounding.
+        wanted = wanted if self.strength == 1 else x + self.strength * (wanted - x)
         if self.gates is not None and self.above is not None:
             met = (h[..., self.gates.to(h.device)].abs().float() > self.above.to(h.device).float()).any(
                 -1, keepdim=True
@@ -170,7 +172,7 @@ class CoordinateEdit:
     low: Float[Tensor, " width"] | None = None
     high: Float[Tensor, " width"] | None = None
     strength: float = 1.0
-    _placed: dict[object, _Coordinates] = field(default_factory=dict, repr=False, init=False)
+    _ready: dict[object, _Coordinates] = field(default_factory=dict, repr=False, init=False)
     _rank: int = field(default=0, repr=False, init=False)
 
     kind: ClassVar[str]
@@ -226,9 +228,7 @@ class CoordinateEdit:
     def scaled(self, factor: float) -> CoordinateEdit:
         """The same edit with its strength multiplied; tensors are shared."""
         check_arguments(CoordinateEdit.scaled, locals())
-        view = replace(self, strength=self.strength * factor)
-        object.__setattr__(view, "_placed", self._placed)
-        return view
+        return replace(self, strength=self.strength * factor)
 
     def cast(self, dtype: torch.dtype, device: torch.device | None = None) -> CoordinateEdit:
         """The same edit with its tensors in another dtype, and on another device where one is given."""
@@ -248,35 +248,36 @@ class CoordinateEdit:
             return h
         x = h.to(torch.promote_types(h.dtype, torch.float32))
         at = self._on(x.device, x.dtype)
-        wanted, acts = _towards(x, at.scale * x + at.offset, self.strength), at.changed
-        if at.low is not None and at.high is not None:
-            acts = acts & (at.low < x) & (x < at.high)
+        wanted: Tensor = torch.addcmul(at.offset, x, at.scale)
+        acts = at.changed if at.low is None or at.high is None else (at.low < x) & (x < at.high)
         return wanted.to(h.dtype).where(acts, h)
 
     def _on(self, device: torch.device, dtype: torch.dtype) -> _Coordinates:
-        """The tensors where and as the activation is; kept, and shared by all views of this edit."""
-        placed = self._placed.get((device, dtype))
-        if placed is None:
+        """What it computes with, where and as the activation is; kept."""
+        ready = self._ready.get((device, dtype))
+        if ready is None:
             with torch.inference_mode(False):  # what is kept must also serve a later pass that builds a graph
-                scale, offset = self.scale.to(device, dtype), self.offset.to(device, dtype)
-                low, high = (None if one is None else one.to(device, dtype) for one in (self.low, self.high))
-                placed = _Coordinates(scale, offset, low, high, self.changed.to(device))
-            if not (scale.requires_grad or offset.requires_grad):  # trained: they change, and belong to a graph
-                self._placed[device, dtype] = placed
-        return placed
+                ready = self._at_its_strength(device, dtype)
+            if not (ready.scale.requires_grad or ready.offset.requires_grad):  # trained: they change, and have a graph
+                self._ready[device, dtype] = ready
+        return ready
+
+    def _at_its_strength(self, device: torch.device, dtype: torch.dtype) -> _Coordinates:
+        scale, offset, changed = (one.to(device) for one in (self.scale, self.offset, self.changed))
+        if self.strength != 1:
+            scale, offset = 1 + self.strength * (scale.double() - 1), self.strength * offset.double()
+        low, high = (None if one is None else one.to(device, dtype) for one in (self.low, self.high))
+        if low is not None:  # a range that holds nothing, where nothing is changed: one operation fewer in a pass
+            low = low.where(changed, torch.inf)
+        return _Coordinates(scale.to(dtype), offset.to(dtype), low, high, changed)
 
 
 @dataclass(frozen=True, eq=False)
 class _Coordinates:
-    """A coordinate edit's tensors on one device in one dtype."""
+    """`scale x + offset` inside a range, at one strength on one device in one dtype."""
 
     scale: Float[Tensor, " width"]
     offset: Float[Tensor, " width"]
     low: Float[Tensor, " width"] | None
     high: Float[Tensor, " width"] | None
     changed: Bool[Tensor, " width"]
-
-
-def _towards(x: Tensor, wanted: Tensor, strength: float) -> Tensor:
-    """What lies a share of the way from x; at strength 1 the value itself, which `x + (wanted - x)` may miss by rounding."""
-    return wanted if strength == 1 else x + strength * (wanted - x)
