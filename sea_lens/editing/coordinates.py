@@ -250,7 +250,9 @@ class CoordinateEdit:
         at = self._on(x.device, x.dtype)
         wanted: Tensor = torch.addcmul(at.offset, x, at.scale)
         acts = at.changed if at.low is None or at.high is None else (at.low < x) & (x < at.high)
-        return wanted.to(h.dtype).where(acts, h)
+        if wanted.dtype != h.dtype or wanted.requires_grad or torch.compiler.is_compiling():
+            return wanted.to(h.dtype).where(acts, h)
+        return torch.where(acts, wanted, h, out=wanted)  # in a tensor of our own: making one takes most of the time
 
     def _on(self, device: torch.device, dtype: torch.dtype) -> _Coordinates:
         """What it computes with, where and as the activation is; kept."""
