@@ -11,7 +11,7 @@ from sea_lens.editing.keyed import OUT, KeyedEdit
 from sea_lens.editing.where import Where
 from sea_lens.errors import InputError
 from sea_lens.models.bridge import UNKNOWN_MODEL
-from sea_lens.models.sites import Site
+from sea_lens.models.sites import Site, named_sites
 
 
 def in_order(
@@ -74,7 +74,7 @@ def card_of_both(first: EditorCard, second: EditorCard) -> EditorCard:
 
 
 def summary_of(edits: Mapping[Site, Edit], card: EditorCard, where: Where | None) -> str:
-    """An editor's repr: a line for all, and one for each site."""
+    """An editor's repr: a line for all, and one for each site, or for all sites of which the same is said."""
     origin = UNKNOWN_MODEL if card.model is None else card.model.name
     strengths = sorted({edit.strength for edit in edits.values()})
     names = sorted({site.name for site in edits})
@@ -85,9 +85,15 @@ def summary_of(edits: Mapping[Site, Edit], card: EditorCard, where: Where | None
         f"{'every position' if where is None else where}, "
         f"strength {', '.join(f'{strength:g}' for strength in strengths)})"
     )
-    lines = []
+    alike: dict[str, list[Site]] = {}
     for site, edit in edits.items():
-        called = f"layer {site.layer:>2}" if len(names) == 1 and site.layer is not None else str(site)
         found = card.reports.get(site)
-        lines.append(f"  {called}: {edit.summary}{'' if found is None else found}")
+        alike.setdefault(f"{edit.summary}{'' if found is None else found}", []).append(site)
+    by_site = {site: said for said, sites in alike.items() for site in sites}
+    lines = []
+    if len(names) == 1:
+        for site in edits:
+            lines.append(f"  {f'layer {site.layer:>2}' if site.layer is not None else site}: {by_site[site]}")
+    else:  # an editor of a direction has the same edit at many sites
+        lines = [f"  {sites[0] if len(sites) == 1 else named_sites(sites)}: {said}" for said, sites in alike.items()]
     return "\n".join([head, *lines])

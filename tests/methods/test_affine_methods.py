@@ -316,6 +316,7 @@ def test_ablating_a_direction_everywhere_is_orthogonalizing_the_weights(llama):
     r = sides["positive"][1].double().mean(0) - sides["negative"][1].double().mean(0)
     torch.testing.assert_close(u.double(), r / r.norm())
     assert [site.name for site in editor.sites] == ["resid_pre", "attn_out", "mlp_out"] * 3
+    assert "resid_pre of layers 0,2, attn_out of layers 0-2, mlp_out of layers 0-2: rank 1" in repr(editor)
     tokens = torch.randint(2, 258, (3, 9), generator=torch.Generator().manual_seed(1))
     expected = orthogonalized(build_bridge("llama"), u)(tokens)
     with editor.attached(llama):
