@@ -47,9 +47,11 @@ WHERES = {
     "list": At((0, 2, -1)),
     "prompt": PromptOnly(),
     "generated": GeneratedOnly(),
-    "condition": WhenAligned("blocks.0.hook_resid_post", normal(D, seed=9), 0.05),
+    "condition": WhenAligned("blocks.0.hook_resid_post", normal(D, seed=9), 0.05, sparing=NotMassive(True)),
     "not massive": NotMassive(True, (("blocks.1.hook_resid_post", 2.03), ("blocks.2.hook_resid_post", 2.7))),
-    "prompt on condition": Both(PromptOnly(), WhenAligned("blocks.0.hook_resid_post", normal(D, seed=9), 0.05)),
+    "prompt on condition": Both(
+        PromptOnly(), WhenAligned("blocks.0.hook_resid_post", normal(D, seed=9), 0.05, token="last")
+    ),
 }
 
 
