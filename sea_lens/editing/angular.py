@@ -34,7 +34,7 @@ class AngularEdit:
 
     Attributes:
         plane: The plane's two directions, orthonormal, `[2, width]`: the first is at 0 degrees, the second at 90.
-        angle: In degrees, where the part in the plane is to point; 360 more is the same.
+        angle: In degrees, where the part in the plane points afterwards; 360 more is the same.
         adaptive: Whether only activations are turned whose part along the first direction is above 0.
         strength: 1 is the published method, 0 the identity.
     """

@@ -46,7 +46,7 @@ class WhenAligned:
         token: `mean` over the prompt's tokens, or the `last` of them.
         projected: Whether to take the cosine of the state with `tanh` of its own projection onto the direction, as the
             authors' code does. That is nearly the absolute cosine: it cannot tell a direction from its opposite.
-        sparing: Attention sinks that are left out of the mean, of which they would be most; None for all tokens.
+        sparing: Attention sinks that are left out of the mean, which they would rule; None for all tokens.
     """
 
     site: str | int | Site

@@ -85,7 +85,7 @@ class AngularSteering:
 
         Raises:
             InputError: If a side is missing, there is a single demonstration, the sides have one mean, all differences are
-                alike, or a plane is to be shared by sites of several widths.
+                alike, or sites of several widths are to share a plane.
         """
         check_arguments(AngularSteering.fit, locals())
         check_roles(self, activations)

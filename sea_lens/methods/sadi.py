@@ -5,7 +5,7 @@ its rule as notes give it, and its code (`weixuan-wang123/SADI`, read; it does n
 What is added is the activation's own, so it differs from text to text: hence "adaptive". It can enlarge what is there, and
 turn nothing around: with a negative strength it shrinks it.
 
-Followed are the rule and the ranking by absolute difference. The code has these defects, none of which is repeated here: it
+The rule is followed, and its ranking by absolute difference. The code has these defects, and none is repeated here: it
 ranks by the signed difference, so an element that is strongest on negatives is never found; it averages a head's coordinates
 before it takes the difference, so a head whose coordinates move apart counts as unmoved; it sets activations at the prompt's
 last token to values of a clean pass at all layers, so no edit passes on to later ones; it multiplies by the strength instead
