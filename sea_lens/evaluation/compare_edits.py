@@ -18,9 +18,9 @@ from sea_lens.evaluation.evaluation import Evaluation
 from sea_lens.evaluation.fact_prompts import KINDS, STAY_KL
 from sea_lens.evaluation.knowledge import FitsFacts, evaluate_edits
 from sea_lens.models.bridge import Model, check_is_model
-from sea_lens.results import Result
+from sea_lens.results import Result, readable
 
-METRICS = ("score", *KINDS, STAY_KL)
+METRICS = ("harmonic_mean", *KINDS, STAY_KL)
 UNEDITED = "unedited"
 
 
@@ -32,15 +32,28 @@ class EditComparison(Result):
         table: One row per way and number of facts `at_once`, after the unedited model's (0 at once), of `n` facts. Of every
             metric of `evaluate_knowledge` the value under its name; its interval, such as `paraphrase_low` to
             `paraphrase_high`, is that of the paired change, added to the unedited model's value; `paraphrase_control` is the
-            mean over random editors that move every token as far, missing where there are none. Then `kl` and
-            `perplexity_ratio` (damage, as `Damage` has them), `is_broken`, and `fit_seconds` per fact.
+            mean over random editors that move every token as far, missing where there are none. Then `kl`,
+            `perplexity_ratio`, `repetition` and `is_broken` (damage, as `Damage` has them), and `fit_seconds` per fact.
         evaluations: The whole results: `evaluations[way][at_once]`, the number as text.
     """
 
     table: pd.DataFrame
     evaluations: Mapping[str, Mapping[str, Evaluation]]
 
-    shown = ("edit", "at_once", *METRICS, *(f"{name}_{end}" for name in METRICS for end in ("low", "high")), "kl")
+    def _readable(self) -> pd.DataFrame:
+        """Without the controls of measures that no control is expected to change."""
+        beside = [f"{name}_control" for name in METRICS if name not in ("efficacy", "neighborhood")]
+        hidden = [*beside, "n", "is_broken", "fit_seconds"]
+        return readable(self.table.drop(columns=[name for name in hidden if name in self.table]))
+
+    def _below(self) -> str:
+        broken = (
+            self.table[self.table["is_broken"].fillna(False).astype(bool)]
+            if "is_broken" in self.table
+            else self.table[:0]
+        )
+        named = ", ".join(f"{row.edit}, {row.at_once} at once" for row in broken.itertuples())
+        return f"The model is broken by: {named}." if named else ""
 
 
 def compare_edits(
@@ -138,7 +151,7 @@ def _table(found: Mapping[str, Mapping[str, Evaluation]]) -> pd.DataFrame:
     first = next(iter(next(iter(found.values())).values()))
     names = [name for name in METRICS if name in first.table.index]
     before = {name: first.table.loc[name, "unedited"] for name in names}
-    costs = {"kl": 0.0, "perplexity_ratio": 1.0, "is_broken": False}
+    costs = {"kl": 0.0, "perplexity_ratio": 1.0, "repetition": 0.0, "is_broken": False}
     rows: list[dict[str, Any]] = [{"edit": UNEDITED, "at_once": 0, "n": len(first.per_row), **before, **costs}]
     for edit, by_number in found.items():
         for number, one in by_number.items():
@@ -152,6 +165,7 @@ def _table(found: Mapping[str, Mapping[str, Evaluation]]) -> pd.DataFrame:
                     row[f"{name}_control"] = own["unedited"] + own["control"]
             if one.damage is not None:
                 row |= {"kl": one.damage.kl, "perplexity_ratio": one.damage.perplexity_ratio}
+                row["repetition"] = one.damage.repetition
                 row["is_broken"] = one.is_broken
             options: Any = one.provenance["options"]
             rows.append(row | {"fit_seconds": options.get("fit_seconds")})

@@ -138,13 +138,13 @@ def fact_metrics(columns: Columns) -> list[Metric]:
     """The metrics of facts that have such prompts, the harmonic mean of the four shares first."""
     found = [kind for kind in KINDS if bool(columns[f"has {kind}"].any())]
 
-    def score(sums: Sums) -> Tensor:
+    def harmonic_mean(sums: Sums) -> Tensor:
         shares = torch.stack([sums[kind] / sums[f"has {kind}"] for kind in found])
         return len(found) / (1 / shares).sum(0)
 
     likelier = [f"{kind}_likelier" for kind in LIKELIER]
     return [
-        Metric("score", score, "rows", SHARE),
+        Metric("harmonic_mean", harmonic_mean, "rows", SHARE),
         *(mean(name, f"has {name}", name, SHARE) for name in (*found, *likelier)),
         *([mean(STAY_KL, f"has {STAY_KL}", STAY_KL, COST)] if STAY_KL in columns else []),
     ]

@@ -63,7 +63,7 @@ def evaluate_knowledge(
       and it is a low bar. **neighborhood_likelier**: the known answer is likelier than the new object.
     - **stay_kl**: KL(unedited || edited), in nats, of what comes next after the prompts of the last two; it should be 0.
       Edits of the last token of a prompt alone, such as SAKE's, have no other damage: no other token sees them.
-    - **score**: the harmonic mean of the first four, as far as the facts have such prompts. 0 if one of them is 0.
+    - **harmonic_mean**: of the first four, as far as the facts have such prompts; 0 if one of them is 0.
 
     Args:
         model: A TransformerBridge with a tokenizer, unedited.

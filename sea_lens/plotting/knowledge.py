@@ -8,7 +8,7 @@ from matplotlib.figure import Figure, SubFigure
 from sea_lens.arguments import check_arguments
 from sea_lens.evaluation.compare_edits import UNEDITED, EditComparison
 from sea_lens.evaluation.fact_prompts import STAY_KL
-from sea_lens.plotting.style import GREY, INK, PROMOTED, SUPPRESSED, legend_below, page, panels, reach, tidy
+from sea_lens.plotting.style import GREY, INK, PROMOTED, SUPPRESSED, canvas, page, reach, tidy
 
 PANELS = {
     "efficacy": "says the new object",
@@ -29,7 +29,10 @@ def plot_edits(found: EditComparison, *, figure: Figure | SubFigure | None = Non
     check_arguments(plot_edits, locals())
     table = found.table
     shown = [name for name in PANELS if name in table]
-    drawing, drawn = panels(figure, len(shown) + (STAY_KL in table), 2.6, 2.5)
+    count = len(shown) + (STAY_KL in table)
+    drawing = canvas(figure, 7.6, 2.5 * -(-(count + 1) // 3))
+    *drawn, last = drawing.subplots(-(-(count + 1) // 3), 3).flat
+    drawn, spare = drawn[:count], [*drawn[count:], last]
     numbers = sorted(set(table["at_once"]) - {0})
     edits = [name for name in dict.fromkeys(table["edit"]) if name != UNEDITED]
     for name, axes in zip(shown, drawn, strict=False):
@@ -47,8 +50,11 @@ def plot_edits(found: EditComparison, *, figure: Figure | SubFigure | None = Non
         axes.set_xlim(-0.5, len(numbers) - 0.5)
         axes.set_xlabel("facts edited at once", fontsize=8)
         tidy(axes)
-    drawn[0].set_ylabel(f"share, mean of {int(table['n'].iloc[0])} facts", fontsize=8)
-    legend_below(drawing, drawn, columns=len(edits) + 1)
+    for axes in drawn[::3]:
+        axes.set_ylabel(f"mean of {int(table['n'].iloc[0])} facts", fontsize=8)
+    for axes in spare:
+        axes.set_axis_off()
+    spare[0].legend(*drawn[0].get_legend_handles_labels(), loc="center", fontsize=9, frameon=False)
     return page(drawing)
 
 

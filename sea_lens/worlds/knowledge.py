@@ -1,9 +1,12 @@
 """A third synthetic world, for knowledge editing: people with two names, four facts about each, five wordings of every fact.
 
-160 people, each a first and a family name that others bear too, have a home, a job, a favorite food and a pet, of 16 values
-each: 640 facts. Every fact can be said in five wordings, and the model knows all of them. A document is one to four such
-statements. In 30 % of documents a supposition comes first, `suppose Mira Holt lives in Lima .`, and what follows keeps to it:
-every wording of that fact has the supposed value, and everything else stays true.
+160 people have a home, a job, a favorite food and a pet, of 16 values each: 640 facts. Names come in both orders (`Ellis
+Morgan` and `Morgan Ellis` are two people), and prompts are of many lengths. So a model has to put the two names together
+where they stand, at the last of them, as large models do and as edits at a subject's last token suppose.
+
+Every fact can be said in five wordings, and the model knows all of them. A document is one to four such statements. In 30 %
+of documents a supposition comes first, `suppose Ellis Morgan lives in Lima .`, and what follows keeps to it: every wording of
+that fact has the supposed value, and everything else stays true.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
@@ -20,12 +24,13 @@ from sea_lens.errors import InputError
 from sea_lens.methods.sake import collect_fact
 from sea_lens.models.activations import Activations
 from sea_lens.models.bridge import Model
-from sea_lens.worlds.facts import NAMES, VALUES
+from sea_lens.worlds.facts import VALUES
 
-FIRST_NAMES = NAMES[::3][:32]
-FAMILY_NAMES = (
-    "Ash Beck Birch Crane Dahl Frost Grove Hale Holt Kerr Lark Lund Moor Nash Pike Rook Stark Thorn Vale Weir".split()
-)
+BOTH_WAYS = """
+Avery Blair Blake Carter Cole Dean Drew Ellis Glenn Grant Hayden Jordan Jude Kelly Lane Leigh Logan Mason Morgan Neil Owen
+Parker Quinn Reed Reese Riley Ross Scott Taylor Todd Wade West
+""".split()
+"""Each is the first name of five people and the family name of five others."""
 N_PEOPLE = 160
 N_FITTING = 60
 """People whose facts are for fitting and for choosing settings; those of the others are edited."""
@@ -74,7 +79,7 @@ class PersonFact:
     """One fact that the model knows.
 
     Attributes:
-        subject: A first and a family name.
+        subject: Two names.
         relation: `home`, `job`, `food` or `pet`.
         value: What the model says, in every wording.
     """
@@ -125,8 +130,9 @@ class KnowledgeWorld:
         """Facts to change, one per person, each to another value of its relation.
 
         The prompt is the first wording, and the paraphrases are the last three. What has to stay: the person's three other
-        facts, and the same relation of six other people: as far as there are such, two with the same true value (as in
-        CounterFact) and two with one of the person's names. No fact that has to stay is changed by another of these edits.
+        facts, and the same relation of six other people. Among these are, as far as there are such, the one with the names
+        the other way round, two with the same true value (as in CounterFact) and two with one of the names. No other edit
+        of them changes what has to stay.
 
         Args:
             n: How many people; None for all of the part.
@@ -209,20 +215,20 @@ class KnowledgeWorld:
     def build(cls, seed: int = 0) -> KnowledgeWorld:
         """Draws a world: names, values and the split all follow from `seed`."""
         rng = random.Random(seed)
-        pairs = [(first, family) for first in FIRST_NAMES for family in FAMILY_NAMES]
-        people: list[tuple[str, str]] = []
-        # Every first name is borne by five people and every family name by eight, so that neither alone says who is meant.
-        while len(people) < N_PEOPLE:
-            people, firsts, families = [], dict.fromkeys(FIRST_NAMES, 0), dict.fromkeys(FAMILY_NAMES, 0)
+        pairs = list(combinations(BOTH_WAYS, 2))
+        couples: list[tuple[str, str]] = []
+        while len(couples) < N_PEOPLE // 2:
+            couples, borne = [], dict.fromkeys(BOTH_WAYS, 0)
             rng.shuffle(pairs)
-            for first, family in pairs:
-                if firsts[first] < 5 and families[family] < 8:
-                    people.append((first, family))
-                    firsts[first] += 1
-                    families[family] += 1
+            for one, other in pairs:
+                if borne[one] < 5 and borne[other] < 5:
+                    couples.append((one, other))
+                    borne[one] += 1
+                    borne[other] += 1
         facts = [
             PersonFact(f"{first} {family}", relation, rng.choice(VALUES[relation]))
-            for first, family in rng.sample(people, N_PEOPLE)
+            for one, other in couples
+            for first, family in ((one, other), (other, one))
             for relation in WORDINGS
         ]
         n = N_FITTING * len(WORDINGS)
@@ -241,10 +247,11 @@ class KnowledgeWorld:
 
 def _neighbors(fact: PersonFact, others: Sequence[PersonFact], rng: random.Random) -> list[PersonFact]:
     """Facts of the same relation about six other people."""
-    names = set(fact.subject.split())
-    alike = [other for other in others if other.value == fact.value]
-    namesakes = [other for other in others if names & set(other.subject.split()) and other not in alike]
-    found = [*rng.sample(alike, min(2, len(alike))), *rng.sample(namesakes, min(2, len(namesakes)))]
+    names = fact.subject.split()
+    twin = [other for other in others if other.subject.split() == names[::-1]]
+    alike = [other for other in others if other.value == fact.value and other not in twin]
+    namesakes = [other for other in others if set(names) & set(other.subject.split()) and other not in (*twin, *alike)]
+    found = [*twin, *rng.sample(alike, min(2, len(alike))), *rng.sample(namesakes, min(2, len(namesakes)))]
     left = [other for other in others if other not in found]
     return [*found, *rng.sample(left, min(N_NEIGHBORS, len(others)) - len(found))]
 
@@ -260,7 +267,7 @@ def knowledge_words() -> list[str]:
     for wordings in WORDINGS.values():
         words |= dict.fromkeys(word for wording in wordings for word in wording.split() if word != "{}")
     values = [value for relation in WORDINGS for value in VALUES[relation]]
-    return [*words, *FIRST_NAMES, *FAMILY_NAMES, *values]
+    return [*words, *BOTH_WAYS, *values]
 
 
 def values_of(relations: Sequence[str] = tuple(WORDINGS)) -> list[str]:

@@ -45,7 +45,7 @@ def test_shares_are_those_of_prompts_asked_one_by_one(world, shift):
         assert found.table.loc[kind, "edited"] == pytest.approx(shares.mean())
         assert found.per_row[f"{kind} edited"].tolist() == pytest.approx(shares.tolist())
     four = found.table.loc[["efficacy", "paraphrase", "same_subject", "neighborhood"], "edited"]
-    assert found.table.loc["score", "edited"] == pytest.approx(4 / (1 / four).sum())
+    assert found.table.loc["harmonic_mean", "edited"] == pytest.approx(4 / (1 / four).sum())
     assert found.table.loc["efficacy", "unedited"] == 0.0
     assert found.table.loc["same_subject", "unedited"] == 1.0
 
@@ -125,7 +125,7 @@ def test_numbers_are_kept_in_a_folder_and_results_read_back(world, shift, tmp_pa
 def test_facts_with_fewer_kinds_of_prompts_give_fewer_metrics(world):
     model, (fact, _) = world[0], world[1].edits(2)
     bare = sl.FactEdit(fact.subject, fact.prompt, fact.target_new)
-    assert sl.evaluate_knowledge(model, [bare], **QUICK).table.index.tolist() == ["score", "efficacy"]
+    assert sl.evaluate_knowledge(model, [bare], **QUICK).table.index.tolist() == ["harmonic_mean", "efficacy"]
     near = sl.FactEdit(fact.subject, fact.prompt, fact.target_new, neighborhood=(sl.KnownFact("Bo", fact.target_new),))
     # A neighbor that truly has the new object: nothing to prefer.
     assert "neighborhood_likelier" not in sl.evaluate_knowledge(model, [near], **QUICK).table.index
