@@ -83,7 +83,7 @@ class Data:
         fitting = sl.Questions.from_demonstrations(rows[asked["n"] :])
         held_out = sl.Questions.from_file(where / asked["held_out"]).with_chat_template(model.tokenizer)
         options = {"measure": "mc1", "token": "mean", "max_new_tokens": 8, **own}
-        return cls(model, rows[: asked["n"]], fitting, held_out, ["all"], options)
+        return cls(model, rows[: asked["n"]], fitting, held_out, asked["methods"], options)
 
     def compare(self, options: Mapping[str, Any], folder: Path) -> sl.MethodComparison:
         """Every method."""
@@ -240,17 +240,25 @@ def figure(tables: Mapping[str, pd.DataFrame]) -> Any:
     return page(drawn)
 
 
-def write(name: str, found: sl.MethodComparison, seconds: float) -> None:
-    """A data set's rows of the table, and what did not run."""
-    table = found.table.assign(more_than_chance=[str(one) in found.more_than_chance for one in found.table.index])
-    table.insert(0, "data", name)
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / "which_method.csv"
-    rows = table.reset_index()
+def put(name: str, rows: pd.DataFrame, path: Path) -> None:
+    """Puts a data set's rows into a table in the place of those that it had."""
+    rows.insert(0, "data", name)
     if path.exists():
         known = pd.read_csv(path)
         rows = pd.concat([known[known["data"] != name], rows])
     rows.to_csv(path, index=False, float_format="%.5g")
+
+
+def write(name: str, found: sl.MethodComparison, seconds: float) -> None:
+    """A data set's rows of the table, and what did not run."""
+    table = found.table.assign(more_than_chance=[str(one) in found.more_than_chance for one in found.table.index])
+    RESULTS.mkdir(exist_ok=True)
+    put(name, table.reset_index(), RESULTS / "which_method.csv")
+    best = table["score"].where(table["more_than_chance"]).idxmax() if table["more_than_chance"].any() else None
+    if best is not None and len(table) > 2:
+        versus = found.versus(str(best)).reset_index()
+        versus.insert(0, "best", best)
+        put(name, versus, RESULTS / "which_method_versus.csv")
     facts_path = RESULTS / "which_method.json"
     facts = json.loads(facts_path.read_text()) if facts_path.exists() else {}
     facts[name] = {

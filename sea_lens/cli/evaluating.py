@@ -184,7 +184,7 @@ def _compare_all_methods(
     for name, why in result.left_out.items():
         say(f"{name} did not run: {why}")
     say(f"better than chance, random editors and shuffled refits: {', '.join(result.more_than_chance) or 'none'}")
-    say(f"not bettered at its damage: {', '.join(result.front)}")
+    say(f"of these, not bettered at their damage: {', '.join(result.front) or 'none'}")
     for name, editor in result.editors.items():
         editor.save_pretrained(out / "editors" / name)
     _write(result, plotting.plot_methods(result), out)

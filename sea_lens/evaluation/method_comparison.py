@@ -63,8 +63,8 @@ class MethodComparison(Result):
 
     @property
     def front(self) -> list[str]:
-        """The methods that no other one betters in both effect and damage, by their damage."""
-        return front_of(self.table.iloc[1:])
+        """Of the methods that are more than chance, those that no other one betters in effect and damage, by their damage."""
+        return front_of(self.table.loc[self.more_than_chance])
 
     @property
     def more_than_chance(self) -> list[str]:

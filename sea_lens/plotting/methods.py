@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from sea_lens.arguments import check_arguments
 from sea_lens.evaluation.method_comparison import MethodComparison, front_of
+from sea_lens.methods.method import METHODS
 from sea_lens.plotting.style import GREY, INK, PROMOTED, in_words, one_panel, page, reach, tidy
 
 MARKERS = "oDs^vP*Xp<>hd8"
@@ -23,7 +24,7 @@ def plot_methods(comparison: MethodComparison, *, axes: Axes | None = None) -> F
     """Effect against damage: a point per method, with the interval of its change.
 
     To the right is more damage, upwards more effect. A gray bar behind a point spans what random editors and shuffled refits
-    come to; filled points are better than chance and than both. The stepped line is the front: methods that no other one
+    come to; filled points are better than chance and than both. The stepped line is the front: of these, those that no other
     betters in effect at less damage. Edits that change nothing stand at the left edge.
 
     Args:
@@ -46,7 +47,7 @@ def draw_methods(
         axes: To draw in.
         rows: One per method, with `kl`, `change`, `low` and `high`, and the ranges of controls and refits where known.
         filled: The methods that are better than chance.
-        front: The methods of the front; None finds them.
+        front: The methods of the front; None finds them among the filled ones.
         label: A title.
     """
     names = list(map(str, rows.index))
@@ -58,11 +59,12 @@ def draw_methods(
     axes.set_xscale("log")
     axes.set_xlim(min(places.values()) / 2, 1.6 * max(places.values()))
     axes.axhline(0, color=INK, linewidth=0.8, zorder=1)
-    on_front = [name for name in (front_of(rows) if front is None else front) if changes[name] > 0]
+    on_front = front_of(rows.loc[[name in filled for name in names]]) if front is None else list(front)
     if on_front:
         stairs = [*(places[name] for name in on_front), axes.get_xlim()[1]]
         heights = [*(changes[name] for name in on_front), changes[on_front[-1]]]
         axes.step(stairs, heights, where="post", color=GREY, linewidth=1.2, linestyle="--", zorder=1)
+    order = sorted({*METHODS, *names})  # so that a method has one marker in all figures
     for number, (name, (low, high)) in enumerate(zip(names, ends, strict=True)):
         x, y, around = places[name], changes[name], chance[number][np.isfinite(chance[number])]
         if len(around):
@@ -70,7 +72,7 @@ def draw_methods(
         lengths = reach([y], [low], [high])
         axes.errorbar(x, y, yerr=lengths, fmt="none", ecolor=INK, elinewidth=0.9, capsize=2, zorder=3)
         color = PROMOTED if name in filled else "white"
-        marker = MARKERS[number % len(MARKERS)]
+        marker = MARKERS[order.index(name) % len(MARKERS)]
         axes.scatter(x, y, s=38, marker=marker, color=color, edgecolors=INK, linewidths=0.8, zorder=4)
     _name(axes, {name: (places[name], changes[name]) for name in names})
     axes.set_xlabel("damage: KL in nats per token", fontsize=8)
