@@ -7,10 +7,10 @@ tests. Not stated in these sources, so as in MEMIT: how the search is weighted a
 
 Departures: those of `MEMIT`; several facts are columns of one edit; and an edit of several layers divides its residual.
 
-What we measured does not show the gain that is reported. In the embedded world of knowledge (100 facts, ten at a time, layer 0,
-95 % intervals), at weights of the moment where either leaves 74 to 75 % of other facts of the same people as they were, MEMIT
-changes 55 % of facts (45 to 65) and DiKE 35 % (26 to 44), its disentangler trained on 240 facts of 60 other people. Of those 60
-it misses 3 % of the states' squared length, and 19 % of the people's that are edited: more subjects may do better.
+What we measured does not show the gain that is reported. In the embedded world of knowledge (100 facts, ten at a time, layer
+0, 95 % intervals), at weights of the moment where either leaves 74 to 75 % of other facts of the same people as they were,
+MEMIT changes 55 % of facts (45 to 65) and DiKE 35 % (26 to 44), its disentangler trained on 240 facts of 60 other people. Of
+those 60 it misses 3 % of the states' squared length, and 19 % of the people's that are edited: more subjects may do better.
 """
 
 from __future__ import annotations
