@@ -28,8 +28,8 @@ from sea_lens.errors import InputError
 from sea_lens.methods.method import Method
 from sea_lens.models.bridge import Model
 
-TAUS = (0.9, 0.7, 0.5, 0.3)
-STRENGTHS = (0.5, 1.0, 2.0, 4.0)
+TAUS = (0.7, 0.5)
+STRENGTHS = (0.5, 1.0, 2.0)
 EFFECTS = ("mean_log_probability_difference", "accuracy")
 
 
@@ -94,6 +94,7 @@ def measure(given: Namespace, model: Model) -> None:
             strengths=STRENGTHS,
             measure="preference_per_token",
             halving=False,
+            control=0,
             examples=0,
             folder=given.out / f"tuning-{name}-{given.token}",
             **options,
