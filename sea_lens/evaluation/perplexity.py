@@ -259,7 +259,7 @@ def _measure(model: Model, batch: Sequence[Window], hooks: list[FwdHook]) -> Flo
     states = states_at(model, tokens, where)
     edited = states_at(model, tokens, where, hooks) if hooks else states
     found = torch.zeros(len(batch), len(MEASURED), dtype=torch.float64)
-    most = logits_at_once(model.cfg.d_vocab)
+    most = logits_at_once(model)
     parts = (torch.split(each, most) for each in (states, edited if hooks else states, said, owners))
     for before, after, ids, own in zip(*parts, strict=True):
         found.index_add_(0, own, _measured_here(model, before, after if hooks else None, ids))

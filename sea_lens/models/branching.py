@@ -54,7 +54,7 @@ class Unembedding:
 
     def parts(self, states: States) -> Iterator[Float[Tensor, "part d_vocab"]]:
         """A part at a time, which bounds memory whatever the vocabulary."""
-        yield from map(self.logits, torch.split(states, logits_at_once(self.model.cfg.d_vocab)))
+        yield from map(self.logits, torch.split(states, logits_at_once(self.model)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,21 +9,29 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sea_lens.models.bridge import precise_dtype
+from sea_lens.models.bridge import Model, precise_dtype
 from sea_lens.models.tokens import Stem
 
 POSITIONS_AT_ONCE = 256
 LOGITS_AT_ONCE = 2**24
 """Logits that are in memory together, 64 MiB in float32; those of one position may be more."""
+LOGITS_ON_ACCELERATORS = 2**26
+"""The same on an accelerator, 256 MiB in float32."""
 VALUES_AT_ONCE = 2**24
 """Values of float64 distributions (128 MiB) that are in the memory of an accelerator together."""
 VALUES_IN_CACHE = 2**20
 """Values whose float64 copies (8 MiB) a CPU sums up while they are near: a third of the time that more at once take."""
 
 
-def logits_at_once(d_vocab: int) -> int:
-    """Positions whose logits are in memory together."""
-    return max(1, LOGITS_AT_ONCE // d_vocab)
+def on_cpu(model: Model) -> bool:
+    """Whether a model's passes begin on the CPU."""
+    return torch.device(model.cfg.device or "cpu").type == "cpu"
+
+
+def logits_at_once(model: Model) -> int:
+    """Positions whose logits are in memory together: more on an accelerator, where each part starts kernels anew."""
+    values = LOGITS_AT_ONCE if on_cpu(model) else LOGITS_ON_ACCELERATORS
+    return max(1, values // model.cfg.d_vocab)
 
 
 def positions_at_once(d_vocab: int, device: torch.device | None = None) -> int:

@@ -249,7 +249,7 @@ def _compared(batch: Rows, unedited: Predictor, edited: Sequence[Predictor]) -> 
     """KL and both negative log-likelihoods, summed over tokens, for some edited models."""
     (before, states), found = unedited, torch.zeros(len(edited), 3, dtype=torch.float64)
     said = torch.tensor([token for row in batch for token in row[1:]], device=states.device)
-    for some in torch.split(torch.arange(len(said)), logits_at_once(before.model.cfg.d_vocab)):
+    for some in torch.split(torch.arange(len(said)), logits_at_once(before.model)):
         found += _part(said, slice(int(some[0]), int(some[-1]) + 1), unedited, edited)
     return found
 

@@ -185,7 +185,7 @@ def logits_in_parts(
         where: The positions.
         options: Of the model's forward pass; those of a whole text for none.
     """
-    most = logits_at_once(model.cfg.d_vocab)
+    most = logits_at_once(model)
     if int(where.sum()) <= most:
         return [logits_at(model, tokens, where, **options)]
     return map(partial(logits_of, model), torch.split(states_at(model, tokens, where, (), **options), most))

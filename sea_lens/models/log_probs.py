@@ -8,6 +8,7 @@ positions that are scored become logits, and their normalizers are sums in float
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,11 +25,14 @@ from sea_lens.data.questions import Questions
 from sea_lens.errors import InputError
 from sea_lens.models.bridge import EditsModels, Model, check_is_model
 from sea_lens.models.distributed import from_each, n_processes, share_of, shows, together
-from sea_lens.models.distributions import logits_at_once, summed, summed_at
+from sea_lens.models.distributions import on_cpu, summed, summed_at
 from sea_lens.models.hooks import editing, model_facts
 from sea_lens.models.prefixes import CachedPrefix, how_to_run, length_to_share
 from sea_lens.models.tokens import PaddedTokens, Stem, stems_of, tokenized_answers
 from sea_lens.models.trees import PaddedTrees, TokenTree, can_branch, run_trees
+
+READ_AT_ONCE = 384
+"""Positions that a pass on the CPU reads, with their prompts some 1,000 tokens: longer ones are no faster a token there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +168,7 @@ def _score(
     batch_size, share = how_to_run(model, editor, batch_size, share, longest=longest)
     start = length_to_share([stem.prompt for stem in stems]) if share else 0
     branching = share and can_branch(model, max(map(_size, stems)))
-    most = logits_at_once(model.cfg.d_vocab)
+    most = READ_AT_ONCE if on_cpu(model) else sys.maxsize
     batches = _batches(stems, batch_size, branching, most) if share else [[number] for number in range(len(stems))]
     run = _score_trees if branching else _score_shared if share else _score_whole
     store = None
@@ -213,7 +217,7 @@ def _size(stem: Stem) -> int:
 def _batches(stems: Sequence[Stem], batch_size: int, branching: bool, most: int) -> list[list[int]]:
     """Stems that are run together, the longest first, as many as `batch_size` allows rows of completions.
 
-    They read the logits of `most` positions together; a stem that reads more is alone, and reads them in parts.
+    A pass reads `most` positions, or one stem's. The vocabulary does not matter: logits are made in parts of what is read.
     Prompts of a batch have one length, unless each is one row with its completions.
     """
     by_length: dict[int, list[int]] = defaultdict(list)

@@ -247,3 +247,25 @@ def test_nan_is_refused_by_the_questions_it_is_in(llama):
         pytest.raises(InputError, match="predicts NaN on Question 0, Question 1"),
     ):
         score_answers(llama, questions()[:2], progress=False)
+
+
+def test_the_vocabulary_decides_the_parts_of_the_logits_and_not_the_passes(llama, monkeypatch):
+    passes, parts = [], []
+    look = [
+        ("blocks.0.hook_resid_post", lambda tensor, hook: passes.append(tensor.shape[:2].numel())),
+        ("unembed.hook_out", lambda tensor, hook: parts.append(tensor.shape[:2].numel())),
+    ]
+
+    def scored(at_once):
+        passes.clear()
+        parts.clear()
+        monkeypatch.setattr("sea_lens.models.distributions.LOGITS_AT_ONCE", at_once * llama.cfg.d_vocab)
+        with llama.hooks(fwd_hooks=look):
+            return flat(score_answers(llama, questions(), progress=False)), sum(n > 1 for n in passes), list(parts)
+
+    whole, n_passes, together = scored(10_000)
+    found, n_as_many, apart = scored(5)
+    assert n_as_many == n_passes
+    assert max(apart) == 5 < max(together)
+    assert sum(apart) == sum(together) + 1  # the pass itself makes one
+    assert found == pytest.approx(whole, abs=1e-5)
