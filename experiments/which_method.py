@@ -272,6 +272,26 @@ def write(name: str, found: sl.MethodComparison, seconds: float) -> None:
     facts_path.write_text(json.dumps(facts, indent=1) + "\n")
 
 
+def at_chance(name: str, data: Data, chance: float) -> bool:
+    """Whether the unedited model may be guessing on questions of the fitting half; then it has nothing to steer."""
+    right = sl.prefer_right(
+        data.model, data.fitting, best_only=True, per_token=False, batch_size=16, progress=False
+    ).right
+    low, high = right.interval()
+    facts_path = RESULTS / "which_method.json"
+    facts = json.loads(facts_path.read_text()) if facts_path.exists() else {}
+    facts[name] = {
+        "right": right.successes,
+        "n": right.n,
+        "low": round(low, 4),
+        "high": round(high, 4),
+        "chance": chance,
+    }
+    facts_path.write_text(json.dumps(facts, indent=1) + "\n")
+    print(name, right, flush=True)
+    return low <= chance <= high
+
+
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -285,6 +305,8 @@ def main() -> None:
     warnings.simplefilter("ignore", sl.SeaLensWarning)
     for name in given.only or config["data"]:
         data = Data.of(config["data"][name], given.where)
+        if "chance" in config["data"][name] and at_chance(name, data, config["data"][name]["chance"]):
+            continue
         began = time.perf_counter()
         found = data.compare(config["options"], given.out / name)
         write(name, found, time.perf_counter() - began)
