@@ -1,10 +1,12 @@
 """The tutorials run as they stand, in this process and on models loaded once, and show what is stored in them."""
 
+import json
 import re
 from itertools import pairwise
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 from IPython.core.displayhook import DisplayHook
 from IPython.core.interactiveshell import InteractiveShell
@@ -194,3 +196,39 @@ def test_the_table_of_smollm2_in_tutorial_08_is_that_of_its_page():
     rows = [line for line in cell.splitlines() if line.startswith("|")]
     assert len(rows) == 8
     assert [row for row in rows if row not in page] == []
+
+
+def test_methods_do_what_tutorial_09_says():
+    results, said = TUTORIALS[0].parents[1] / "experiments/results", prose(9)
+    table = pd.read_csv(results / "which_method.csv").set_index(["data", "method"])
+    truth, seed, bias = (table.loc[name] for name in ("truthfulness", "truthfulness, seed 1", "bias"))
+    everywhere = set(table.index.get_level_values(1))
+    for one in (truth, seed, bias):
+        everywhere &= set(one.index[one["more_than_chance"]])
+    assert everywhere == {"sea", "gaussian-transport", "iti", "leace", "act", "angular"}
+    assert f"{NAMES_OF_NUMBERS[len(everywhere)]} methods are more than that on all three" in said
+    ablation = [one.at["directional-ablation", "change"] for one in (truth, seed)]
+    assert "gains {:.3f} on the first seed, and {:.3f} on the second".format(*ablation) in said
+    gains = [bias.at[name, "change"] for name in ("iti", "gaussian-transport", "sea")]
+    assert "ITI gains {:.3f} and Gaussian transport {:.3f} where SEA gains {:.3f}".format(*gains) in said
+    assert truth.at["sea", "score"] == 1
+    assert truth.at["sea", "kl"] / truth.at["iti", "kl"] == pytest.approx(30, rel=0.05)  # a thirtieth
+    versus = pd.read_csv(results / "which_method_versus.csv").set_index(["data", "other"])
+    leads = [versus.loc[key] for key in [("truthfulness", "gaussian-transport"), ("bias", "sea")]]
+    for row in leads:
+        assert f"{row['difference']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" in said
+    confound = pd.read_csv(results / "which_method_confound.csv", index_col="method")
+    lost = int((confound["planted"] < 0).sum()), int((confound["planted_high"] < 0).sum())
+    counts = [NAMES_OF_NUMBERS[count] for count in lost]
+    assert f"{counts[0]} of fourteen methods end below the unedited model, {counts[1].lower()} of them" in said
+    assert (confound["last_content"] - confound["clean"]).abs().max() == 0
+    kept = [f"{confound.at[name, 'planted']:.3f} of {confound.at[name, 'clean']:.3f}" for name in ("iti", "sea")]
+    assert f"({kept[0]}), and SEA keeps {kept[1]}" in said
+    sizes = pd.read_csv(results / "which_method_efficiency.csv").set_index(["method", "size"])["mean"]
+    assert (
+        f"({sizes['gaussian-transport', 10]:.3f} right); SEA at its settings needs a hundred ({sizes['sea', 100]:.3f})"
+        in said
+    )
+    letters = json.loads((results / "which_method.json").read_text(encoding="utf-8"))["sycophancy"]
+    assert f"in {letters['right']} of {letters['n']}:" in said
+    assert letters["low"] < letters["chance"] < letters["high"]
