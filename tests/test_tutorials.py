@@ -232,3 +232,19 @@ def test_methods_do_what_tutorial_09_says():
     letters = json.loads((results / "which_method.json").read_text(encoding="utf-8"))["sycophancy"]
     assert f"in {letters['right']} of {letters['n']}:" in said
     assert letters["low"] < letters["chance"] < letters["high"]
+
+
+def test_what_tutorial_07_says_of_edited_facts():
+    said, shown_by = prose(7), {}
+    for code in ("compare_edits(", "one word earlier"):
+        (cell,) = [one for one in cells_of(7) if one.cell_type == "code" and code in one.source]
+        (shown_by[code],) = [output["data"]["text/plain"] for output in cell.outputs if "data" in output]
+    compared = [line.split() for line in shown_by["compare_edits("].splitlines()]
+    ten = [[float(each) for each in line[-5:]] for line in compared if line and line[-6:-5] == ["10"]]
+    (_, in_words, *_), (_, by_sake, *_), (memit, _, same_person, *_) = ten
+    assert in_words == by_sake == 0.933
+    assert "93 % of the other wordings" in said
+    assert (memit, same_person) == (0.5, 0.3)
+    assert "30 % are still told" in said
+    earlier = {" ".join(line.split()[:-2]): line.split()[-2:] for line in shown_by["one word earlier"].splitlines()[1:]}
+    assert earlier == {"mean shift": ["1.0", "0.0"], "SAKE": ["1.0", "0.0"], "MEMIT": ["0.5", "0.5"]}
