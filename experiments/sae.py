@@ -27,9 +27,6 @@ from sea_lens.models.tokens import all_token_ids
 from sea_lens.sae.sae import SAE
 from sea_lens.worlds.facts import World
 
-QUIET = Path("/tmp/QUIET")
-"""While this file is there, others take timings on the machine: training waits."""
-
 
 @torch.no_grad()
 def states(model: Model, texts: Sequence[str], layer: int, longest: int = 128, batch_size: int = 64) -> Tensor:
@@ -71,8 +68,6 @@ def train(x: Tensor, n_features: int, k: int, steps: int, seed: int, batch: int 
     silent, threshold = torch.zeros(n_features), 0.0
     started = time.time()
     for step in range(steps):
-        while QUIET.exists():
-            time.sleep(5)
         rows = x[torch.randint(len(x), (batch,), generator=generator)] / scale
         centered = rows - parameters["decoder_bias"]
         before = (centered @ parameters["encoder"] + parameters["encoder_bias"]).relu()

@@ -17,7 +17,7 @@ from sea_lens.models.bridge import Model
 from sea_lens.models.sites import Site, named_layers
 
 
-@command("Data and fitting", fitting=Of(fit_condition, without=("layers", "seed")))
+@command("Using", fitting=Of(fit_condition, without=("layers", "seed")))
 def condition(
     model: str,
     editor: str,
@@ -30,7 +30,7 @@ def condition(
     fitting: Options,
     loading: Options,
 ) -> None:
-    """Fit which prompts an editor edits, on prompts that it should edit and prompts that it should not."""
+    """Fit which prompts an editor edits, on prompts of both kinds."""
     fitted = Editor.from_pretrained(editor)
     bridge = load(model, loading, [when, unless])
     asking = asking.as_fitted(fitted)

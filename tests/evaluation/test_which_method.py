@@ -198,6 +198,7 @@ def test_the_front_is_what_nothing_betters():
 
 
 def test_the_table_of_methods_says_something_of_each():
-    rows = method_rows(sl.METHODS)
-    assert [row["method"] for row in rows] == list(sl.METHODS)
+    ours = {name: entry for name, entry in sl.METHODS.items() if entry.cls.__module__.startswith("sea_lens.")}
+    rows = method_rows(ours)
+    assert [row["method"] for row in rows] == list(ours)
     assert [row["method"] for row in rows if not all(row.values())] == []
