@@ -124,7 +124,8 @@ class Entries(TyperGroup):
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """The names with their whole summaries, by section."""
-        sections = dict.fromkeys(one.section for one in self.listed.values())
+        found = dict.fromkeys(one.section for one in self.listed.values())
+        sections = [section for section in SECTIONS if section in found] or list(found)
         width = max(map(len, self.listed), default=0)
         for section in sections:
             with formatter.section(section):
