@@ -30,7 +30,7 @@ def condition(
     fitting: Options,
     loading: Options,
 ) -> None:
-    """Fit which prompts an editor edits, on prompts of both kinds."""
+    """Fit which prompts an editor acts on, from examples."""
     fitted = Editor.from_pretrained(editor)
     bridge = load(model, loading, [when, unless])
     asking = asking.as_fitted(fitted)
