@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -265,6 +266,29 @@ def _partial(path: Path) -> Iterator[Path]:
         raise InputError(f"{path} is a folder. Give the name of a file in it.") from error
     finally:
         file.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """An empty folder of this process only, beside the path, that takes the path's place at the end, whole.
+
+    Where another process was first, its folder stays. What killed processes left beside it is removed after an hour.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{path.name}.*.partial"):
+        if time.time() - max(one.stat().st_mtime for one in (left, *left.rglob("*"))) > HOUR:
+            shutil.rmtree(left, ignore_errors=True)
+    folder = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    folder.mkdir()
+    try:
+        yield folder
+        try:
+            folder.rename(path)
+        except OSError:
+            if not path.is_dir():
+                raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -196,7 +196,7 @@ def app() -> Any:
     """The whole command line, as typer runs it."""
     about = (
         "Edit what a language model says, and see why the edit works.\n\n"
-        "MODEL is a hub name, a folder, or an embedded model (organism)."
+        "MODEL is a hub name, folder, GGUF file, smollm2 or organism (embedded)."
     )
     group = _group("sea-lens", about, Entries, _start)
     order = sorted(COMMANDS, key=lambda name: SECTIONS.index(COMMANDS[name].section))

@@ -43,7 +43,8 @@ HELP |= {
     "kl": "In the place of a strength, what the edit may cost: nats per token on neutral text, such as 0.1.",
     "layers": "all, first:N, last:N, or a list such as 3,5,10-20.",
     "methods": "all, or names of methods, such as sea,leace.",
-    "model": "Hub name, local folder, or organism, bias-organism or knowledge-organism, the embedded models.",
+    "model": "Hub name, local folder, GGUF file, smollm2 or gemma3-270m (Python packages), or organism, bias-organism or "
+    "knowledge-organism, the embedded models.",
     "n": "How many rows to sample; all if left out.",
     "n_questions": "How many questions or texts to sample; all if left out.",
     "negative": "The authors' uu_negative.pt.",

@@ -13,6 +13,8 @@ import torch
 
 from sea_lens.errors import InputError, ModelMismatchError, SeaLensWarning
 from sea_lens.models.bridge import Model, check_is_model
+from sea_lens.models.gguf import apply_facts, dequantized
+from sea_lens.models.gguf_files import find_gguf, gguf_of_repository
 from sea_lens.models.quantization import (
     QuantizationConfig,
     QuantizationName,
@@ -52,6 +54,7 @@ def load_model(
     dtype: Dtype | torch.dtype = "float32",
     quantization: QuantizationName | QuantizationConfig | None = None,
     revision: str | None = None,
+    gguf_file: str | None = None,
     **options: Any,
 ) -> Model:
     """Boots a TransformerBridge. It installs nothing, and runs no code of a checkpoint unless it is told to.
@@ -62,19 +65,29 @@ def load_model(
         4
 
     Args:
-        name: A name on the Hugging Face hub, a local folder, or an embedded model: `"organism"`, `"bias-organism"`,
-            `"knowledge-organism"`.
+        name: A name on the Hugging Face hub, a local folder, a GGUF file, or a word: `"organism"`, `"bias-organism"` and
+            `"knowledge-organism"` are the embedded models; `"smollm2"` (SmolLM2-135M-Instruct) and `"gemma3-270m"` (Gemma 3
+            270M, not tuned to follow instructions) come from Python packages, in GGUF at about 4 bits a weight.
         device: Where it runs, such as `"cuda"`; `"auto"` spreads it over the devices there are.
         dtype: Of its weights; `"auto"` is the one that the checkpoint names.
         quantization: What weights are quantized to on loading: `"4bit"` or `"8bit"` (bitsandbytes), `"torchao-int8"`,
             `"quanto-int8"`, `"hqq-4bit"` and others, or one of transformers' quantization configs. None for none; a
             checkpoint that is quantized already stays so.
         revision: A branch, tag or commit on the hub.
+        gguf_file: A GGUF file in the folder or repository; `"repo/name:file.gguf"` says the same. It is needed only if there
+            are several.
         options: Passed on to `TransformerBridge.boot_transformers`: `hf_model=` and `tokenizer=` to wrap a Hugging Face model
             that you have, `trust_remote_code=True` for checkpoints with code of their own.
 
+    A GGUF file is dequantized to `dtype` (`"auto"` is float32) by transformers and kept as an ordinary folder in
+    `~/.cache/sea_lens`, or where the environment variable `SEA_LENS_CACHE` says: 15 s for SmolLM2, and as fast as any folder
+    from then on. Say "dequantized Q4" with numbers measured on such a model. TransformerLens puts a model's beginning token
+    before plain prompts; a GGUF file says whether the model wants one, and that holds here: Gemma does, and SmolLM2, whose
+    `<|im_start|>` opens a message of a chat, does not, as in llama.cpp and transformers.
+
     Raises:
-        InputError: If there is no such model, dtype, device or quantization, or a library is missing (with what to install).
+        InputError: If there is no such model, dtype, device or quantization, a GGUF file is damaged, or a library or a
+            package with a model is missing (with what to install).
         ModelMismatchError: If TransformerLens does not know its architecture, or it reads text in both directions.
 
     Warns:
@@ -90,10 +103,19 @@ def load_model(
     if dtype not in get_args(Dtype) and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise InputError(f"dtype is {', '.join(get_args(Dtype))}, and {dtype!r} was given.")
     if name in NAMED:
-        return _embedded(name, where, dtype, {"quantization": quantization, "revision": revision, **options})
+        others = {"quantization": quantization, "revision": revision, "gguf_file": gguf_file}
+        return _embedded(name, where, dtype, {**others, **options})
     wrapped = options.get("hf_model")
-    if wrapped is not None and quantization is not None:
-        raise InputError("hf_model= is loaded already. Quantize it as you load it, and leave quantization= out.")
+    if wrapped is not None and (quantization is not None or gguf_file is not None):
+        raise InputError(
+            "hf_model= is loaded already. Quantize it as you load it: leave quantization and gguf_file out."
+        )
+    gguf = None if wrapped is not None else find_gguf(name, gguf_file, revision, options.get("token"))
+    if gguf is not None:
+        folder = dequantized(gguf, _dtype(dtype, None))
+        model = load_model(folder, device=device, dtype=_dtype(dtype, None), quantization=quantization, **options)
+        apply_facts(model, folder, name)
+        return model
     try:
         config = wrapped.config if wrapped is not None else _config(name, revision, options)
         kind = _dtype(dtype, config)
@@ -102,6 +124,10 @@ def load_model(
             chosen |= _quantized(config, quantization, kind, where, options)
         bridge: Model = _boot(name, dtype=kind, revision=revision, **{**chosen, **options})
     except OSError as error:
+        only = None if wrapped is not None else gguf_of_repository(name, revision, options.get("token"))
+        if only is not None:
+            more: dict[str, Any] = {"quantization": quantization, "revision": revision, "gguf_file": only, **options}
+            return load_model(name, device=device, dtype=dtype, **more)
         raise InputError(f"No model could be loaded from {name!r}, as a folder or from the hub: {error}") from error
     except RuntimeError as error:
         if quantization is None:
