@@ -67,6 +67,7 @@ _HOME = {
     "Spectra": "analysis.subspaces",
     "SquaredExponential": "methods.sea.feature_space",
     "Tanh": "methods.sea.feature_space",
+    "TokenView": "analysis.token_view",
     "Tuning": "methods.tuning",
     "WeightEdit": "editing.weights",
     "WhenAligned": "editing.conditions",
@@ -129,6 +130,7 @@ _HOME = {
     "train_disentangler": "methods.disentangling",
     "transfer": "evaluation.transfer",
     "tune": "methods.tune",
+    "view_tokens": "analysis.token_view",
     "write_facts": "data.fact_files",
 }
 """Where each public name lives. Names are imported when they are first asked for, so that `import sea_lens` is quick."""

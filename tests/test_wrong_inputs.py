@@ -35,6 +35,9 @@ WRONG = {
     "progress": FLAG,
     "share_prefix": FLAG,
     "per_token": FLAG,
+    "damage": FLAG,
+    "lens": ["nothing", 3, None],
+    "answer": [3, None, ["a"]],
     "best_only": FLAG,
     "chat": FLAG,
     "all_unknown_answers": FLAG,
@@ -153,6 +156,7 @@ DROPPED = {  # names under which a value is right where it stands
     "measure_damage": {"prompts": [], "texts": [[], [""]]},
     "massive_tokens": {"texts": [[""]]},
     "generate": {"prompt": ["nothing", ["a"]]},
+    "view_tokens": {"prompt": ["nothing"]},
     "editor.without_layers": {"layers": [[], {}]},
     "transfer": {"method": [sl.SEA]},
     "tune": {"layers": ["0"]},
@@ -264,6 +268,8 @@ class World:
         probed = {"edited": None, "n_folds": 2, "n_shuffles": 1, "regularization": 1.0, "groups": None, "seed": 0}
         yield "probe_activations", {"activations": a, **probed, "progress": False}
         yield "read_directions", {"model": m, "editor": sl.SEA().fit(a, progress=False), "layer": 2, "k": 2}
+        seen = {"answer": "", "k": 2, "lens": "none", "damage": False, "chat_options": None}
+        yield "view_tokens", {"model": m, "prompt": "A b", "editor": e, **seen}
         yield "random_editor_like", {"editor": e, "seed": 0}
         yield "refit", {"editor": e, "activations": a}
         yield (

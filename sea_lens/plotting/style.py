@@ -8,7 +8,7 @@ from io import BytesIO
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
+from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
@@ -111,7 +111,7 @@ def heat_map(
     *,
     rows: Sequence[object],
     columns: Sequence[object],
-    colors: str = "BrBG",
+    colors: str | Colormap = "BrBG",
     framed: Iterable[tuple[int, int]] = (),
 ) -> AxesImage:
     """Cells with their texts, black or white by how dark a cell is; frames around some."""
