@@ -90,6 +90,7 @@ _HOME = {
     "evaluate_stereoset": "evaluation.stereoset",
     "evaluate_truthfulqa": "evaluation.truthfulqa",
     "evaluate_winobias": "evaluation.winobias",
+    "export_control_vector": "editing.control_vector",
     "fit_condition": "methods.cast",
     "fit_in_sequence": "methods.in_sequence",
     "fit_sea": "methods.sea.synonyms",

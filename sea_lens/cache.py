@@ -241,18 +241,18 @@ def _parts(value: object) -> Mapping[Any, object]:
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
     """Writes a safetensors file, whole or not at all, whoever else writes it at the same time."""
-    with _partial(path) as file:
+    with whole_file(path) as file:
         save_file(_apart(tensors), file, dict(metadata))
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file the same way."""
-    with _partial(path) as file:
+    with whole_file(path) as file:
         file.write_text(text, encoding="utf-8")
 
 
 @contextmanager
-def _partial(path: Path) -> Iterator[Path]:
+def whole_file(path: Path) -> Iterator[Path]:
     """A file of this process only, beside the path, that takes the path's place at the end."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -321,3 +321,12 @@ def _check_origin(ours: ModelInfo, theirs: ModelInfo) -> None:
             SeaLensWarning,
             stacklevel=6,  # the with statement of `Editor.attached`
         )
+    began, begin = ours.beginning_token, theirs.beginning_token
+    if began is not None and begin is not None and began != begin:
+        warnings.warn(
+            f"This editor was fitted {'with' if began else 'without'} a beginning token before plain prompts, and "
+            f"{theirs.name} is used {'with' if begin else 'without'} one. Set model.cfg.default_prepend_bos = {began} to use "
+            "it as fitted.",
+            SeaLensWarning,
+            stacklevel=6,
+        )

@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 from weakref import WeakSet
@@ -207,6 +207,7 @@ class ModelInfo:
         weights: `"raw"`, or `"layernorm folded"` after `enable_compatibility_mode()` on a LayerNorm model, where
             `resid_post` holds other values. (RMSNorm models keep theirs and stay `"raw"`.)
         n_heads: Attention heads of a block, where known.
+        beginning_token: Whether plain prompts got the beginning token before them, where known. No part of being equal.
     """
 
     name: str
@@ -214,6 +215,7 @@ class ModelInfo:
     d_model: int
     weights: str
     n_heads: int | None = None
+    beginning_token: bool | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -224,7 +226,9 @@ class ModelInfo:
         cfg = model.cfg
         folded = bool(getattr(model, "_weights_processed", False)) and (cfg.normalization_type or "").startswith("LN")
         weights = "layernorm folded" if folded else "raw"
-        return cls(plain_name(cfg.model_name), cfg.n_layers, cfg.d_model, weights, getattr(cfg, "n_heads", None))
+        begins = model.tokenizer is not None and model.tokenizer.bos_token_id is not None and cfg.default_prepend_bos
+        heads = getattr(cfg, "n_heads", None)
+        return cls(plain_name(cfg.model_name), cfg.n_layers, cfg.d_model, weights, heads, bool(begins))
 
 
 def plain_name(name: str) -> str:

@@ -345,6 +345,15 @@ def test_another_models_name_is_warned_about(llama, llama_editor):
         llama_editor.check(llama)
 
 
+def test_another_beginning_of_plain_prompts_is_warned_about(own, llama_editor):
+    fitted = replace(llama_editor.card.model or ModelInfo.of(own), beginning_token=ModelInfo.of(own).beginning_token)
+    editor = replace(llama_editor, card=EditorCard.from_json(replace(llama_editor.card, model=fitted).to_json()))
+    own.cfg.default_prepend_bos = not fitted.beginning_token
+    assert ModelInfo.of(own) == fitted
+    with pytest.warns(SeaLensWarning, match=r"fitted with a beginning token .* used without one\. Set .* = True"):
+        editor.check(own)
+
+
 def test_editors_that_cannot_be(monkeypatch):
     with pytest.raises(InputError, match="at least one layer"):
         Editor({}, EditorCard("by hand", {}))

@@ -85,6 +85,7 @@ def test_what_is_written_is_safetensors_json_and_a_card(folder):
         "d_model": 32,
         "weights": "raw",
         "n_heads": 4,
+        "beginning_token": True,
     }
 
 

@@ -1,0 +1,26 @@
+"""Editors for other programs: export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from sea_lens.cli.app import command
+from sea_lens.cli.options import HELP
+from sea_lens.cli.output import say
+from sea_lens.editing.control_vector import control_vectors, export_control_vector
+from sea_lens.editing.editor import Editor
+
+HELP |= {
+    "file": "The file to write.",
+    "to": "gguf is a control vector for llama.cpp, which an editor can be that adds one vector to every token.",
+}
+
+
+@command("Using")
+def export(editor: str, file: Path, to: Literal["gguf"] = "gguf", strength: float = 1.0) -> None:
+    """Write an editor for another program, such as llama.cpp."""
+    fitted = Editor.from_pretrained(editor).scaled(strength)
+    export_control_vector(fitted, file)
+    layers = ", ".join(map(str, control_vectors(fitted)))
+    say(f"{file} edits layers {layers}. Use it as in: llama-server -m model.gguf --control-vector {file}")
