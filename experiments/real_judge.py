@@ -1,40 +1,55 @@
-"""Rules that say what an answer is like, independent of any model: share of French function words, glad against glum words,
-formal against casual words."""
+"""Rules that say what an answer is like, independent of any model: words that are French, glad or glum, formal or casual."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 FRENCH = frozenset(
-    "le la les un une des du de et est dans je il elle nous vous ils elles que qui ne pas sur avec pour mais ce cette mon ma "
-    "mes ses ou où au aux en se sont être avoir très plus il y tu te leur leurs était c'est j'ai j'aime d'un d'une l'eau".split()
+    (
+        "le la les un une des du de et est dans je il elle nous vous ils elles que qui ne pas sur avec pour "
+        "mais ce cette mon ma mes ses ou où au aux en se sont être avoir très plus il y tu te leur leurs "
+        "était c'est j'ai j'aime d'un d'une l'eau"
+    ).split()
 )
 GLAD = frozenset(
-    "wonderful great good love loved lovely happy happily excellent beautiful perfect delicious fantastic amazing enjoy enjoyed "
-    "enjoyable joy fun glad pleasant pleasure brilliant bright kind best better delightful delighted nice excited exciting "
-    "superb cheerful warm sweet proud inspiring fascinating friendly peaceful success successful awesome incredible".split()
+    (
+        "wonderful great good love loved lovely happy happily excellent beautiful perfect delicious fantastic "
+        "amazing enjoy enjoyed enjoyable joy fun glad pleasant pleasure brilliant bright kind best better "
+        "delightful delighted nice excited exciting superb cheerful warm sweet proud inspiring fascinating "
+        "friendly peaceful success successful awesome incredible"
+    ).split()
 )
 GLUM = frozenset(
-    "terrible awful bad badly hate hated horrible sad sadly ugly disgusting dreadful boring dull miserable misery angry cruel "
-    "painful pain sick unhappy worst worse poor nasty dirty gloomy hopeless depressing cold bitter lonely fear afraid trouble "
-    "problem problems fail failed failing failure lost difficult hard tired dark death dead disappointed disappointing".split()
+    (
+        "terrible awful bad badly hate hated horrible sad sadly ugly disgusting dreadful boring dull "
+        "miserable misery angry cruel painful pain sick unhappy worst worse poor nasty dirty gloomy hopeless "
+        "depressing cold bitter lonely fear afraid trouble problem problems fail failed failing failure lost "
+        "difficult hard tired dark death dead disappointed disappointing"
+    ).split()
 )
 FORMAL = frozenset(
-    "certainly shall pleased regret sir madam assist assistance inquire inquiring indeed permit kindly respectfully sincerely "
-    "apologize grateful delighted honored furthermore therefore additionally regarding request requested require required "
-    "provide provided inform ensure appropriate establishment currently dear pleasure would hereby presently approximately".split()
+    (
+        "certainly shall pleased regret sir madam assist assistance inquire inquiring indeed permit kindly "
+        "respectfully sincerely apologize grateful delighted honored furthermore therefore additionally "
+        "regarding request requested require required provide provided inform ensure appropriate "
+        "establishment currently dear pleasure would hereby presently approximately"
+    ).split()
 )
 CASUAL = frozenset(
-    "yeah yep nope nah sure okay ok hey man dude cool awesome gonna wanna gotta kinda sorta stuff guys guy buddy bucks like just "
-    "totally super oh ugh oops yay ya dunno thing things got pretty bunch hi wow haha lol folks".split()
+    (
+        "yeah yep nope nah sure okay ok hey man dude cool awesome gonna wanna gotta kinda sorta stuff guys "
+        "guy buddy bucks like just totally super oh ugh oops yay ya dunno thing things got pretty bunch hi "
+        "wow haha lol folks"
+    ).split()
 )
-WORD = re.compile(r"[\w'’]+")
+WORD = re.compile(r"[\w'\u2019]+")
 
 
 def words_of(text: str) -> list[str]:
     """Words in lower case, with straight apostrophes."""
-    return [word.replace("’", "'") for word in WORD.findall(text.lower())]
+    return [word.replace("\u2019", "'") for word in WORD.findall(text.lower())]
 
 
 def french(text: str) -> float:
@@ -66,7 +81,7 @@ def formal(text: str) -> float:
 def repetition(text: str) -> float:
     """Share of neighboring pairs of words that stood in the text before, from 0 to 1."""
     words = words_of(text)
-    pairs = list(zip(words, words[1:], strict=False))
+    pairs = list(pairwise(words))
     return 1 - len(set(pairs)) / len(pairs) if pairs else 0.0
 
 

@@ -12,6 +12,7 @@ import sea_lens as sl
 from experiments.real_judge import JUDGES, repetition
 from experiments.real_setup import Cells, Setup, changes, quietly
 
+
 def method_of_entry(entry: Mapping[str, Any], **more: Any) -> Any:
     """The method with its settings that an entry of the configuration stands for; maps by their names."""
     settings = {**entry.get("settings", {}), **more}
@@ -41,7 +42,7 @@ def tried(setup: Setup, entries: Sequence[Mapping[str, Any]]) -> Iterator[tuple[
                 editor = fits[number] if not layers else fits[number].at_layers(layers)
             for strength in entry["strengths"]["band" if len(layers) > 1 and not chooses else "one"]:
                 told = {"entry": number, "place": place, "strength": strength, "layers": editor.layers}
-                yield told, editor.scaled(strength)
+                yield told, editor.scaled(float(strength))
 
 
 def kept(setup: Setup, entries: Sequence[Mapping[str, Any]]) -> list[tuple[dict[str, Any], sl.Editor]]:
@@ -72,7 +73,11 @@ def tune_method(setup: Setup, entries: Sequence[Mapping[str, Any]], limit: float
 
 
 def score_method(
-    setup: Setup, entries: Sequence[Mapping[str, Any]], trials: Sequence[dict[str, Any]], asked: Mapping[str, Any], judge: str
+    setup: Setup,
+    entries: Sequence[Mapping[str, Any]],
+    trials: Sequence[dict[str, Any]],
+    asked: Mapping[str, Any],
+    judge: str,
 ) -> dict[str, Any]:
     """The one look at the held-out questions: the chosen edit, random editors as long, and refits on shuffled sides."""
     chosen = chosen_of(trials, asked["kl"])
@@ -102,7 +107,7 @@ def score_method(
         "perplexity_ratio": damage.perplexity_ratio,
         "kl_english": english.kl,
     }
-    return found | said_of(setup, [editor, *randoms[:1]], judge)
+    return found | (said_of(setup, [editor, *randoms[:1]], judge) if judge in JUDGES else {})
 
 
 def said_of(setup: Setup, editors: Sequence[sl.Editor], judge: str) -> dict[str, Any]:
@@ -132,7 +137,17 @@ def said_plain(setup: Setup) -> list[str]:
     return answers
 
 
-def run_method(cells: Cells, setup: Setup, where: str, name: str, config: Mapping[str, Any], facts: Mapping[str, Any]) -> Any:
+def stronger(entries: Sequence[Mapping[str, Any]], times: float) -> list[dict[str, Any]]:
+    """Entries of which every strength is so many times as large: what is strong differs between models."""
+    return [
+        {**entry, "strengths": {where: [times * each for each in found] for where, found in entry["strengths"].items()}}
+        for entry in entries
+    ]
+
+
+def run_method(
+    cells: Cells, setup: Setup, where: str, name: str, config: Mapping[str, Any], facts: Mapping[str, Any]
+) -> Any:
     """A method's cells: its trials, and its score.
 
     Args:
@@ -143,12 +158,10 @@ def run_method(cells: Cells, setup: Setup, where: str, name: str, config: Mappin
         config: The configuration.
         facts: What else decides the result.
     """
-    entries, limits = config["methods"][name], config["limits"]
+    entries, limits = stronger(config["methods"][name], facts.get("times", 1)), config["limits"]
     facts = {**facts, "method": name, "entries": entries, "limits": limits}
     with quietly():
-        trials = cells.get(
-            f"{where}/trials/{name}", facts, lambda: tune_method(setup, entries, limits["kl"])
-        )
+        trials = cells.get(f"{where}/trials/{name}", facts, lambda: tune_method(setup, entries, limits["kl"]))
         return cells.get(
             f"{where}/scores/{name}", facts, lambda: score_method(setup, entries, trials, limits, facts["behavior"])
         )

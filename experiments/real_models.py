@@ -17,33 +17,70 @@ from pathlib import Path
 from typing import Any
 
 import sea_lens as sl
+from experiments.real_landscape import of_all_but_held_out, of_world, run_landscape
 from experiments.real_methods import run_method
+from experiments.real_report import report
 from experiments.real_setup import HERE, Cells, behavior
+from experiments.real_tasks import run_tasks
 from sea_lens.models.bridge import Model
 
 PARTS = ("methods", "landscape", "tasks", "seeds", "report")
-SHORT = {"models": ["smollm2"], "data": ["french"], "methods": ["mean-difference", "sea, as published", "sea, centered", "ace"]}
+SHORT = {
+    "models": ["smollm2"],
+    "data": ["french"],
+    "methods": ["mean-difference", "sea, as published", "sea, centered", "ace"],
+}
 
 
 def load(name: str, entry: Mapping[str, Any], where: Mapping[str, str]) -> Model:
     """A model by the name that the library knows it by, or from a folder of one's own."""
-    return sl.load_model(where.get(name, entry["load"]))
+    model = sl.load_model(where.get(name, entry["load"]))
+    model.cfg.default_prepend_bos = entry["begins"]  # as the model's own tokenizer says, wherever it was loaded from
+    return model
 
 
-def run_methods(cells: Cells, model: Model, name: str, data: str, seed: int, config: Mapping[str, Any], only: Any) -> None:
+def run_methods(
+    cells: Cells, model: Model | None, name: str, data: str, seed: int, config: Mapping[str, Any], only: Any
+) -> None:
     """Every method on one behavior and split."""
     entry, where = config["models"][name], f"{name}/{data}/seed {seed}"
-    setup = behavior(model, entry, config, data, seed, cells.folder.parent / "activations")
-    facts = {"model": name, "behavior": data, "seed": seed, "split": config["split"], "places": entry["places"]}
+    if model is None:
+        setup, _ = of_world(name)
+    else:
+        setup = behavior(model, entry, config, data, seed, cells.folder.parent / "activations")
+    facts = {"model": name, "behavior": data, "seed": seed, "split": config["split"], "places": dict(setup.places)}
+    if "times" in entry:
+        facts["times"] = entry["times"]
     for method in only or config["methods"]:
         began = time.perf_counter()
         found = run_method(cells, setup, where, method, config, facts)
-        told = "nothing within the limit" if found["chosen"] is None else (
-            f"{found['chosen']['place']} x {found['chosen']['strength']}: {found['change']:+.2f} "
-            f"[{found['low']:.2f}, {found['high']:.2f}], random {max(found['random']):+.2f}, "
-            f"said {found['said_plain']:.2f} -> {found['said']:.2f}, KL {found['kl']:.2f}"
+        told = (
+            "nothing within the limit"
+            if found["chosen"] is None
+            else (
+                f"{found['chosen']['place']} x {found['chosen']['strength']}: {found['change']:+.2f} "
+                f"[{found['low']:.2f}, {found['high']:.2f}], random {max(found['random']):+.2f}, "
+                f"said {found.get('said_plain', 0):.2f} -> {found.get('said', 0):.2f}, KL {found['kl']:.2f}"
+            )
         )
         print(f"{time.strftime('%H:%M:%S')} {where} {method}: {told} ({time.perf_counter() - began:.0f} s)", flush=True)
+
+
+def run_landscapes(cells: Cells, name: str, model: Model | None, chosen: list[str], config: Mapping[str, Any]) -> None:
+    """One factor at a time, on a world or on the behaviors of a real model."""
+    entry, asked = config["models"][name], config["landscape"]
+    if model is None:
+        setup, sizes = of_world(name)
+        run_landscape(
+            cells, setup, name, {"model": name, "behavior": name, "times": entry["times"]}, sizes, " .", entry["times"]
+        )
+        return
+    for data in chosen:
+        if data in asked["behaviors"]:
+            seed = asked["seed"]
+            setup = behavior(model, entry, config, data, seed, cells.folder.parent / "activations")
+            facts = {"model": name, "behavior": data, "seed": seed, "split": config["split"]}
+            run_landscape(cells, of_all_but_held_out(setup, model), f"{name}/{data}", facts, asked["sizes"])
 
 
 def main() -> None:
@@ -51,11 +88,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=HERE / "real_models.json")
     parser.add_argument("--out", type=Path, default=Path("runs/real_models"))
+    parser.add_argument("--results", type=Path, default=None, help="Where tables and figures go; OUT/results for None.")
     parser.add_argument("--models", action="append", help="A model of the configuration; repeat for more.")
     parser.add_argument("--data", action="append", help="A behavior, a world or a task; repeat for more.")
     parser.add_argument("--only", action="append", choices=PARTS, help="A part; repeat for more.")
     parser.add_argument("--methods", action="append", help="A method of the configuration; repeat for more.")
-    parser.add_argument("--where", action="append", default=[], metavar="NAME=FOLDER", help="A model that lies in a folder.")
+    parser.add_argument(
+        "--where", action="append", default=[], metavar="NAME=FOLDER", help="A model that lies in a folder."
+    )
+    parser.add_argument("--files", type=Path, help="A folder of the tasks' published files; no tasks without it.")
     parser.add_argument("--short", action="store_true", help="One model, one behavior, a few methods.")
     given = parser.parse_args()
     config = json.loads(given.config.read_text(encoding="utf-8"))
@@ -67,14 +108,22 @@ def main() -> None:
     parts = given.only or (["methods"] if given.short else list(PARTS))
     cells = Cells(given.out / "cells")
     for name in models:
-        model = load(name, config["models"][name], where)
+        world = "world" in config["models"][name]
+        model = None if world else load(name, config["models"][name], where)
         for part in parts:
-            if part in ("methods", "seeds"):
+            if part == "landscape":
+                run_landscapes(cells, name, model, chosen, config)
+            if model is not None and part == "tasks" and given.files is not None:
+                run_tasks(cells, name, model, config, given.files, given.data)
+            if world and part == "methods":
+                run_methods(cells, None, name, name, 0, config, methods)
+            if model is not None and part in ("methods", "seeds"):
                 seeds = config["seeds"][:1] if part == "methods" else config["seeds"][1:]
                 for seed in seeds:
                     for data in chosen:
                         if data in config["behaviors"]:
                             run_methods(cells, model, name, data, seed, config, methods)
+    report(cells, given.results or given.out / "results")
 
 
 if __name__ == "__main__":

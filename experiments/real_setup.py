@@ -55,7 +55,9 @@ class Cells:
             return json.loads(path.read_text(encoding="utf-8"))["found"]
         found = compute()
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps({"cell": name, "facts": facts, "found": found}, ensure_ascii=False, indent=1) + "\n")
+        write_text(
+            path, json.dumps({"cell": name, "facts": facts, "found": found}, ensure_ascii=False, indent=1) + "\n"
+        )
         return found
 
     def all(self) -> Iterator[tuple[str, Any, Any]]:
@@ -185,9 +187,7 @@ class Setup:
         from sea_lens.models.generate import greedy_answers
 
         prompts = [question.prompt for question in self.held_out]
-        return greedy_answers(
-            self.model, prompts, self.max_new_tokens, editor=editor, batch_size=32, progress=False
-        )
+        return greedy_answers(self.model, prompts, self.max_new_tokens, editor=editor, batch_size=32, progress=False)
 
 
 @contextmanager
@@ -203,7 +203,9 @@ def asked(rows: Any, model: Model, prompt: str) -> Any:
     return rows.with_chat_template(model.tokenizer) if prompt == "chat" else rows.with_prompt_template(prompt)
 
 
-def behavior(model: Model, entry: Mapping[str, Any], config: Mapping[str, Any], name: str, seed: int, folder: Path) -> Setup:
+def behavior(
+    model: Model, entry: Mapping[str, Any], config: Mapping[str, Any], name: str, seed: int, folder: Path
+) -> Setup:
     """The setup of a behavior of the configuration.
 
     Args:

@@ -1,0 +1,84 @@
+"""The study of real models: parts are disjoint, cells are kept, the choice is within the limit, the rules judge."""
+
+import json
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+
+import sea_lens as sl
+from experiments.real_judge import JUDGES
+from experiments.real_methods import chosen_of, method_of_entry, run_method, stronger
+from experiments.real_report import landscape_rows, method_rows
+from experiments.real_setup import HERE, Cells, behavior, split_rows
+
+CONFIG = json.loads((HERE / "real_models.json").read_text(encoding="utf-8"))
+
+
+def test_parts_are_disjoint_and_another_seed_draws_others():
+    sizes = CONFIG["split"]
+    parts = [split_rows(60, sizes, seed) for seed in CONFIG["seeds"]]
+    for each in parts:
+        rows = [row for part in each.values() for row in part]
+        assert len(rows) == len(set(rows)) == sum(sizes.values()) <= 60
+    assert set(parts[0]["held_out"]) != set(parts[1]["held_out"])
+    with pytest.raises(ValueError, match="60 rows were asked for"):
+        split_rows(59, sizes, 0)
+
+
+def test_every_behavior_has_sixty_pairs_that_its_rule_tells_apart():
+    for name, entry in CONFIG["behaviors"].items():
+        rows = [json.loads(line) for line in (HERE / entry["file"]).read_text(encoding="utf-8").splitlines()]
+        assert len({row["prompt"] for row in rows}) == len(rows) == 60
+        assert all(row[side][-1] in ".?" for row in rows for side in ("positive", "negative"))
+        lengths = [sum(len(row[side].split()) for row in rows) for side in ("positive", "negative")]
+        assert 0.85 < lengths[0] / lengths[1] < 1.15
+        right = sum(JUDGES[name](row["positive"]) > JUDGES[name](row["negative"]) for row in rows)
+        assert right >= 55, name
+
+
+def test_every_method_of_the_configuration_can_be_made_with_as_many_trials():
+    for name, entries in CONFIG["methods"].items():
+        assert all(method_of_entry(entry) for entry in entries)
+        one, band = (sum(len(entry["strengths"].get(where, [])) for entry in entries) for where in ("one", "band"))
+        by_layers = any("chooses_layers" in entry for entry in entries)
+        tried = one if name == "iti" else 4 * one if by_layers else 3 * one + band
+        assert tried == 12, name
+    assert stronger([{"strengths": {"one": [1, 2]}}], 4)[0]["strengths"] == {"one": [4, 8]}
+
+
+def test_the_choice_is_the_best_within_the_limit():
+    trials = [{"kl": 0.1, "gap": 1.0}, {"kl": 0.6, "gap": 5.0}, {"kl": 0.4, "gap": 2.0}, {"kl": 0.2, "gap": None}]
+    assert chosen_of(trials, 0.5) == 2
+    assert chosen_of(trials, 0.05) is None
+
+
+def test_a_run_that_was_killed_goes_on(llama, tmp_path):
+    entry = {"prompt": "Q: {question}\nA:", "places": {"middle": [1], "band": [0, 1]}, "texts": [1, 2]}
+    config = {
+        **CONFIG,
+        "split": {"fit": 3, "tune": 2, "held_out": 5},
+        "limits": {"kl": 5.0, "random": 1, "shuffles": 1},
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sl.SeaLensWarning)  # it babbles
+        setup = behavior(llama, entry, config, "glad", 0, tmp_path / "activations")
+    setup = replace(setup, max_new_tokens=2)
+    prompts = [{row.prompt for row in part} for part in (setup.demonstrations, setup.tuning, setup.held_out)]
+    assert len(set.union(*prompts)) == 10
+    cells, facts = Cells(tmp_path / "cells"), {"model": "tiny", "behavior": "glad", "seed": 0}
+    found = run_method(cells, setup, "tiny/glad", "mean-difference", config, facts)
+    assert found["chosen"]["kl"] <= 5.0
+    assert found["change"] == pytest.approx(sum(found["by_question"]) / 5, abs=1e-4)
+    assert len(found["by_question"]) == found["n"] == 5
+    again = run_method(cells, None, "tiny/glad", "mean-difference", config, facts)  # reads, and computes nothing
+    assert again == found
+    with pytest.raises(AttributeError):
+        run_method(cells, None, "tiny/glad", "mean-difference", config, {**facts, "seed": 1})
+    table = method_rows(cells)
+    assert table["change"].tolist() == [found["change"]]
+    assert table["p_holm"].tolist() == [found["p"]]
+    assert landscape_rows(cells).empty
+    edited, plain = setup.gaps(setup.held_out, [None, None])
+    assert torch.equal(edited, plain)
