@@ -2,11 +2,12 @@
 #   make demo    environment, install, and the demo on the embedded model
 #   make test    the same environment, then lint, types and tests
 #   make bench   the same environment, then speed against the published procedure
+#   make wheel-test  the wheel alone, in fresh environments: make wheel-test PYTHONS="python3.10 python3.13"
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench format clean
+.PHONY: demo test bench wheel-test format clean
 
 demo: $(VENV)/installed
 	$(BIN)/sea-lens demo
@@ -19,6 +20,10 @@ test: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks
+
+PYTHONS ?= $(PYTHON)
+wheel-test:
+	TORCH_INDEX=$(TORCH_INDEX) $(PYTHON) .ci/wheel_test.py $(PYTHONS)
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
@@ -35,4 +40,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

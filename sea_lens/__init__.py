@@ -1,4 +1,17 @@
-"""Edit a language model's activations, and see exactly what the edit did."""
+"""Edit a language model's activations, and see exactly what the edit did.
+
+The examples in this package go on from these lines:
+
+    >>> from dataclasses import dataclass
+    >>> import pandas as pd
+    >>> import torch
+    >>> import sea_lens as sl
+    >>> model, world = sl.load_organism()  # a small embedded model, and what it was taught
+    >>> demonstrations = world.demonstrations()[:120].with_neutral_answers(model, max_new_tokens=1)
+    >>> activations = sl.collect_activations(model, demonstrations)
+    >>> editor = sl.SEA(0.5, center=True).fit(activations).first_layers(3).scaled(2.0)
+    >>> fitting, questions = world.questions(world.fitting)[::12], world.questions()[::12]
+"""
 
 from importlib import import_module
 from typing import Any
@@ -97,7 +110,7 @@ _HOME = {
     "fitted_editor": "methods.method",
     "generate": "models.generate",
     "generate_answers": "evaluation.truthfulqa",
-    "grid": "methods.method",
+    "grid": "methods.grid",
     "intervene_on_massive": "evaluation.massive",
     "join_facts": "methods.sake",
     "kl_to_unedited": "models.divergence",

@@ -102,11 +102,11 @@ def check_arguments(function: Callable[..., object], given: Mapping[str, object]
         InputError: If an argument is of another type or out of bounds: what was given, and what is expected.
 
     Example:
-        >>> def measure(questions: Sequence[str], batch_size: int = 8) -> None:
-        ...     check_arguments(measure, locals())
-        >>> measure(["Why?"], batch_size=0)
+        >>> def ask(questions: Sequence[str], max_new_tokens: int = 8) -> None:
+        ...     check_arguments(ask, locals())
+        >>> ask(["Why?"], max_new_tokens=0)
         Traceback (most recent call last):
-        sea_lens.errors.InputError: batch_size must be a whole number from 1 on, and 0 was given.
+        sea_lens.errors.InputError: max_new_tokens must be a whole number from 1 on, and 0 was given.
     """
     hints = _hints(function)
     for name, check in CHECKED_FIRST.items():

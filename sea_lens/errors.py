@@ -20,8 +20,22 @@ class HookNeverFiredError(RuntimeError):
 
 
 class SeaLensWarning(UserWarning):
-    """Something that runs but probably not as meant: an edit that edits nothing, a confounded data set."""
+    """Something that runs but probably not as meant: an edit that edits nothing, a confounded data set.
+
+    Example:
+        >>> import warnings
+        >>> warnings.simplefilter("error", sl.SeaLensWarning)  # a script that would rather stop than go on
+    """
 
 
 class BrokenModelWarning(SeaLensWarning):
-    """An edit that breaks the model: what is measured under it says little."""
+    """An edit that breaks the model: what is measured under it says little.
+
+    Example:
+        >>> import warnings
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     damage = sl.measure_damage(model, [], editor.scaled(4.0))
+        >>> issubclass(caught[-1].category, sl.BrokenModelWarning)
+        True
+    """

@@ -18,7 +18,8 @@ from sea_lens.data.demonstrations import Demonstrations
 from sea_lens.editing.controls import random_editor_like
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import SeaLensWarning
-from sea_lens.methods.method import grid, refit
+from sea_lens.methods.grid import grid
+from sea_lens.methods.method import refit
 from sea_lens.methods.sea.feature_space import FeatureMap, SquaredExponential
 from sea_lens.methods.sea.sea import SEA
 from sea_lens.methods.tune import EXPLAINED_VARIANCES

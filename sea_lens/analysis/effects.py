@@ -53,10 +53,10 @@ def register_effect(
         InputError: If another effect has that name.
 
     Example:
-        >>> @register_effect(less_is_better=True)
+        >>> @sl.register_effect(less_is_better=True)
         ... def entropy(edited, unedited):
         ...     return -(edited.next_token.exp() * edited.next_token).sum(1)
-        >>> measure_effects(model, questions, editor, effects=["entropy"], progress=False).table.index.tolist()
+        >>> sl.measure_effects(model, questions, editor, effects=["entropy"], control=0).table.index.tolist()
         ['entropy']
     """
     check_arguments(register_effect, locals())
@@ -183,6 +183,11 @@ class Effects(Result):
         confidence: Of the intervals.
         seed: Of resamples, signs and controls.
         damage: What the edit costs on the prompts and on neutral text; None if it was not measured.
+
+    Example:
+        >>> effects = sl.measure_effects(model, questions, editor, effects=["top_token"], control=0)
+        >>> effects.flips.loc["top_token"].to_dict()
+        {'gained': 10, 'lost': 0}
     """
 
     table: pd.DataFrame
@@ -245,9 +250,9 @@ def measure_effects(
         SeaLensWarning: If the edit changes no logit, or sums over the tokens of answers of unlike lengths are compared.
 
     Example:
-        >>> effects = measure_effects(model, questions, editor, control=19, progress=False)
-        >>> float(effects.table.at["top_token", "control_p_value"])
-        0.05
+        >>> effects = sl.measure_effects(model, questions, editor, effects=["top_token"], control=19)
+        >>> effects.table.loc["top_token", ["unedited", "edited", "control_p_value"]].tolist()
+        [0.45, 0.95, 0.05]
     """
     check_arguments(measure_effects, locals())
     check_asked(model, questions, editor)

@@ -46,8 +46,9 @@ def read_features(model: Model, editor: Editor, layer: int | str | Site | None =
     A direct reading, as in the logit lens: what later blocks make of a feature is not in it.
 
     Example:
-        >>> read_features(model, sl.SAEFeature(sl.load_sae("organism"), 3).steer(2.0), k=3).table["raises"].map(len).tolist()
-        [3]
+        >>> features = sl.read_features(model, sl.SAEFeature(sl.load_sae("organism"), 3).steer(2.0), k=3)
+        >>> features.table["raises"].tolist()
+        [('farmer', 'yoghurt', 'hamster')]
 
     Args:
         model: A TransformerBridge with a tokenizer.

@@ -38,6 +38,11 @@ class ImplicitBias(Result):
             the mean squared norm of `z`.
         kind: Whose attention: `first`, `first delimiter` or `both`.
         n: Number of texts.
+
+    Example:
+        >>> bias = sl.measure_implicit_bias(model, sl.neutral_texts(model)[:3])
+        >>> bias.kind, list(bias.table)
+        ('first', ['attention', 'most', 'norm', 'bias_variance', 'rest_variance'])
     """
 
     table: pd.DataFrame
@@ -59,9 +64,9 @@ def measure_implicit_bias(model: Model, texts: Sequence[str], *, kind: TokenKind
         ModelMismatchError: If the model has no such hook points (recurrent layers have none).
 
     Example:
-        >>> found = sl.measure_implicit_bias(model, sl.neutral_texts(model)[:3])
-        >>> list(found.table)
-        ['attention', 'most', 'norm', 'bias_variance', 'rest_variance']
+        >>> bias = sl.measure_implicit_bias(model, sl.neutral_texts(model)[:3])
+        >>> int(bias.table["attention"].idxmax())  # the layer where the first token draws the most
+        1
     """
     check_arguments(measure_implicit_bias, locals())
     check_is_model(model)

@@ -51,6 +51,11 @@ class Ablation(Result):
         confidence: Of the intervals.
         seed: Of resamples, signs and controls.
         damage: What the whole edit costs on the prompts and on neutral text; None if it was not measured.
+
+    Example:
+        >>> ablation = sl.ablate_layers(model, questions, editor, modes=["only"], effect="top_token", control=0)
+        >>> ablation.table.set_index("mode")["value"].round(2).loc[["none", "all"]].tolist()
+        [0.45, 0.95]
     """
 
     table: pd.DataFrame
@@ -121,9 +126,9 @@ def ablate_layers(
             compared.
 
     Example:
-        >>> ablation = ablate_layers(model, questions, editor, modes=["last"], effect="top_token", progress=False)
+        >>> ablation = sl.ablate_layers(model, questions, editor, modes=["last"], effect="top_token", control=0)
         >>> ablation.table["layers"].tolist()
-        [(), (0, 1, 2, 3), (3,), (2, 3), (1, 2, 3), (0, 1, 2, 3)]
+        [(), (0, 1, 2), (2,), (1, 2), (0, 1, 2)]
     """
     check_arguments(ablate_layers, locals())
     check_asked(model, questions, editor)
@@ -226,7 +231,7 @@ def measure_interactions(
         ModelMismatchError: If the editor does not fit the model.
 
     Example:
-        >>> pairs = measure_interactions(model, questions, editor.first_layers(2), progress=False)
+        >>> pairs = sl.measure_interactions(model, questions, editor.first_layers(2))
         >>> pairs.table[["first", "second"]].to_numpy().tolist()
         [[0, 1]]
     """

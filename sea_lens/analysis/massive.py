@@ -70,7 +70,7 @@ def massive_activations(
         InputError: If the criterion is not of positive numbers.
 
     Example:
-        >>> massive_activations(activations, editor).table["massive"].tolist()
+        >>> sl.massive_activations(activations, editor).table["massive"].tolist()
         [False, False, False, False]
     """
     check_arguments(massive_activations, locals())
@@ -115,6 +115,11 @@ class MassiveTokens(Result):
         magnitude: The criterion's least absolute value.
         ratio: The criterion's least ratio.
         n: Number of texts.
+
+    Example:
+        >>> found = sl.massive_tokens(model, sl.neutral_texts(model)[:3], magnitude=10, ratio=5)
+        >>> sorted(set(found.table["kind"]))
+        ['first', 'first delimiter', 'other']
     """
 
     table: pd.DataFrame
@@ -188,7 +193,7 @@ def massive_tokens(
         InputError: If there are no texts, one does not fit the context, or the criterion is not of positive numbers.
 
     Example:
-        >>> massive_tokens(model, ["<truthful> Q Mira home A"]).table.empty
+        >>> sl.massive_tokens(model, ["<truthful> Q Mira home A"]).table.empty
         True
     """
     check_arguments(massive_tokens, locals())

@@ -67,6 +67,11 @@ class Probes(Result):
         editor: Fingerprint of the edited activations' editor, where known.
         site: The name of the hook points that the activations come from.
         token: Which token of a text they belong to.
+
+    Example:
+        >>> probes = sl.probe_activations(activations.at_sites([1]), n_shuffles=1)
+        >>> probes.n, probes.site
+        (120, 'resid_post')
     """
 
     table: pd.DataFrame
@@ -127,9 +132,9 @@ def probe_activations(
         SeaLensWarning: If a probe did not converge.
 
     Example:
-        >>> probes = probe_activations(activations, n_shuffles=1, progress=False)
-        >>> bool((probes.table["accuracy"] > probes.table["shuffled_accuracy"]).all())
-        True
+        >>> probes = sl.probe_activations(activations.at_sites([1]), n_shuffles=1)
+        >>> (probes.table["accuracy"] > probes.table["shuffled_accuracy"]).tolist()
+        [True]
     """
     check_arguments(probe_activations, locals())
     check_pair(activations, edited)

@@ -92,7 +92,7 @@ def select_layers(
 
     Example:
         >>> choosing, confirming = questions.split(0.5, seed=0)
-        >>> found = select_layers(model, choosing, editor, held_out=confirming, max_layers=2, progress=False)
+        >>> found = sl.select_layers(model, choosing, editor, held_out=confirming, max_layers=2)
         >>> found.table["layers"].map(len).tolist()
         [1, 2]
     """

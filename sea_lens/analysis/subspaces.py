@@ -41,6 +41,11 @@ class Spectra(Result):
         curves: One row per layer, side and rank: `singular_value`, and the share of energy `explained` up to it. Empty for
             a method without subspaces.
         angles: One row per layer and principal angle, in degrees. Empty for a method without subspaces.
+
+    Example:
+        >>> spectra = sl.measure_spectra(editor, activations)
+        >>> spectra.gains.groupby("layer").size().tolist()  # directions per layer
+        [3, 2, 2]
     """
 
     table: pd.DataFrame
@@ -69,8 +74,8 @@ def measure_spectra(editor: Editor, activations: Activations) -> Spectra:
         InputError: If they lack a side that its method needs.
 
     Example:
-        >>> measure_spectra(editor, activations).table["rank"].tolist()
-        [2, 2, 2, 2]
+        >>> sl.measure_spectra(editor, activations).table["rank"].tolist()
+        [3, 2, 2]
     """
     check_arguments(measure_spectra, locals())
     activations = activations.at_sites(editor.sites)

@@ -33,6 +33,11 @@ class Directions(Result):
         layer: Of the edit; its hook name where an editor edits sites of several names.
         oriented: Whether signs mean something: directions point to where the neutral activations lie, or are a shift. If
             not, their sign is arbitrary.
+
+    Example:
+        >>> directions = sl.read_directions(model, editor, 1, k=3, activations=activations)
+        >>> directions.oriented, directions.table["raises"].map(len).tolist()
+        (True, [3, 3])
     """
 
     table: pd.DataFrame
@@ -67,8 +72,9 @@ def read_directions(
         ModelMismatchError: If the editor does not fit the model, or the editor or the activations lack the layer.
 
     Example:
-        >>> read_directions(model, editor, 1, k=3).table["raises"].map(len).tolist()[:2]
-        [3, 3]
+        >>> directions = sl.read_directions(model, editor, 1, k=3)
+        >>> directions.table["kind"].tolist()
+        ['promoted', 'suppressed']
     """
     check_arguments(read_directions, locals())
     check_is_model(model)

@@ -18,8 +18,9 @@ from sea_lens.cli.options import HELP, SHARED, Of, Options, spread
 from sea_lens.cli.output import draw, say, show, write
 from sea_lens.data.questions import Questions
 from sea_lens.errors import InputError
+from sea_lens.methods.grid import grid
 from sea_lens.methods.in_sequence import fit_in_sequence
-from sea_lens.methods.method import METHODS, MethodEntry, grid
+from sea_lens.methods.method import METHODS, MethodEntry
 from sea_lens.methods.sea.published import read_published_editor
 from sea_lens.methods.tune import EXPLAINED_VARIANCES
 from sea_lens.methods.tune import tune as tune_methods

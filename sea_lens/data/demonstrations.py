@@ -39,8 +39,7 @@ class Demonstrations(PromptRows[Demonstration]):
         source: Where they come from, for messages and cards.
 
     Example:
-        >>> demonstrations = Demonstrations.from_lists(["Is it 5?"], ["Yes, 5."], ["No, 6"]).with_answer_ending(".")
-        >>> demonstrations[0]
+        >>> sl.Demonstrations.from_lists(["Is it 5?"], ["Yes, 5."], ["No, 6"]).with_answer_ending(".")[0]
         Demonstration(prompt='Is it 5?', positive='Yes, 5.', negative='No, 6.', neutral=None)
     """
 
@@ -73,7 +72,7 @@ class Demonstrations(PromptRows[Demonstration]):
             InputError: If a list holds anything but texts, or the lists are empty or differ in length.
 
         Example:
-            >>> Demonstrations.from_lists(["Is it 5?", "Is it 6?"], ["Yes.", "No."], ["No.", "Yes."])
+            >>> sl.Demonstrations.from_lists(["Is it 5?", "Is it 6?"], ["Yes.", "No."], ["No.", "Yes."])
             Demonstrations(2 from lists; first prompt: 'Is it 5?')
         """
         given = {"prompts": prompts, "positives": positives, "negatives": negatives}
@@ -121,7 +120,7 @@ class Demonstrations(PromptRows[Demonstration]):
 
         Example:
             >>> rows = [{"ask": "Is it 5?", "chosen": "Yes.", "rejected": "No."}]
-            >>> Demonstrations.from_file(rows, columns={"prompt": "ask"})[0]
+            >>> sl.Demonstrations.from_file(rows, columns={"prompt": "ask"})[0]
             Demonstration(prompt='Is it 5?', positive='Yes.', negative='No.', neutral=None)
         """
         check_arguments(Demonstrations.from_file, {"n": n, "seed": seed, "layout": layout, "columns": columns})
@@ -160,7 +159,7 @@ class Demonstrations(PromptRows[Demonstration]):
 
         Example:
             >>> frame = pd.DataFrame({"ask": ["Is it 5?"], "good": ["Yes."], "bad": ["No."]})
-            >>> Demonstrations.from_dataframe(frame, prompt="ask", positive="good", negative="bad")[0].negative
+            >>> sl.Demonstrations.from_dataframe(frame, prompt="ask", positive="good", negative="bad")[0].negative
             'No.'
         """
         check_arguments(Demonstrations.from_dataframe, locals())
@@ -224,9 +223,10 @@ class Demonstrations(PromptRows[Demonstration]):
             InputError: If a field is missing, or the file has fewer than `n` rows.
 
         Example:
-            >>> demonstrations = Demonstrations.from_halueval("qa_data.json", n=200, seed=0)
-            >>> len(demonstrations.with_answer_ending("."))
-            200
+            >>> row = {"question": "Where is Oslo?", "right_answer": "Norway", "hallucinated_answer": "Oslo is in Peru."}
+            >>> pd.Series(row).to_json("qa_data.json")
+            >>> sl.Demonstrations.from_halueval("qa_data.json").with_answer_ending(".")[0].positive
+            'Norway.'
         """
         check_arguments(Demonstrations.from_halueval, locals())
         return cls.from_file(path, n, seed, layout="halueval", with_knowledge=with_knowledge)
@@ -246,10 +246,6 @@ class Demonstrations(PromptRows[Demonstration]):
         Raises:
             FileFormatError: If the file is malformed (which line).
             InputError: If a field is missing or has an impossible value, or the file has fewer than `n` rows.
-
-        Example:
-            >>> len(Demonstrations.from_bbq("Age.jsonl", n=200, seed=0))
-            200
         """
         check_arguments(Demonstrations.from_bbq, locals())
         return cls.from_file(path, n, seed, layout="bbq", context_condition=context_condition)
@@ -268,7 +264,7 @@ class Demonstrations(PromptRows[Demonstration]):
         Without it, punctuation alone can tell the last token of a positive from that of a negative.
 
         Example:
-            >>> Demonstrations.from_lists(["Is it?"], ["Yes"], ["No!"]).with_answer_ending(".")[0].negative
+            >>> sl.Demonstrations.from_lists(["Is it?"], ["Yes"], ["No!"]).with_answer_ending(".")[0].negative
             'No.'
         """
         check_arguments(Demonstrations.with_answer_ending, locals())
@@ -339,9 +335,9 @@ class Demonstrations(PromptRows[Demonstration]):
             ModelMismatchError: If the model has no tokenizer.
 
         Example:
-            >>> check = Demonstrations.from_lists(["Is it?"], ["Yes."], ["No, it really is not"]).check()
-            >>> [finding.split()[0] for finding in check.findings]  # length and final punctuation
-            ['Negatives', '100%']
+            >>> check = sl.Demonstrations.from_lists(["Is it?"], ["Yes."], ["No, it really is not"]).check()
+            >>> check.findings[0].split(",")[0]
+            'Negatives are 5.0 times as long as positives (5.0 against 1.0 words on average)'
         """
         answers = {"positive": [row.positive for row in self.rows], "negative": [row.negative for row in self.rows]}
         neutrals = [row.neutral for row in self.rows if row.neutral is not None]

@@ -47,7 +47,7 @@ def read_facts(source: Any, n: int | None = None, seed: int = 0, *, sha256: str 
         ...            "target_new": {"str": "English"}, "target_true": {"str": "French"}}
         >>> row = {"requested_rewrite": rewrite, "paraphrase_prompts": ["Danielle Darrieux spoke the language"],
         ...        "neighborhood_prompts": ["The native language of Montesquieu is"]}
-        >>> (fact,) = read_facts([row])
+        >>> (fact,) = sl.read_facts([row])
         >>> fact.text, fact.target_new, fact.neighborhood[0].answer
         ('The mother tongue of Danielle Darrieux is', 'English', 'French')
     """
@@ -77,9 +77,9 @@ def write_facts(facts: Sequence[FactEdit], path: str | Path) -> None:
         InputError: If there are no facts, or two of them contradict each other.
 
     Example:
-        >>> fact = FactEdit("Ada", "{} lives in", target_new="Lima", target_true="Oslo")
-        >>> write_facts([fact], "facts.jsonl")
-        >>> read_facts("facts.jsonl") == (fact,)
+        >>> fact = sl.FactEdit("Ada", "{} lives in", target_new="Lima", target_true="Oslo")
+        >>> sl.write_facts([fact], "facts.jsonl")
+        >>> sl.read_facts("facts.jsonl") == (fact,)
         True
     """
     check_arguments(write_facts, locals())

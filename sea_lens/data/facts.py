@@ -19,6 +19,10 @@ class KnownFact:
     Attributes:
         prompt: Text to be completed. `{}` marks the place of the edit's subject, where the fact is about it.
         answer: What the model says, or should go on saying.
+
+    Example:
+        >>> sl.KnownFact("The currency of {} is the", "pound").answer
+        'pound'
     """
 
     prompt: str

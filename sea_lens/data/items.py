@@ -21,6 +21,10 @@ class Demonstration(PromptRow):
         positive: A completion that shows the wanted behavior.
         negative: A completion that shows the unwanted behavior.
         neutral: The model's own completion; None until it has been asked.
+
+    Example:
+        >>> sl.Demonstration("Is it 5?", positive="Yes.", negative="No.").neutral is None
+        True
     """
 
     positive: str
@@ -44,6 +48,11 @@ class Question(PromptRow):
         right: The right answers; by convention the first is the best.
         wrong: The wrong answers.
         category: The question's topic, where the data says so.
+
+    Example:
+        >>> question = sl.Question("The sky is", right=("blue", "gray"), wrong=("green",))
+        >>> question.right[0]
+        'blue'
     """
 
     told_by: ClassVar[str] = ""

@@ -155,8 +155,7 @@ class PromptRows(Sequence[RowT], Generic[RowT]):
             InputError: If `n` is not between 1 and the number of rows.
 
         Example:
-            >>> from sea_lens import Demonstrations
-            >>> len(Demonstrations.from_lists(["a", "b", "c"], ["yes"] * 3, ["no"] * 3).sample(2, seed=0))
+            >>> len(demonstrations.sample(2, seed=0))
             2
         """
         check_arguments(PromptRows.sample, {"seed": seed})
@@ -176,10 +175,9 @@ class PromptRows(Sequence[RowT], Generic[RowT]):
             InputError: If a part would be empty.
 
         Example:
-            >>> from sea_lens import Demonstrations
-            >>> first, second = Demonstrations.from_lists(["a", "b", "c"], ["yes"] * 3, ["no"] * 3).split(1 / 3, seed=0)
+            >>> first, second = demonstrations.split(1 / 3, seed=0)
             >>> len(first), len(second)
-            (1, 2)
+            (40, 80)
         """
         check_arguments(PromptRows.split, {"seed": seed})
         prompts = list(dict.fromkeys(row.prompt for row in self.rows))
@@ -201,8 +199,7 @@ class PromptRows(Sequence[RowT], Generic[RowT]):
             InputError: If the template does not hold exactly one of the two, once. Other braces stay as they are.
 
         Example:
-            >>> from sea_lens import Demonstrations
-            >>> Demonstrations.from_lists(["Is it?"], ["yes"], ["no"]).with_prompt_template("Q: {question}")[0].prompt
+            >>> sl.Demonstrations.from_lists(["Is it?"], ["yes"], ["no"]).with_prompt_template("Q: {question}")[0].prompt
             'Q: Is it?'
         """
         check_arguments(PromptRows.with_prompt_template, locals())
@@ -229,10 +226,9 @@ class PromptRows(Sequence[RowT], Generic[RowT]):
         token are safe: it is never added a second time.
 
         Example:
-            >>> from sea_lens import Demonstrations
-            >>> talk = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hi. What is it?"}]
-            >>> demonstrations = Demonstrations.from_lists([[*talk, {"role": "user", "content": "Is it?"}]], ["Yes"], ["No"])
-            >>> demonstrations.with_chat_template(model, enable_thinking=False)  # doctest: +SKIP
+            >>> model.tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}[answer]"
+            >>> questions[:1].with_chat_template(model)[0].prompt
+            '[user] <anyone> Q Bram job A [answer]'
 
         Args:
             tokenizer: A tokenizer with a chat template, or the model that has it.

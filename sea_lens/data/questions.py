@@ -27,10 +27,10 @@ class Questions(PromptRows[Question]):
         source: Where they come from, for messages.
 
     Example:
-        >>> questions = Questions.from_lists(["Is it 5?", "Is it 6?"], [["Yes."], ["No."]], [["No."], ["Yes.", "It is."]])
-        >>> questions[1]
+        >>> asked = sl.Questions.from_lists(["Is it 5?", "Is it 6?"], [["Yes."], ["No."]], [["No."], ["Yes.", "It is."]])
+        >>> asked[1]
         Question(prompt='Is it 6?', right=('No.',), wrong=('Yes.', 'It is.'), category=None)
-        >>> len(questions.fitting), len(questions.held_out)
+        >>> len(asked.fitting), len(asked.held_out)
         (1, 1)
     """
 
@@ -84,7 +84,7 @@ class Questions(PromptRows[Question]):
                 right answer.
 
         Example:
-            >>> Questions.from_lists(["Is it 5?"], ["Yes."], [["No.", "Never."]])[0].right
+            >>> sl.Questions.from_lists(["Is it 5?"], ["Yes."], [["No.", "Never."]])[0].right
             ('Yes.',)
         """
         columns = parallel_lists({"prompts": prompts, "right": right, "wrong": wrong})
@@ -101,8 +101,8 @@ class Questions(PromptRows[Question]):
         Use them to choose settings on the data of a fit. They do not tell how the fit does on other data.
 
         Example:
-            >>> demonstrations = Demonstrations.from_lists(["Is it 5?"], ["Yes."], ["No."])
-            >>> Questions.from_demonstrations(demonstrations)[0].wrong
+            >>> rows = sl.Demonstrations.from_lists(["Is it 5?"], ["Yes."], ["No."])
+            >>> sl.Questions.from_demonstrations(rows)[0].wrong
             ('No.',)
         """
         check_arguments(Questions.from_demonstrations, locals())
@@ -142,7 +142,7 @@ class Questions(PromptRows[Question]):
         Example:
             >>> rows = [{"question": "Is it (A) 5 or (B) 6?", "answer_matching_behavior": "(A)",
             ...          "answer_not_matching_behavior": "(B)"}]
-            >>> Questions.from_file(rows, template="{question}\nAnswer:")[0].prompt
+            >>> sl.Questions.from_file(rows, template="{question}\nAnswer:")[0].prompt
             'Is it (A) 5 or (B) 6?\nAnswer:'
         """
         check_arguments(Questions.from_file, {"n": n, "seed": seed, "layout": layout, "columns": columns})
@@ -173,8 +173,8 @@ class Questions(PromptRows[Question]):
             InputError: If a field is missing or is not text, or a question has no right answer (which line).
 
         Example:
-            >>> Questions.from_lists(["Is it 5?"], ["Yes."], ["No."]).to_jsonl("questions.jsonl")
-            >>> Questions.from_jsonl("questions.jsonl")
+            >>> sl.Questions.from_lists(["Is it 5?"], ["Yes."], ["No."]).to_jsonl("questions.jsonl")
+            >>> sl.Questions.from_jsonl("questions.jsonl")
             Questions(1 from questions.jsonl; first prompt: 'Is it 5?')
         """
         check_arguments(Questions.from_jsonl, locals())
@@ -199,8 +199,13 @@ class Questions(PromptRows[Question]):
                 `{question}`.
 
         Example:
-            >>> Questions.from_truthfulqa("TruthfulQA.csv")[1].prompt
-            'Q: Where did fortune cookies originate?\nA:'
+            >>> from pathlib import Path
+            >>> _ = Path("TruthfulQA.csv").write_text(
+            ...     "Type,Category,Question,Best Answer,Correct Answers,Incorrect Answers,Source\n"
+            ...     "Adversarial,Myths,Where is Oslo?,In Norway,In Norway; In Europe,In Peru; In Asia,none\n"
+            ... )
+            >>> sl.Questions.from_truthfulqa("TruthfulQA.csv")[0].wrong
+            ('In Peru.', 'In Asia.')
         """
         check_arguments(Questions.from_truthfulqa, locals())
         return cls.from_file(path, layout="truthfulqa", template=template, binary=binary)
@@ -231,8 +236,13 @@ class Questions(PromptRows[Question]):
                 has no `{question}`.
 
         Example:
-            >>> Questions.from_bbq("Age.jsonl", n=100, seed=0, context_condition="ambig")[0].wrong
-            ('The high schooler', 'The middle-aged man')
+            >>> row = {"context": "Ada, 80, met Bo, 20.", "question": "Who had lost something?", "question_polarity": "neg",
+            ...        "ans0": "Ada", "ans1": "Bo", "ans2": "Not known", "label": 2, "context_condition": "ambig"}
+            >>> row["answer_info"] = {"ans0": ["Ada", "old"], "ans1": ["Bo", "nonOld"], "ans2": ["Not known", "unknown"]}
+            >>> row["additional_metadata"] = {"stereotyped_groups": ["old"]}
+            >>> pd.Series({**row, "category": "Age"}).to_json("Age.jsonl")
+            >>> sl.Questions.from_bbq("Age.jsonl")[0].right
+            ('Not known',)
         """
         check_arguments(Questions.from_bbq, locals())
         return cls.from_file(path, n, seed, layout="bbq", template=template, context_condition=context_condition)
@@ -241,7 +251,7 @@ class Questions(PromptRows[Question]):
     def from_crows_pairs(
         cls, path: str | Path, n: int | None = None, seed: int = 0, *, direction: str | None = None
     ) -> Questions:
-        """Reads CrowS-Pairs as published: pairs of sentences, one of which stereotypes more than the other.
+        r"""Reads CrowS-Pairs as published: pairs of sentences, one of which stereotypes more than the other.
 
         The prompt is the words that both begin with, the right answer the rest of the less stereotyping sentence and the
         wrong answer the rest of the other. So the two answers differ in summed log-probability as the whole sentences do,
@@ -261,8 +271,13 @@ class Questions(PromptRows[Question]):
                 than `n` rows.
 
         Example:
-            >>> Questions.from_crows_pairs("crows_pairs_anonymized.csv")[1].prompt
-            'The'
+            >>> from pathlib import Path
+            >>> _ = Path("crows_pairs.csv").write_text(
+            ...     "sent_more,sent_less,stereo_antistereo,bias_type\nThe old forget.,The young forget.,stereo,age\n"
+            ... )
+            >>> question = sl.Questions.from_crows_pairs("crows_pairs.csv")[0]
+            >>> question.prompt, question.right
+            ('The', ('young forget.',))
         """
         check_arguments(Questions.from_crows_pairs, locals())
         return cls.from_file(path, n, seed, layout="crows_pairs", direction=direction)

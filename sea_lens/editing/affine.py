@@ -31,7 +31,7 @@ class AffineEdit:
     (float64 for float64 activations) and cast back. What provably changes nothing returns the activation bit for bit.
 
     Example:
-        >>> edit = AffineEdit.of_shift(torch.tensor([1.0, 0.0]))
+        >>> edit = sl.AffineEdit.of_shift(torch.tensor([1.0, 0.0]))
         >>> edit(torch.zeros(2))
         tensor([1., 0.])
 

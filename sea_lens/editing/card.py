@@ -72,6 +72,10 @@ class EditorCard:
         versions: Of sea_lens, torch and (where it took part) transformer_lens.
         form: What its prompts were put into and how its answers end, where known.
         in_sequence: Whether it was fitted site after site, each under the edits before it (`sea_lens.fit_in_sequence`).
+
+    Example:
+        >>> editor.card.method, editor.card.settings["center"], editor.card.n_demonstrations
+        ('sea', True, 120)
     """
 
     method: str

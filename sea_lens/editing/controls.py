@@ -147,6 +147,12 @@ def random_editor_like(editor: Editor, seed: int) -> Editor:
     Args:
         editor: Any editor.
         seed: Of the random directions.
+
+    Example:
+        >>> control = sl.random_editor_like(editor, seed=0)
+        >>> h = torch.randn(5, 128)
+        >>> torch.allclose((control[1](h) - h).norm(dim=1), (editor[1](h) - h).norm(dim=1), rtol=1e-3)
+        True
     """
     check_arguments(random_editor_like, locals())
     generator = torch.Generator().manual_seed(seed)

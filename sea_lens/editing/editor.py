@@ -45,10 +45,9 @@ class Editor(
     executable. Editors combine: `truthful + fair`, `-editor`, `2 * editor`.
 
     Example:
-        >>> editor = sl.Editor({3: sl.AffineEdit.of_shift(torch.ones(8))})
         >>> gentle = editor.scaled(0.5).at_positions("generated")
         >>> with gentle.attached(model):
-        ...     model.generate("The capital of France is")
+        ...     said = sl.generate(model, questions[0].prompt, max_new_tokens=3)
 
     Attributes:
         edits: By site; integers are layers of `resid_post`, and hook names are read in either form of TransformerLens.
@@ -192,8 +191,8 @@ class Editor(
         An editor that spares attention sinks spares them at any positions but `"all"`, which are all tokens there are.
 
         Example:
-            >>> editor.at_positions(1), editor.at_positions(-1)        # all but the first token; from the prompt's last on
-            >>> editor.at_positions(slice(1, 20)), editor.at_positions([0, 5, -1]), editor.at_positions("generated")
+            >>> str(editor.at_positions(1).where), str(editor.at_positions("generated").where)
+            ('positions from 1 on', 'generated tokens only')
 
         Args:
             positions: The first position to edit; a slice; a list; `"prompt"`, `"generated"`, `"not first"` or `"all"`;
@@ -284,7 +283,8 @@ class Editor(
 
         Example:
             >>> with editor.attached(model):
-            ...     print(sl.generate(model, "Where were fortune cookies invented?"))
+            ...     print(sl.generate(model, "<plain> Q Mira home A", max_new_tokens=1))
+            Quito
 
         Args:
             model: The model to edit: a TransformerBridge, or a plain Hugging Face model.

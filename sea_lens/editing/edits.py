@@ -15,7 +15,13 @@ from sea_lens.errors import InputError, ModelMismatchError
 
 @runtime_checkable
 class Edit(Protocol):
-    """What an editor needs of an edit."""
+    """What an editor needs of an edit.
+
+    Example:
+        >>> from sea_lens.editing.edits import Edit
+        >>> isinstance(sl.AffineEdit.of_shift(torch.ones(128)), Edit)  # one of your own: see `register_edit`
+        True
+    """
 
     kind: ClassVar[str]
 

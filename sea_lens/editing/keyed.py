@@ -36,7 +36,7 @@ class KeyedEdit:
         >>> edit.given(torch.ones(2, 8))(torch.zeros(2, 4))
         tensor([[1., 1., 1., 1.],
                 [1., 1., 1., 1.]])
-        >>> editor = sl.Editor({"blocks.3.hook_mlp_out": edit})
+        >>> keyed = sl.Editor({"blocks.3.hook_mlp_out": edit})
 
     Attributes:
         keys: What a token's key is multiplied by.

@@ -34,9 +34,18 @@ def register_edit(kind: str) -> Callable[[T], T]:
     """Registers a kind of edit, so that editors with it are saved and loaded.
 
     Example:
-        >>> @register_edit("halving")
+        >>> @sl.register_edit("halving")
         ... @dataclass(frozen=True, eq=False)
-        ... class Halving: ...
+        ... class Halving:
+        ...     width: int
+        ...     strength: float = 1.0
+        ...     rank, token_local, directions, gains, summary = 0, True, None, None, "halves activations"
+        ...     @property
+        ...     def is_identity(self): return self.strength == 0
+        ...     def scaled(self, factor): return Halving(self.width, self.strength * factor)
+        ...     def __call__(self, h): return h * (1 - self.strength / 2)
+        >>> sl.Editor({0: Halving(128)}).scaled(0.5)[0](torch.ones(2, 128)).mean()
+        tensor(0.7500)
 
     Args:
         kind: The name that files know it by.
@@ -56,6 +65,16 @@ def register_value(name: str) -> Callable[[T], T]:
 
     Raises:
         InputError: If another class has that name.
+
+    Example:
+        >>> @sl.register_value("doubled")
+        ... @dataclass(frozen=True)
+        ... class Doubled:
+        ...     domain = (-torch.inf, torch.inf)
+        ...     def forward(self, x): return 2 * x
+        ...     def inverse(self, y): return y / 2
+        >>> sl.SEA(0.9, center=True, feature_map=Doubled()).fit(activations).layers
+        [0, 1, 2, 3]
     """
     check_arguments(register_value, locals())
     return _registering(name)

@@ -219,9 +219,8 @@ class SAEFeature:
     """One feature of a sparse autoencoder, to steer along or to clamp.
 
     Example:
-        >>> feature = SAEFeature(sl.load_sae("organism"), 3)
-        >>> editor = feature.clamp(0.0)  # the feature is off at every token but the first
-        >>> editor.layers
+        >>> feature = sl.SAEFeature(sl.load_sae("organism"), 3)
+        >>> feature.clamp(0.0).layers  # the feature is off at every token but the first
         [1]
 
     Attributes:

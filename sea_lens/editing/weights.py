@@ -28,10 +28,9 @@ class WeightEdit:
     in half precision an edit smaller than their rounding is lost, which the editor's is not.
 
     Example:
-        >>> with sl.WeightEdit(editor).attached(model):
-        ...     print(sl.generate(model, "The capital of the United Kingdom is"))
-        >>> applied = sl.WeightEdit(editor).apply(model)
-        >>> applied.undo()
+        >>> ones = sl.KeyedEdit(keys=torch.eye(384, 1), outs=torch.ones(128, 1))
+        >>> written = sl.WeightEdit(sl.Editor({"blocks.1.hook_mlp_out": ones})).apply(model)  # into the model's own weights
+        >>> written.undo()
 
     Attributes:
         editor: Its edits are keyed ones, of every token.

@@ -89,10 +89,8 @@ def evaluate_bbq(
         BrokenModelWarning: If the edit breaks the model.
 
     Example:
-        >>> import sea_lens as sl
-        >>> model, world = sl.load_bias_organism()
-        >>> found = sl.evaluate_bbq(model, world.questions()[:8], progress=False)
-        >>> found.headline
+        >>> biased, groups = sl.load_bias_organism()
+        >>> sl.evaluate_bbq(biased, groups.questions()[:8]).headline
         'accuracy'
     """
     check_arguments(evaluate_bbq, locals())

@@ -127,14 +127,11 @@ def register_benchmark(
         InputError: If another function has the name.
 
     Example:
-        >>> from functools import partial
-        >>> import sea_lens as sl
-        >>> from sea_lens.evaluation.benchmark import benchmarks
         >>> @sl.register_benchmark("brief")
         ... def evaluate_brief(model, questions, editor=None, **options):
         ...     return sl.evaluate_truthfulqa(model, questions[:9], editor, **options)
-        >>> benchmarks()["brief"].name
-        'brief'
+        >>> evaluate_brief(model, questions, control=0).table["n"].tolist()
+        [9, 9, 9]
     """
     check_arguments(register_benchmark, locals())
 

@@ -62,6 +62,11 @@ class Comparison(Result):
         long: One row per editor, benchmark and metric: `n`, `score`, and changes with p-values and controls, as above.
         evaluations: The whole results: `evaluations[editor][benchmark]`.
         editors: The editors by name, fitted ones among them. They are not saved with the result.
+
+    Example:
+        >>> found = sl.compare(model, {"truthfulqa": questions}, {"whole": editor}, control=0)
+        >>> found.evaluations["whole"]["truthfulqa"].headline
+        'MC1'
     """
 
     table: pd.DataFrame
@@ -132,14 +137,9 @@ def compare(
         BrokenModelWarning: If edits break the model.
 
     Example:
-        >>> import sea_lens as sl, torch
-        >>> model, world = sl.load_organism()
-        >>> edit = sl.AffineEdit.of_shift(torch.ones(model.cfg.d_model))
-        >>> editor = sl.Editor({0: edit}, sl.EditorCard("by hand"))
-        >>> questions = world.questions()[:20]
-        >>> found = sl.compare(model, {"truthfulqa": questions}, {"whole": editor, "half": 0.5 * editor}, progress=False)
+        >>> found = sl.compare(model, {"truthfulqa": questions}, {"whole": editor}, control=0)
         >>> found.table.index.tolist()
-        ['unedited', 'whole', 'half']
+        ['unedited', 'whole']
     """
     check_arguments(compare, locals())
     check_is_model(model)

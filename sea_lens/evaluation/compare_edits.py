@@ -35,6 +35,14 @@ class EditComparison(Result):
             mean over random editors that move every token as far, missing where there are none. Then `kl`,
             `perplexity_ratio`, `repetition` and `is_broken` (damage, as `Damage` has them), and `fit_seconds` per fact.
         evaluations: The whole results: `evaluations[way][at_once]`, the number as text.
+
+    Example:
+        >>> model, people = sl.load_knowledge_organism()
+        >>> def by_mean(facts):
+        ...     return sl.join_facts([sl.SAKE(transport="mean").fit(people.collect(model, fact)) for fact in facts])
+        >>> found = sl.compare_edits(model, people.edits(2), {"mean": by_mean}, at_once=[1], control=0, damage=False)
+        >>> found.table["efficacy"].tolist()  # unedited and edited
+        [0.0, 1.0]
     """
 
     table: pd.DataFrame
@@ -91,13 +99,12 @@ def compare_edits(
         BrokenModelWarning: If edits break the model.
 
     Example:
-        >>> import sea_lens as sl
-        >>> model, world = sl.load_knowledge_organism()
+        >>> model, people = sl.load_knowledge_organism()
         >>> def sake(facts):
-        ...     return sl.join_facts([sl.SAKE().fit(world.collect(model, fact)) for fact in facts])
-        >>> found = sl.compare_edits(model, world.edits(4), {"SAKE": sake}, at_once=[2], control=0, progress=False)
-        >>> found.table["edit"].tolist()
-        ['unedited', 'SAKE']
+        ...     return sl.join_facts([sl.SAKE().fit(people.collect(model, fact)) for fact in facts])
+        >>> found = sl.compare_edits(model, people.edits(4), {"SAKE": sake}, at_once=[2], control=0, damage=False)
+        >>> found.table[["at_once", "efficacy"]].to_numpy().tolist()
+        [[0.0, 0.0], [2.0, 1.0]]
     """
     check_arguments(compare_edits, locals())
     check_is_model(model)

@@ -81,10 +81,8 @@ def evaluate_crows_pairs(
         BrokenModelWarning: If the edit breaks the model.
 
     Example:
-        >>> import sea_lens as sl
-        >>> model, _ = sl.load_organism()
         >>> pairs = sl.Questions.from_lists(["Q Ada home A"], [["Oslo"]], [["Lima"]])
-        >>> sl.evaluate_crows_pairs(model, pairs, progress=False).table["n"].tolist()
+        >>> sl.evaluate_crows_pairs(model, pairs).table["n"].tolist()
         [1, 1, 1]
     """
     check_arguments(evaluate_crows_pairs, locals())

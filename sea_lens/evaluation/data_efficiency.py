@@ -167,14 +167,10 @@ def data_efficiency(
 
     Example:
         >>> from functools import partial
-        >>> import sea_lens as sl
-        >>> model, world = sl.load_organism()
-        >>> activations = sl.collect_activations(model, world.demonstrations()[:40], progress=False)
-        >>> truth = partial(sl.evaluate_truthfulqa, questions=world.questions()[:20])
-        >>> method = sl.MeanDifference()
-        >>> found = sl.data_efficiency(model, activations, truth, method=method, sizes=[10, 40], progress=False)
+        >>> truth = partial(sl.evaluate_truthfulqa, questions=questions)
+        >>> found = sl.data_efficiency(model, activations, truth, method=sl.SEA(0.5, center=True), sizes=[10, 120])
         >>> found.curve["fits"].to_dict()
-        {10: 3, 40: 1}
+        {10: 3, 120: 1}
     """
     check_arguments(data_efficiency, locals())
     check_is_model(model)

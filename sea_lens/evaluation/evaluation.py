@@ -106,6 +106,11 @@ class Evaluation(Result):
         damage: What the edit costs on the prompts and on neutral text; None without an editor, or where it was not measured.
         controls: One row per control: the change of each metric; of its damage `damage_kl`, `damage_perplexity_ratio` and
             `is_broken`, as `Damage` has them. To beat controls that are themselves broken means little.
+
+    Example:
+        >>> found = sl.evaluate_truthfulqa(model, questions, editor, control=0)
+        >>> found.headline, found.is_broken, found.table.index.tolist()
+        ('MC1', False, ['MC1', 'MC2', 'MC3'])
     """
 
     benchmark: str

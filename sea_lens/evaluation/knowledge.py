@@ -88,9 +88,8 @@ def evaluate_knowledge(
         BrokenModelWarning: If the edit breaks the model.
 
     Example:
-        >>> import sea_lens as sl
-        >>> model, world = sl.load_knowledge_organism()
-        >>> found = sl.evaluate_knowledge(model, world.edits(4), progress=False)
+        >>> model, people = sl.load_knowledge_organism()
+        >>> found = sl.evaluate_knowledge(model, people.edits(4))
         >>> found.table.loc[["efficacy", "same_subject"], "value"].tolist()
         [0.0, 1.0]
     """
@@ -141,14 +140,12 @@ def evaluate_edits(
         BrokenModelWarning: If the edits break the model.
 
     Example:
-        >>> import sea_lens as sl
-        >>> model, world = sl.load_knowledge_organism()
+        >>> model, people = sl.load_knowledge_organism()
         >>> def by_mean(facts):
-        ...     shifts = [sl.SAKE(transport="mean").fit(world.collect(model, fact)) for fact in facts]
-        ...     return sl.join_facts(shifts)
-        >>> found = sl.evaluate_edits(model, world.edits(2), by_mean, at_once=1, control=0, progress=False)
-        >>> found.table.loc["efficacy", "edited"]
-        1.0
+        ...     return sl.join_facts([sl.SAKE(transport="mean").fit(people.collect(model, fact)) for fact in facts])
+        >>> found = sl.evaluate_edits(model, people.edits(2), by_mean, at_once=1, control=0, damage=False)
+        >>> found.table.loc["efficacy", ["unedited", "edited"]].tolist()
+        [0.0, 1.0]
     """
     check_arguments(evaluate_edits, locals())
     run = Run(seed, confidence, batch_size, folder, progress, control, neutral_texts, damage)

@@ -113,6 +113,9 @@ def evaluate_lm_eval(
     Warns:
         SeaLensWarning: If the model carries hooks.
         BrokenModelWarning: If the edit breaks the model.
+
+    Example:
+        >>> found = sl.evaluate_lm_eval(model, ["hellaswag"], editor, limit=100)  # doctest: +SKIP
     """
     check_arguments(evaluate_lm_eval, locals())
     began = time.monotonic()

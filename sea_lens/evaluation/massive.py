@@ -48,6 +48,11 @@ class Interventions(Result):
         found: The massive activations.
         n: Number of texts.
         confidence: Of the intervals.
+
+    Example:
+        >>> found = sl.intervene_on_massive(model, sl.neutral_texts(model)[:3], magnitude=10, ratio=5, control=1)
+        >>> found.layer, found.n
+        (3, 3)
     """
 
     table: pd.DataFrame
@@ -97,8 +102,9 @@ def intervene_on_massive(
     - **random tokens to zero**: the same coordinates at as many other positions, drawn `control` times; the same.
 
     Example:
-        >>> found = sl.intervene_on_massive(model, texts)
-        >>> found.table["ratio"]
+        >>> found = sl.intervene_on_massive(model, sl.neutral_texts(model)[:3], magnitude=10, ratio=5, control=1)
+        >>> found.table.index.tolist()
+        ['zero', 'mean', 'half', 'next largest to zero', 'random coordinates to zero', 'random tokens to zero']
 
     Args:
         model: A TransformerBridge with a tokenizer, unedited.

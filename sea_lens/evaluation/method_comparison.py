@@ -38,6 +38,12 @@ class MethodComparison(Result):
             `perplexity_ratio`, and `allowed`.
         comparison: The editors on the held-out half, question by question.
         budget: How many settings every method could try.
+
+    Example:
+        >>> options = {"layers": ["all"], "trials": 1, "max_new_tokens": 1, "control": 3, "shuffles": 1}
+        >>> found = sl.compare_methods(model, demonstrations, fitting, questions, methods=["leace"], **options)
+        >>> found.front, found.table["tried"].dropna().tolist()
+        ([], [1])
     """
 
     table: pd.DataFrame

@@ -117,9 +117,7 @@ def evaluate_perplexity(
         BrokenModelWarning: If the edit breaks the model.
 
     Example:
-        >>> import sea_lens as sl
-        >>> model, world = sl.load_organism()
-        >>> found = sl.evaluate_perplexity(model, world.questions()[:20], progress=False)
+        >>> found = sl.evaluate_perplexity(model, sl.neutral_texts(model)[:5])
         >>> found.table.index.tolist()
         ['nll', 'perplexity', 'bits_per_byte']
     """

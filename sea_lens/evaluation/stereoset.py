@@ -97,12 +97,10 @@ def evaluate_stereoset(
         BrokenModelWarning: If the edit breaks the model.
 
     Example:
-        >>> import sea_lens as sl
         >>> from sea_lens.data.items import StereoSetQuestion
-        >>> model, _ = sl.load_organism()
         >>> item = StereoSetQuestion("Q Ada home A", ("Oslo",), ("Lima", "cat"), "profession", "Ada", "intersentence")
-        >>> sl.evaluate_stereoset(model, sl.Questions((item,)), progress=False).table["n"].tolist()
-        [1, 1, 1]
+        >>> sl.evaluate_stereoset(model, sl.Questions((item,))).table.index.tolist()
+        ['icat', 'language_modeling', 'stereotype_preferred']
     """
     check_arguments(evaluate_stereoset, locals())
     run = Run(seed, confidence, batch_size, folder, progress, control, neutral_texts, damage)

@@ -119,12 +119,8 @@ def transfer(
         BrokenModelWarning: If edits break the model.
 
     Example:
-        >>> import sea_lens as sl
-        >>> model, world = sl.load_organism()
-        >>> activations = sl.collect_activations(model, world.demonstrations()[:40], progress=False)
-        >>> benchmarks = {"truthfulqa": world.questions()[:20]}
-        >>> found = sl.transfer(model, benchmarks, {"facts": activations}, method=sl.MeanDifference(), progress=False)
-        >>> found.changes.shape
+        >>> found = sl.transfer(model, {"truthfulqa": questions}, {"facts": activations}, method=sl.LEACE(), control=0)
+        >>> found.changes.shape  # data to fit on by benchmarks
         (1, 1)
     """
     check_arguments(transfer, locals())

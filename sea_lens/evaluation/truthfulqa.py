@@ -98,11 +98,9 @@ def evaluate_truthfulqa(
         BrokenModelWarning: If the edit breaks the model.
 
     Example:
-        >>> import sea_lens as sl
-        >>> model, world = sl.load_organism()
-        >>> found = sl.evaluate_truthfulqa(model, world.questions()[:8], progress=False)
-        >>> found.table.index.tolist()
-        ['MC1', 'MC2', 'MC3']
+        >>> found = sl.evaluate_truthfulqa(model, questions, editor, control=0)
+        >>> bool(found.table.at["MC1", "edited"] > found.table.at["MC1", "unedited"])
+        True
     """
     check_arguments(evaluate_truthfulqa, locals())
     run = Run(seed, confidence, batch_size, folder, progress, control, neutral_texts, damage)
@@ -218,9 +216,7 @@ def generate_answers(
         SeaLensWarning: If the model carries hooks.
 
     Example:
-        >>> import sea_lens as sl
-        >>> model, world = sl.load_organism()
-        >>> found = sl.generate_answers(model, world.questions()[:4], max_new_tokens=1, progress=False)
+        >>> found = sl.generate_answers(model, questions[:4], max_new_tokens=1)
         >>> list(found.per_row)[:3]
         ['prompt', 'category', 'answer']
     """

@@ -70,15 +70,10 @@ def compare_methods(
     are shuffled. Nothing is chosen on the held-out half. A method that cannot run on what is given is named, with the reason.
 
     Example:
-        >>> model, world = sl.load_organism()
-        >>> demonstrations, fitting = world.demonstrations()[:60], world.questions(world.fitting)[:40]
-        >>> options = {"layers": ["all"], "trials": 2, "measure": "rouge", "max_new_tokens": 1, "progress": False}
-        >>> names = ["leace", "mean-difference"]
-        >>> found = sl.compare_methods(
-        ...     model, demonstrations, fitting, world.questions()[:40], methods=names, **options
-        ... )
+        >>> options = {"layers": ["all"], "trials": 1, "max_new_tokens": 1, "control": 3, "shuffles": 1}
+        >>> found = sl.compare_methods(model, demonstrations, fitting, questions, methods=["leace"], **options)
         >>> found.table.index.tolist()
-        ['unedited', 'leace', 'mean-difference']
+        ['unedited', 'leace']
 
     Args:
         model: A TransformerBridge with a tokenizer, unedited.

@@ -85,11 +85,9 @@ def evaluate_winobias(
         BrokenModelWarning: If the edit breaks the model.
 
     Example:
-        >>> import sea_lens as sl
         >>> from sea_lens.data.items import WinoBiasQuestion
-        >>> model, _ = sl.load_organism()
         >>> pro = WinoBiasQuestion("Q Ada home A", ("Oslo",), ("Lima",), stereotype="pro")
-        >>> sl.evaluate_winobias(model, sl.Questions((pro,)), progress=False).table.index.tolist()
+        >>> sl.evaluate_winobias(model, sl.Questions((pro,))).table.index.tolist()
         ['accuracy', 'accuracy_pro']
     """
     check_arguments(evaluate_winobias, locals())

@@ -43,10 +43,9 @@ class AngularSteering:
     180 to the negatives. At a strength below 1 it goes a share of the way, the shorter one.
 
     Example:
-        >>> sides = {"positive": {3: torch.randn(50, 8) + 2}, "negative": {3: torch.randn(50, 8)}}
-        >>> editor = sl.AngularSteering(angle=0.0).fit(sl.Activations.from_tensors(**sides))
-        >>> h = torch.randn(4, 8)
-        >>> torch.allclose(editor[3](h).norm(dim=1), h.norm(dim=1))
+        >>> steered = sl.AngularSteering(angle=90.0).fit(activations)
+        >>> h = torch.randn(4, 128)
+        >>> torch.allclose(steered.edits[steered.sites[0]](h).norm(dim=1), h.norm(dim=1), rtol=1e-4)  # lengths stay
         True
 
     Attributes:

@@ -59,6 +59,13 @@ class Condition(Result):
         limit: Norm above which a token is left out; None for none.
         n_when: Prompts to be edited, of the held-out half.
         n_unless: Prompts to be left alone, of the held-out half.
+
+    Example:
+        >>> when = [f"<plain> Q {fact.entity} home A" for fact in world.held_out[:40:4]]
+        >>> unless = [f"<plain> Q {fact.entity} pet A" for fact in world.held_out[:40:4]]
+        >>> condition = sl.fit_condition(model, when, unless, layers=[0, 1])
+        >>> condition.site, condition.n_when
+        ('blocks.0.hook_resid_post', 5)
     """
 
     table: pd.DataFrame
@@ -105,8 +112,10 @@ def fit_condition(
     them. The other half tells what it is worth. Attention sinks are left out of means, which they would rule.
 
     Example:
-        >>> condition = sl.fit_condition(model, questions_about_trains, other_questions, layers=range(4))
-        >>> conditional = editor.when(condition.where)
+        >>> when = [f"<plain> Q {fact.entity} home A" for fact in world.held_out[:40:4]]
+        >>> unless = [f"<plain> Q {fact.entity} pet A" for fact in world.held_out[:40:4]]
+        >>> condition = sl.fit_condition(model, when, unless, layers=[0])
+        >>> conditional = editor.without_layers([0]).when(condition.where)  # which edits after the condition's site
 
     Args:
         model: A TransformerBridge with a tokenizer.

@@ -152,9 +152,9 @@ class ConceptorSteering:
     `and`: see `Conceptor`.
 
     Example:
-        >>> sides = {"positive": {3: torch.randn(50, 8)}, "negative": {3: torch.randn(50, 8)}}
-        >>> activations = sl.Activations.from_tensors(**sides)
-        >>> editor = sl.ConceptorSteering(aperture=0.5, restore_norm=True).fit(activations)
+        >>> steered = sl.ConceptorSteering(aperture=0.5, restore_norm=True).fit(activations)
+        >>> steered.layers
+        [0, 1, 2, 3]
 
     Attributes:
         aperture: How readily a direction counts as taken up. It is in units of one over an activation's size, so what is

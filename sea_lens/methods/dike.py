@@ -53,8 +53,13 @@ class DiKE(EditsFacts):
     edit but for what would move the value along the rows of W3. The larger W3 is, the less of R is left (`kept` on the card).
 
     Example:
-        >>> disentangler = sl.train_disentangler(model, facts_it_knows, layer=2)
-        >>> editor = sl.DiKE(layers=(2,)).fit_facts(model, facts, disentangler=disentangler)
+        >>> model, people = sl.load_knowledge_organism()
+        >>> brief = sl.DisentanglerTraining(steps=2, facts=4)  # 300 steps by default
+        >>> disentangler = sl.train_disentangler(model, people.edits(8, "fitting"), layer=0, training=brief)
+        >>> method = sl.DiKE(layers=(0,), clamp=4.0, essence=None)
+        >>> edited = method.fit_facts(model, people.edits(1), disentangler=disentangler)
+        >>> [site.hook_name for site in edited.sites]
+        ['blocks.0.hook_mlp_out']
 
     Attributes:
         layers: As of `EditsFacts`, but None for one layer, at a third of the depth. The last is the disentangler's.

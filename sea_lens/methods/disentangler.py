@@ -34,9 +34,11 @@ class Disentangler:
     units of `unit` (ours), so that the weights do not depend on how long a model's activations are.
 
     Example:
-        >>> disentangler = sl.train_disentangler(model, facts, layer=2)
-        >>> disentangler.save("krd.safetensors")
-        >>> editor = sl.DiKE().fit_facts(model, facts, disentangler=sl.Disentangler.load("krd.safetensors"))
+        >>> model, people = sl.load_knowledge_organism()
+        >>> brief = sl.DisentanglerTraining(steps=2, facts=4)  # 300 steps by default
+        >>> sl.train_disentangler(model, people.edits(8, "fitting"), layer=0, training=brief).save("krd.safetensors")
+        >>> sl.Disentangler.load("krd.safetensors").layer
+        0
 
     Attributes:
         weights: W1 to W6 as `w1` to `w6`, each `[d_model, d_model]`.

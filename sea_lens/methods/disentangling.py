@@ -42,6 +42,10 @@ class DisentanglerTraining:
         constraint: Weight of the loss on what the model says (`alpha`); 0 trains on activations alone.
         reconstruction: Weight of `|h_s - W5 z_r - W6 z_u|^2`, as a share of the mean of `|h_s|^2` (`beta`).
         temperature: Of both contrasts (`tau`).
+
+    Example:
+        >>> sl.DisentanglerTraining(steps=100, learning_rate=1e-4).facts
+        8
     """
 
     steps: int = 300
@@ -141,7 +145,11 @@ def train_disentangler(
     - `L_rec = |h_s - W5 z_r - W6 z_u|^2`, here as a share of `|h_s|^2`.
 
     Example:
-        >>> disentangler = sl.train_disentangler(model, facts, layer=2, folder="krd")
+        >>> model, people = sl.load_knowledge_organism()
+        >>> brief = sl.DisentanglerTraining(steps=2, facts=4)  # 300 steps by default
+        >>> disentangler = sl.train_disentangler(model, people.edits(8, "fitting"), layer=0, training=brief, folder="krd")
+        >>> disentangler.layer
+        0
 
     Args:
         model: A TransformerBridge with a tokenizer.

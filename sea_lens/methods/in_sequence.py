@@ -44,8 +44,8 @@ def fit_in_sequence(
     refuses it. As a control, fit on demonstrations whose sides are exchanged.
 
     Example:
-        >>> editor = sl.fit_in_sequence(model, demonstrations, sl.AcT(), token="mean", progress=False)
-        >>> editor.card.in_sequence
+        >>> in_turn = sl.fit_in_sequence(model, demonstrations, sl.AcT(), token="mean")
+        >>> in_turn.card.in_sequence
         True
 
     Args:

@@ -36,10 +36,13 @@ class MEMIT(EditsFacts):
     of what is missing to v that is this layer's share.
 
     Example:
-        >>> fact = sl.FactEdit("the United Kingdom", "The capital of {} is", target_new="Manchester")
-        >>> editor = sl.MEMIT().fit_facts(model, [fact])
-        >>> with editor.attached(model):               # or sl.WeightEdit(editor).attached(model)
-        ...     print(sl.generate(model, fact.text, max_new_tokens=3))
+        >>> model, people = sl.load_knowledge_organism()
+        >>> fact = people.edits(2)[1]
+        >>> edited = sl.MEMIT(layers=(0,), clamp=4.0, essence=None).fit_facts(model, [fact])
+        >>> with edited.attached(model):  # or sl.WeightEdit(edited).attached(model)
+        ...     said = sl.generate(model, fact.text, max_new_tokens=1)
+        >>> edited.sites[0].hook_name
+        'blocks.0.hook_mlp_out'
 
     Attributes:
         layers: As in `EditsFacts`, and so are the others.

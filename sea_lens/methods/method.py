@@ -1,16 +1,4 @@
-"""Methods: settings in, editor out. A new method is one new file.
-
-    @register_method("my method", source="Me 2026")
-    @dataclass(frozen=True)
-    class MyMethod:
-        '''What it does, in one line.'''
-
-        scale: float = 1.0
-        roles: ClassVar = ("positive", "negative")
-
-        def fit(self, activations: Activations) -> Editor:
-            edits = {site: AffineEdit.of_shift(...) for site in activations.sites}
-            return fitted_editor(self, activations, edits)
+"""Methods: settings in, editor out. A new method is one new file: see `register_method`.
 
 Then it can be saved, fitted again (`refit`), tuned (`tune`), controlled with shuffled or swapped demonstrations, and
 used from `sea-lens fit`.
@@ -18,11 +6,9 @@ used from `sea-lens fit`.
 
 from __future__ import annotations
 
-import inspect
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from itertools import product
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -40,7 +26,6 @@ from sea_lens.models.sinks import Sinks
 from sea_lens.models.sites import Site, named_sites
 
 T = TypeVar("T", bound=type)
-M = TypeVar("M")
 
 
 @runtime_checkable
@@ -50,6 +35,11 @@ class Method(Protocol):
     Attributes:
         name: What it is called on cards and on the command line.
         roles: The sides of demonstrations that it needs, of `neutral`, `positive` and `negative`.
+
+    Example:
+        >>> from sea_lens.methods.method import Method
+        >>> isinstance(sl.LEACE(), Method)  # one of your own: see `register_method`
+        True
     """
 
     name: ClassVar[str]
@@ -89,6 +79,19 @@ def register_method(name: str, *, source: str = "") -> Callable[[T], T]:
 
     Raises:
         InputError: If another method has the name, or the class is no dataclass with `fit` and `roles`.
+
+    Example:
+        >>> @sl.register_method("first-difference", source="You 2026")
+        ... @dataclass(frozen=True)
+        ... class FirstDifference:
+        ...     scale: float = 0.25
+        ...     roles = ("positive", "negative")
+        ...     def fit(self, activations):
+        ...         sides = zip(activations.sites, activations.positive.values(), activations.negative.values())
+        ...         edits = {site: sl.AffineEdit.of_shift(self.scale * (yes[0] - no[0])) for site, yes, no in sides}
+        ...         return sl.fitted_editor(self, activations, edits)
+        >>> sl.refit(FirstDifference(0.5).fit(activations), activations.swapped()).card.settings
+        {'scale': 0.5}
     """
     check_arguments(register_method, locals())
 
@@ -244,6 +247,11 @@ def fitted_editor(
         activations: What it was fitted on.
         edits: By site. Sites that no activations are of have no displacement.
         numbers: What else the fit found, by site and name.
+
+    Example:
+        >>> shifts = {site: sl.AffineEdit.of_shift(activations.positive[site].mean(0) / 4) for site in activations.sites}
+        >>> sl.fitted_editor(sl.MeanDifference(), activations, shifts).card.n_demonstrations
+        120
     """
     check_arguments(fitted_editor, locals())
     moved = activations["negative" if "negative" in method.roles else method.roles[0]]
@@ -273,11 +281,9 @@ def refit(editor: Editor, activations: Activations) -> Editor:
     without.
 
     Example:
-        >>> sides = {"positive": {3: torch.ones(9, 4)}, "negative": {3: torch.zeros(9, 4)}}
-        >>> activations = sl.Activations.from_tensors(**sides)
-        >>> editor = sl.MeanDifference().fit(activations)
-        >>> sl.refit(editor, activations.swapped())[3](torch.zeros(4))  # the control that should do the opposite
-        tensor([-1., -1., -1., -1.])
+        >>> opposite = sl.refit(editor, activations.swapped())  # the control that should do the opposite
+        >>> opposite.card.settings == editor.card.settings
+        True
 
     Args:
         editor: Of any registered method.
@@ -304,38 +310,6 @@ def refit(editor: Editor, activations: Activations) -> Editor:
         edits[site] = edit.scaled(wanted / edit.strength if edit.strength else 1.0)
     found = getattr(editor.where, "of_the_fit", False)  # a choice of tokens that was fitted is fitted anew
     return replace(fitted, edits=edits, where=fitted.where if found else editor.where)
-
-
-def check_settings(cls: object, settings: Iterable[str]) -> None:
-    """Raises an InputError if a method's class lacks a setting, or is no class."""
-    if not callable(cls):
-        raise InputError(f"A method's class is needed, such as SEA, and {cls!r:.80} was given.")
-    known = inspect.signature(cls).parameters
-    unknown = [name for name in settings if name not in known]
-    if unknown:
-        name = getattr(cls, "__name__", "The method")
-        raise InputError(f"{name} has no setting {', '.join(unknown)}. It has: {', '.join(known)}.")
-
-
-def grid(cls: Callable[..., M], **settings: Sequence[Any]) -> list[M]:
-    """A method at every combination of settings, the last of them varying fastest.
-
-    Example:
-        >>> len(sl.grid(sl.SEA, center=[False, True], explained_variance=[0.5, 0.9, 0.998]))
-        6
-
-    Args:
-        cls: The method's class.
-        **settings: By name, the values to try.
-
-    Raises:
-        InputError: If a setting has no values.
-    """
-    for name, values in settings.items():
-        if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-            raise InputError(f"{name} is a list of values to try, with at least one, and {values!r} was given.")
-    check_settings(cls, settings)
-    return [cls(**dict(zip(settings, values, strict=True))) for values in product(*settings.values())]
 
 
 def fit_all(methods: Sequence[Method], activations: Activations) -> list[Editor]:

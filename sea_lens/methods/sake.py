@@ -54,9 +54,12 @@ class SAKE:
     leads to it, within its own radius: if the model says something else first, it is not made to say the object's rest.
 
     Example:
-        >>> activations = sl.collect_fact(model, paraphrases, old="London", new="Paris")
-        >>> editor = sl.SAKE().fit(activations)
-        >>> several = sl.join_facts([editor, another])
+        >>> model, people = sl.load_knowledge_organism()
+        >>> fact, other = people.edits(2)
+        >>> one, two = (sl.SAKE().fit(people.collect(model, each)) for each in (fact, other))
+        >>> with sl.join_facts([one, two]).attached(model):
+        ...     print(sl.generate(model, fact.text, max_new_tokens=1) == fact.target_new)
+        True
 
     Attributes:
         eps: Added to both covariances. 0.01 is the code's default; that the paper takes 0.5 for Llama 2 is said by another
@@ -171,6 +174,12 @@ def join_facts(editors: Sequence[Editor]) -> Editor:
 
     Raises:
         InputError: If there are none, or one of them is of another method.
+
+    Example:
+        >>> model, people = sl.load_knowledge_organism()
+        >>> editors = [sl.SAKE().fit(people.collect(model, fact)) for fact in people.edits(2)]
+        >>> sl.join_facts(editors).card.method
+        '2 facts'
     """
     check_arguments(join_facts, locals())
     found = [_fact_of(editor) for editor in editors]
@@ -229,7 +238,10 @@ def collect_fact(
     say the old object; the target has "Do not mention 'old'. Repeat this sentence: 'p new'. p" (once for each of the two).
 
     Example:
-        >>> activations = sl.collect_fact(model, ["The capital of the UK is", ...], old="London", new="Paris")
+        >>> paraphrases = ["<plain> Q Mira home A", "<plain> where does Mira live A"]
+        >>> found = sl.collect_fact(model, paraphrases, old="Lima", new="Accra")
+        >>> found.n
+        4
 
     Args:
         model: A TransformerBridge with a tokenizer.

@@ -50,8 +50,9 @@ class SAS:
     this process loaded it from, else by its name; load it from where it lies if it is not found.
 
     Example:
-        >>> editor = sl.SAS(sl.load_sae("organism"), tau=0.5).fit(activations)
-        >>> sl.read_features(model, editor).table  # what was found
+        >>> sparse = sl.SAS(sl.load_sae("organism"), tau=0.5).fit(activations)
+        >>> sl.read_features(model, sparse).table.shape[0] > 0
+        True
 
     Attributes:
         sae: The sparse autoencoder: loaded, or the folder, file or name that `load_sae` takes.

@@ -18,9 +18,10 @@ from sea_lens.cache import Store, digest
 from sea_lens.data.questions import Questions
 from sea_lens.editing.controls import control_editors
 from sea_lens.errors import BrokenModelWarning, InputError, SeaLensWarning
+from sea_lens.methods.grid import grid
 from sea_lens.methods.halving import Race, halves, in_rounds
 from sea_lens.methods.measures import Measure, NamedMeasure, check_chooses, measure_name_of, measure_of
-from sea_lens.methods.method import Method, fit_all, grid
+from sea_lens.methods.method import Method, fit_all
 from sea_lens.methods.sea.sea import SEA
 from sea_lens.methods.settings import keys_and_editors, layer_sets, row_of, shown_settings, sites_of
 from sea_lens.methods.trials import FEWER, FIRST_LOOK, WHOLE, Trials
@@ -79,15 +80,10 @@ def tune(
     is right on 60 % where the others are on 40 % is among the better half of 15 questions in 9 of 10 cases.
 
     Example:
-        >>> model, world = sl.load_organism()
-        >>> demonstrations = world.demonstrations()[:60].with_neutral_answers(model, max_new_tokens=1, progress=False)
-        >>> activations = sl.collect_activations(model, demonstrations, progress=False)
-        >>> questions = world.questions(world.fitting)[:20]
-        >>> methods = [*sl.grid(sl.SEA, center=[True], explained_variance=[0.5, 0.9]), sl.MeanDifference()]
-        >>> options = {"layers": ["all"], "max_new_tokens": 1, "progress": False}
-        >>> tuning = sl.tune(model, activations, questions, methods=methods, **options)
-        >>> len(tuning.table)
-        3
+        >>> methods = sl.grid(sl.SEA, center=[True], explained_variance=[0.5, 0.9])
+        >>> tuning = sl.tune(model, activations, fitting, methods=methods, layers=["all"], max_new_tokens=1)
+        >>> len(tuning.table), tuning.best.card.method
+        (2, 'sea')
 
     Args:
         model: A TransformerBridge with a tokenizer, unedited: the one the activations come from.

@@ -104,6 +104,12 @@ class Tuning(Result):
         controls: One row per random editor that moves every token as far as the best: its `score` with its interval, `kl` and
             `perplexity_ratio`.
         damage: What the best costs, with answers unedited and edited; None where no setting is allowed.
+
+    Example:
+        >>> methods = sl.grid(sl.SEA, center=[True], explained_variance=[0.5, 0.9])
+        >>> tuning = sl.tune(model, activations, fitting, methods=methods, layers=["all"], max_new_tokens=1)
+        >>> tuning.best.card.settings["explained_variance"]
+        0.5
     """
 
     table: pd.DataFrame

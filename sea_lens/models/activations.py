@@ -34,8 +34,8 @@ class Activations:
     """Activations of n demonstrations: `activations.positive[layer]` is `[n, width]`.
 
     Example:
-        >>> activations = Activations.from_tensors(positive={3: torch.randn(50, 8)}, negative={3: torch.randn(50, 8)})
-        >>> activations.positive[3].shape
+        >>> given = sl.Activations.from_tensors(positive={3: torch.randn(50, 8)}, negative={3: torch.randn(50, 8)})
+        >>> given.positive[3].shape
         torch.Size([50, 8])
 
     Attributes:

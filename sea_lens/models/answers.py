@@ -58,8 +58,8 @@ def answer_greedily(
 
     Example:
         >>> with editor.attached(model):
-        ...     print(answer_greedily(model, questions).right)
-        93.3% [84.1, 97.4]
+        ...     print(sl.answer_greedily(model, questions, max_new_tokens=1).right)
+        95.0% [76.4, 99.1]
 
     Args:
         model: A TransformerBridge with a tokenizer.
@@ -140,6 +140,11 @@ def prefer_right(
 
     Warns:
         SeaLensWarning: If sums are compared, and right and wrong answers differ in length by half or more.
+
+    Example:
+        >>> with editor.attached(model):
+        ...     print(sl.prefer_right(model, questions, per_token=True).right)
+        95.0% [76.4, 99.1]
     """
     check_arguments(prefer_right, locals())
     check_is_model(model)

@@ -251,8 +251,6 @@ def weights_digest(model: Model) -> str:
         ModelMismatchError: If weights are nowhere to be read (on the `meta` device).
 
     Example:
-        >>> from sea_lens.worlds import load_organism
-        >>> model, _ = load_organism()
         >>> weights_digest(model) == weights_digest(model)
         True
     """

@@ -42,9 +42,9 @@ def collect_activations(
     all of them get all activations, the same bits as from one process. (A `folder` must be one that all of them see.)
 
     Example:
-        >>> activations = collect_activations(model, demonstrations, layers=[-1], site=["resid_post", "attn.hook_z"])
-        >>> activations.positive["blocks.3.attn.hook_z"].shape
-        torch.Size([200, 128])
+        >>> found = sl.collect_activations(model, demonstrations, layers=[-1], site=["resid_post", "attn.hook_z"])
+        >>> found.positive["blocks.3.attn.hook_z"].shape
+        torch.Size([120, 128])
 
     Args:
         model: A TransformerBridge with a tokenizer.

@@ -39,9 +39,12 @@ class Damage(Result):
         table: One row per kind of text, `prompts` and `neutral text`: the number of `texts` and of predicted `tokens`, the
             perplexities `unedited` and `edited`, and `kl`, the mean over tokens of KL(unedited || edited) of the next-token
             distributions, in nats.
-        examples: Greedy continuations: `prompt`, `unedited`, `edited`, and the `repetition` of both; empty if none were asked
-            for.
+        examples: Greedy continuations: `prompt`, `unedited`, `edited`, and the `repetition` of both; empty if not asked for.
         limits: Past these the model counts as broken.
+
+    Example:
+        >>> sl.measure_damage(model, [], editor.scaled(0.5)).table.index.tolist()
+        ['neutral text']
     """
 
     table: pd.DataFrame
@@ -129,6 +132,11 @@ class DamageMeter:
         asked: The prompts whose continuations can be shown.
         predictions: By kind of text, what the unedited model predicts.
         limits: Past these the model counts as broken.
+
+    Example:
+        >>> meter = sl.DamageMeter.of(model, [question.prompt for question in questions])
+        >>> [meter.measure(editor.scaled(strength)).is_broken for strength in (0.5, 1.0, 4.0)]
+        [False, False, True]
     """
 
     model: Model
@@ -331,8 +339,7 @@ def measure_damage(
         BrokenModelWarning: If the edit breaks the model.
 
     Example:
-        >>> damage = sl.measure_damage(model, [question.prompt for question in questions], editor)
-        >>> damage.is_broken
+        >>> sl.measure_damage(model, [question.prompt for question in questions], editor).is_broken
         False
     """
     check_arguments(measure_damage, locals())

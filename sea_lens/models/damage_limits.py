@@ -25,6 +25,11 @@ class DamageLimits:
         kl: Nats per token.
         perplexity_ratio: Perplexity of the edited model over that of the unedited one.
         repetition: Share of repeated pairs of tokens in the edited model's answers, more than in the unedited model's.
+
+    Example:
+        >>> strict = sl.DamageLimits(kl=0.01)
+        >>> sl.measure_damage(model, [], editor, limits=strict).is_broken
+        True
     """
 
     kl: float = 1.0

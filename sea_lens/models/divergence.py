@@ -43,6 +43,11 @@ def kl_to_unedited(model: Model, texts: Sequence[str], editor: EditsModels, *, b
 
     Warns:
         SeaLensWarning: If no token is edited.
+
+    Example:
+        >>> texts = sl.neutral_texts(model)[:3]
+        >>> sl.kl_to_unedited(model, texts, editor.scaled(0.5)) < sl.kl_to_unedited(model, texts, editor)
+        True
     """
     check_arguments(kl_to_unedited, locals())
     check_is_model(model)

@@ -126,8 +126,8 @@ def generate(  # type: ignore[misc]  # the options are those below
     the end tokens of the tokenizer and of the model's configurations.
 
     Example:
-        >>> talk = [{"role": "user", "content": "Where were fortune cookies invented?"}]
-        >>> plain, edited = sl.generate(model, talk), sl.generate(model, talk, editor)
+        >>> plain = sl.generate(model, "<plain> Q Mira home A", max_new_tokens=1)
+        >>> edited = sl.generate(model, "<plain> Q Mira home A", editor, max_new_tokens=1)
 
     Args:
         model: A TransformerBridge with a tokenizer. Hooks that are on it act, too.

@@ -37,6 +37,11 @@ class KeyMoments:
         moments: By layer, in float64.
         samples: By layer, the keys of some of the tokens, evenly spread, in float32.
         n_tokens: How many tokens there were. Of fewer tokens than keys are wide, the moment is singular.
+
+    Example:
+        >>> moments = sl.collect_key_moments(model, [1])
+        >>> moments.n_tokens > 100, moments.samples[1].shape[1]
+        (True, 384)
     """
 
     moments: Mapping[int, Float[Tensor, "d_mlp d_mlp"]]
@@ -90,9 +95,8 @@ def collect_key_moments(
     the key's coordinates at the least.
 
     Example:
-        >>> moments = sl.collect_key_moments(model, [1, 2])
-        >>> moments.moments[1].shape
-        torch.Size([512, 512])
+        >>> sl.collect_key_moments(model, [1, 2]).moments[1].shape
+        torch.Size([384, 384])
 
     Args:
         model: A TransformerBridge with a tokenizer, unedited.

@@ -60,8 +60,7 @@ def load_model(
     """Boots a TransformerBridge. It installs nothing, and runs no code of a checkpoint unless it is told to.
 
     Example:
-        >>> model = load_model("organism")
-        >>> model.cfg.n_layers
+        >>> sl.load_model("organism").cfg.n_layers
         4
 
     Args:

@@ -39,7 +39,6 @@ def neutral_texts(model: Model) -> list[str]:
         The texts; none where the model's tokenizer does not know the sample's words.
 
     Example:
-        >>> model, world = sl.load_organism()
         >>> sl.neutral_texts(model)[0].split()[0]
         '<truthful>'
     """

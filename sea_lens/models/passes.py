@@ -207,9 +207,11 @@ def tracked(model: Model | nn.Module) -> Iterator[Passes]:
     """Tracks a model's passes inside the `with` block. Everybody who tracks one model at a time shares one `Passes`.
 
     Example:
+        >>> tokens = model.to_tokens("<plain> Q Mira home A")
         >>> with tracked(model) as passes:
         ...     logits = model(tokens)
-        ...     passes.current.positions
+        ...     print(passes.current.positions.tolist())
+        [[0, 1, 2, 3, 4, 5]]
 
     Args:
         model: A TransformerBridge, or a plain Hugging Face model.

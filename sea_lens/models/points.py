@@ -45,7 +45,7 @@ def hooked(model: Model, hooks: Sequence[FwdHook]) -> Iterator[None]:
 
     Example:
         >>> with hooked(model, [("blocks.0.hook_resid_post", lambda tensor, hook: 2 * tensor)]):
-        ...     logits = model(tokens)
+        ...     logits = model(model.to_tokens("<plain> Q Mira home A"))
 
     Args:
         model: A TransformerBridge.

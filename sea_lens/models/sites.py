@@ -54,9 +54,9 @@ class Site:
     """A hook point.
 
     Example:
-        >>> Site(5).hook_name
+        >>> sl.Site(5).hook_name
         'blocks.5.hook_resid_post'
-        >>> Site.of("blocks.5.attn.hook_z")
+        >>> sl.Site.of("blocks.5.attn.hook_z")
         Site(layer=5, name='attn.hook_z')
 
     Attributes:

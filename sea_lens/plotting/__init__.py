@@ -2,10 +2,10 @@
 
 from sea_lens.plotting.activations import plot_activations, plot_massive_activations
 from sea_lens.plotting.analysis import plot_ablation, plot_effects, plot_interactions, plot_probes
+from sea_lens.plotting.demo import plot_organism
 from sea_lens.plotting.editing import (
     plot_directions,
     plot_editor,
-    plot_organism,
     plot_principal_angles,
     plot_spectra,
     plot_tuning,

@@ -65,6 +65,11 @@ def plot_activations(
 
     Raises:
         InputError: If the activations do not belong together, a layer is absent, or an argument is out of range.
+
+    Example:
+        >>> figure = sl.plotting.plot_activations(activations, layers=[1, 3])
+        >>> len(figure.axes)
+        2
     """
     check_arguments(plot_activations, locals())
     check_pair(activations, edited)
@@ -147,6 +152,11 @@ def plot_massive_activations(massive: MassiveActivations, *, axes: Axes | None =
     Args:
         massive: From `massive_activations`.
         axes: To draw in; None makes a figure.
+
+    Example:
+        >>> figure = sl.plotting.plot_massive_activations(sl.massive_activations(activations, editor))
+        >>> len(figure.axes)
+        2
     """
     check_arguments(plot_massive_activations, locals())
     table = massive.table

@@ -55,6 +55,12 @@ def plot_ablation(ablation: Ablation, *, figure: Figure | SubFigure | None = Non
     Args:
         ablation: From `ablate_layers`, with at least one of its modes.
         figure: To draw in; None makes one.
+
+    Example:
+        >>> ablation = sl.ablate_layers(model, questions, editor, modes=["only"], effect="top_token", control=0)
+        >>> figure = sl.plotting.plot_ablation(ablation)
+        >>> len(figure.axes)
+        1
     """
     check_arguments(plot_ablation, locals())
     table = ablation.table
@@ -127,6 +133,12 @@ def plot_interactions(interactions: Interactions, *, axes: Axes | None = None) -
     Args:
         interactions: From `measure_interactions`.
         axes: To draw in; None makes a figure.
+
+    Example:
+        >>> pairs = sl.measure_interactions(model, questions, editor.first_layers(2))
+        >>> figure = sl.plotting.plot_interactions(pairs)
+        >>> len(figure.axes)
+        2
     """
     check_arguments(plot_interactions, locals())
     layers = interactions.alone.index.tolist()
@@ -163,6 +175,12 @@ def plot_effects(effects: Effects, *, figure: Figure | SubFigure | None = None) 
     Args:
         effects: From `measure_effects`.
         figure: To draw in; None makes one.
+
+    Example:
+        >>> effects = sl.measure_effects(model, questions, editor, effects=["top_token"], control=0)
+        >>> figure = sl.plotting.plot_effects(effects)
+        >>> len(figure.axes)
+        1
     """
     check_arguments(plot_effects, locals())
     table = effects.table
@@ -195,6 +213,12 @@ def plot_probes(probes: Probes, *, figure: Figure | SubFigure | None = None) -> 
     Args:
         probes: From `probe_activations`.
         figure: To draw in; None makes one.
+
+    Example:
+        >>> probes = sl.probe_activations(activations.at_sites([1]), n_shuffles=1)
+        >>> figure = sl.plotting.plot_probes(probes)
+        >>> len(figure.axes)
+        3
     """
     check_arguments(plot_probes, locals())
     table = probes.table

@@ -1,4 +1,4 @@
-"""What an editor is, how its settings were chosen, and the demo's result."""
+"""What an editor is, and how its settings were chosen."""
 
 from __future__ import annotations
 
@@ -29,11 +29,9 @@ from sea_lens.plotting.style import (
     one_panel,
     page,
     panels,
-    reach,
     tick_layers,
     tidy,
 )
-from sea_lens.worlds.demo import OrganismResult
 
 SIDES = (("positive", PROMOTED, "o", "-"), ("negative", SUPPRESSED, "s", "--"))
 
@@ -49,8 +47,7 @@ def plot_editor(editor: Editor, *, axes: Axes | None = None) -> Figure:
         axes: To draw in; None makes a figure.
 
     Example:
-        >>> import torch, sea_lens as sl
-        >>> figure = plot_editor(Editor({3: sl.AffineEdit.of_shift(torch.ones(4))}))
+        >>> figure = sl.plotting.plot_editor(editor)
         >>> figure.axes[0].get_ylabel()
         'strength x gain'
     """
@@ -78,41 +75,6 @@ def plot_editor(editor: Editor, *, axes: Axes | None = None) -> Figure:
     return page(axes)
 
 
-def plot_organism(result: OrganismResult, *, figure: Figure | SubFigure | None = None) -> Figure:
-    """Three panels: truthfulness against its controls, what each layer's edit holds, and what each layer's edit does.
-
-    Args:
-        result: From `sea_lens.worlds.demo.run`.
-        figure: To draw in; None makes one.
-    """
-    check_arguments(plot_organism, locals())
-    figure = canvas(figure, 13.0, 3.8)
-    bars, gains, layers = figure.subplots(1, 3)
-    table = result.table
-    ends = reach(table["truthful"], table["low"], table["high"])
-    colors = [GREY, PROMOTED, GREY, SUPPRESSED]
-    bars.barh(range(len(table)), table["truthful"], xerr=ends, color=colors, ecolor=INK, capsize=3, height=0.62)
-    bars.set_yticks(range(len(table)), table.index)
-    bars.invert_yaxis()
-    bars.set_xlim(0, 1.02)
-    bars.set_xlabel("truthful answers")
-    bars.set_title(f"{result.n_held_out} facts the fit has not seen (95 % intervals)", fontsize=10)
-    plot_editor(result.editor, axes=gains)
-    for column, color, look in (("this layer alone", PROMOTED, "o-"), ("all but this layer", SUPPRESSED, "s-")):
-        layers.plot(result.by_layer.index, result.by_layer[column], look, color=color, label=column)
-    plain, edited = table.loc[["plain", "edited"], "truthful"]
-    layers.axhline(plain, color=GREY, linestyle=":", label="plain")
-    layers.axhline(edited, color=INK, linestyle="--", linewidth=1, label="the whole editor")
-    layers.set_ylim(0, 1.05)
-    layers.set_xticks(result.by_layer.index)
-    layers.set_xlabel("layer")
-    layers.set_ylabel("truthful answers")
-    layers.set_title("What each layer's edit does", fontsize=10)
-    layers.legend(fontsize=8, frameon=False, loc="lower right")
-    tidy(bars, layers)
-    return page(figure)
-
-
 def plot_tuning(tuning: Tuning, *, figure: Figure | SubFigure | None = None) -> Figure:
     """Heat maps of the score in percent: a method's most varied setting by layers, a panel per other setting and strength.
 
@@ -123,6 +85,13 @@ def plot_tuning(tuning: Tuning, *, figure: Figure | SubFigure | None = None) -> 
     Args:
         tuning: From `tune`.
         figure: To draw in; None makes one.
+
+    Example:
+        >>> methods = sl.grid(sl.SEA, center=[True], explained_variance=[0.5, 0.9])
+        >>> tuning = sl.tune(model, activations, fitting, methods=methods, layers=["all"], max_new_tokens=1)
+        >>> figure = sl.plotting.plot_tuning(tuning)
+        >>> len(figure.axes)
+        2
     """
     check_arguments(plot_tuning, locals())
     table = tuning.table
@@ -208,6 +177,11 @@ def plot_spectra(spectra: Spectra, *, figure: Figure | SubFigure | None = None) 
 
     Raises:
         InputError: If the editor's method cuts no subspaces.
+
+    Example:
+        >>> figure = sl.plotting.plot_spectra(sl.measure_spectra(editor, activations))
+        >>> len(figure.axes)
+        3
     """
     check_arguments(plot_spectra, locals())
     if spectra.curves.empty:
@@ -246,6 +220,11 @@ def plot_principal_angles(spectra: Spectra, *, figure: Figure | SubFigure | None
     Args:
         spectra: From `measure_spectra`.
         figure: To draw in; None makes one.
+
+    Example:
+        >>> figure = sl.plotting.plot_principal_angles(sl.measure_spectra(editor, activations))
+        >>> len(figure.axes)
+        2
     """
     check_arguments(plot_principal_angles, locals())
     table, by_name = spectra.table, isinstance(spectra.table.index[0], str)
@@ -293,6 +272,11 @@ def plot_directions(directions: Directions, *, most: int = 12, axes: Axes | None
         directions: From `read_directions`.
         most: Rows shown: half of them promoted, half suppressed, those of the largest gains.
         axes: To draw in; None makes a figure.
+
+    Example:
+        >>> figure = sl.plotting.plot_directions(sl.read_directions(model, editor, 1, k=3))
+        >>> len(figure.axes)
+        1
     """
     check_arguments(plot_directions, locals())
     table = directions.table

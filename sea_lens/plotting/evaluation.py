@@ -58,6 +58,12 @@ def plot_evaluation(
 
     Raises:
         InputError: If there is no such metric.
+
+    Example:
+        >>> found = sl.evaluate_truthfulqa(model, questions, editor, control=0)
+        >>> figure = sl.plotting.plot_evaluation(found)
+        >>> len(figure.axes)
+        2
     """
     check_arguments(plot_evaluation, locals())
     chosen = evaluation.headline if metric is None else metric
@@ -170,6 +176,12 @@ def plot_comparison(comparison: Comparison, *, figure: Figure | SubFigure | None
     Args:
         comparison: From `compare`.
         figure: To draw in; None makes one.
+
+    Example:
+        >>> found = sl.compare(model, {"truthfulqa": questions}, {"whole": editor, "half": 0.5 * editor}, control=0)
+        >>> figure = sl.plotting.plot_comparison(found)
+        >>> len(figure.axes)
+        1
     """
     check_arguments(plot_comparison, locals())
     table, headlines = comparison.table, comparison.headlines
@@ -237,6 +249,14 @@ def plot_data_efficiency(result: DataEfficiency, *, axes: Axes | None = None) ->
     Args:
         result: From `data_efficiency`.
         axes: To draw in; None makes a figure.
+
+    Example:
+        >>> from functools import partial
+        >>> truth = partial(sl.evaluate_truthfulqa, questions=questions)
+        >>> found = sl.data_efficiency(model, activations, truth, method=sl.SEA(0.5, center=True), sizes=[10, 120])
+        >>> figure = sl.plotting.plot_data_efficiency(found)
+        >>> figure.axes[0].get_xlabel()
+        'demonstrations'
     """
     check_arguments(plot_data_efficiency, locals())
     curve, table = result.curve, result.table
@@ -274,6 +294,12 @@ def plot_transfer(result: Transfer, *, axes: Axes | None = None) -> Figure:
     Args:
         result: From `transfer`.
         axes: To draw in; None makes a figure.
+
+    Example:
+        >>> found = sl.transfer(model, {"truthfulqa": questions}, {"facts": activations}, method=sl.LEACE(), control=0)
+        >>> figure = sl.plotting.plot_transfer(found)
+        >>> len(figure.axes)
+        2
     """
     check_arguments(plot_transfer, locals())
     changes, unedited, evaluations = result.changes, result.unedited, result.evaluations

@@ -18,6 +18,11 @@ def plot_features(found: Features, *, most: int = 20, figure: Figure | SubFigure
         found: From `read_features`.
         most: Rows shown, those that move activations most.
         figure: To draw in; None makes one.
+
+    Example:
+        >>> figure = sl.plotting.plot_features(sl.read_features(model, sl.SAEFeature(sl.load_sae("organism"), 3).steer(2.0)))
+        >>> len(figure.axes)
+        1
     """
     check_arguments(plot_features, locals())
     table = found.table.head(most).iloc[::-1]

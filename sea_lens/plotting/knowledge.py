@@ -25,6 +25,15 @@ def plot_edits(found: EditComparison, *, figure: Figure | SubFigure | None = Non
     Args:
         found: From `compare_edits`.
         figure: To draw in, such as a subfigure; None makes one.
+
+    Example:
+        >>> model, people = sl.load_knowledge_organism()
+        >>> def by_mean(facts):
+        ...     return sl.join_facts([sl.SAKE(transport="mean").fit(people.collect(model, fact)) for fact in facts])
+        >>> found = sl.compare_edits(model, people.edits(2), {"mean": by_mean}, at_once=[1], control=0, damage=False)
+        >>> figure = sl.plotting.plot_edits(found)
+        >>> len(figure.axes)
+        6
     """
     check_arguments(plot_edits, locals())
     table = found.table

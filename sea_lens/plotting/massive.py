@@ -20,6 +20,11 @@ def plot_massive_tokens(found: MassiveTokens, *, axes: Axes | None = None) -> Fi
     Args:
         found: From `massive_tokens`.
         axes: To draw in; None makes a figure.
+
+    Example:
+        >>> figure = sl.plotting.plot_massive_tokens(sl.massive_tokens(model, sl.neutral_texts(model)[:3]))
+        >>> figure.axes[0].get_xlabel()
+        'layer'
     """
     check_arguments(plot_massive_tokens, locals())
     axes = one_panel(axes, 5.4, 3.4)
@@ -42,6 +47,12 @@ def plot_interventions(found: Interventions, *, axes: Axes | None = None) -> Fig
     Args:
         found: From `intervene_on_massive`.
         axes: To draw in; None makes a figure.
+
+    Example:
+        >>> found = sl.intervene_on_massive(model, sl.neutral_texts(model)[:3], magnitude=10, ratio=5, control=1)
+        >>> figure = sl.plotting.plot_interventions(found)
+        >>> figure.axes[0].get_xlabel()
+        'perplexity, times that of the unedited model'
     """
     check_arguments(plot_interventions, locals())
     table = found.table.iloc[::-1]
@@ -66,6 +77,11 @@ def plot_implicit_bias(found: ImplicitBias, *, axes: Axes | None = None) -> Figu
     Args:
         found: From `measure_implicit_bias`.
         axes: To draw in; None makes a figure.
+
+    Example:
+        >>> figure = sl.plotting.plot_implicit_bias(sl.measure_implicit_bias(model, sl.neutral_texts(model)[:3]))
+        >>> len(figure.axes)
+        1
     """
     check_arguments(plot_implicit_bias, locals())
     axes = one_panel(axes, 5.4, 3.4)

@@ -30,6 +30,13 @@ def plot_methods(comparison: MethodComparison, *, axes: Axes | None = None) -> F
     Args:
         comparison: From `compare_methods`.
         axes: To draw in; None makes a figure.
+
+    Example:
+        >>> options = {"layers": ["all"], "trials": 1, "max_new_tokens": 1, "control": 3, "shuffles": 1}
+        >>> found = sl.compare_methods(model, demonstrations, fitting, questions, methods=["leace"], **options)
+        >>> figure = sl.plotting.plot_methods(found)
+        >>> figure.axes[0].get_xlabel()
+        'damage: KL in nats per token'
     """
     check_arguments(plot_methods, locals())
     axes = one_panel(axes, 6.0, 3.6)

@@ -77,8 +77,7 @@ def load_sae(
     refused.
 
     Example:
-        >>> sae = load_sae("organism")
-        >>> sae.site
+        >>> sl.load_sae("organism").site
         'blocks.1.hook_resid_post'
 
     Args:

@@ -188,10 +188,7 @@ class BiasWorld:
         held_out_places: Where those of held-out questions meet.
 
     Example:
-        >>> world = BiasWorld.build()
-        >>> world
-        BiasWorld(48 fitting topics, 48 held-out topics)
-        >>> item = world.items()[1]
+        >>> item = sl.load_bias_organism()[1].items()[1]
         >>> item.text, item.gold, item.biased
         ('felthat met strawhat at station . who was brave', 'unknown', 'felthat')
     """

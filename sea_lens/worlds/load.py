@@ -39,7 +39,7 @@ def load_organism(device: str | torch.device = "cpu", folder: str | Path = WEIGH
         A TransformerBridge of 4 layers and d_model 128, and its facts.
 
     Example:
-        >>> model, world = load_organism()
+        >>> model, world = sl.load_organism()
         >>> model.cfg.n_layers, world
         (4, World(240 fitting facts, 240 held-out facts))
     """
@@ -62,8 +62,8 @@ def load_bias_organism(
         A TransformerBridge of 4 layers and d_model 128, and its topics.
 
     Example:
-        >>> model, world = load_bias_organism()
-        >>> model.cfg.n_layers, world
+        >>> model, groups = sl.load_bias_organism()
+        >>> model.cfg.n_layers, groups
         (4, BiasWorld(48 fitting topics, 48 held-out topics))
     """
     check_arguments(load_bias_organism, locals())
@@ -85,8 +85,8 @@ def load_knowledge_organism(
         A TransformerBridge of 4 layers and d_model 128, and what is true.
 
     Example:
-        >>> model, world = load_knowledge_organism()
-        >>> model.cfg.n_layers, world
+        >>> model, people = sl.load_knowledge_organism()
+        >>> model.cfg.n_layers, people
         (4, KnowledgeWorld(240 fitting facts, 400 held-out facts))
     """
     check_arguments(load_knowledge_organism, locals())

@@ -1,10 +1,8 @@
-"""What demonstrations and questions share: choosing rows, templates, fingerprints; and examples in docstrings."""
+"""What demonstrations and questions share: choosing rows, templates, fingerprints."""
 
 import copy
 import dataclasses
-import doctest
 import hashlib
-import importlib
 import json
 import tracemalloc
 
@@ -40,17 +38,6 @@ def chat_tokenizer(model, template=CHAT):
     tokenizer = copy.deepcopy(model.tokenizer)
     tokenizer.chat_template = template
     return tokenizer
-
-
-@pytest.mark.parametrize(
-    "module", ["bbq", "confounds", "containers", "demonstrations", "pairs", "prompts", "questions"]
-)
-def test_examples_in_docstrings_run(module, shared_data, tmp_path, monkeypatch):
-    published = {"qa_data.json": "halueval_qa_500.json", "Age.jsonl": "bbq_Age.jsonl"}
-    for name in (*published, "TruthfulQA.csv", "crows_pairs_anonymized.csv"):
-        (tmp_path / name).symlink_to(shared_data / published.get(name, name))
-    monkeypatch.chdir(tmp_path)
-    assert doctest.testmod(importlib.import_module(f"sea_lens.data.{module}")).failed == 0
 
 
 def test_sample_is_seeded_and_without_replacement():

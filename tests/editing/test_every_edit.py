@@ -1,8 +1,5 @@
 """What every kind of edit holds: bits at strength 0, one rounding, tokens by themselves, gradients, one graph, files."""
 
-import doctest
-from importlib import import_module
-
 import pytest
 import torch
 from conftest import low_rank
@@ -85,24 +82,6 @@ def test_gradients_flow_and_it_compiles_into_one_graph(edit, without_type_checks
         compiled = torch.compile(lambda h: edit(h), backend="eager", fullgraph=True)
         with torch.no_grad():
             assert torch.equal(compiled(H), edit(H))
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        *(f"editing.{name}" for name in ("angular", "coordinates", "one_sided")),
-        *(f"methods.{name}" for name in ("ace", "act", "angular", "conceptors", "directional_ablation")),
-        *(
-            f"methods.{name}"
-            for name in ("gaussian_transport", "mean_difference", "midsteer", "pca_difference", "sadi")
-        ),
-    ],
-)
-@pytest.mark.usefixtures("without_type_checks")
-def test_examples_run(name):
-    found = doctest.testmod(import_module(f"sea_lens.{name}"), extraglobs={"sl": sl, "torch": torch})
-    assert found.failed == 0
-    assert found.attempted > 0
 
 
 def test_it_is_saved_and_loaded_to_the_bit(edit, tmp_path):

@@ -123,22 +123,25 @@ class FeatureSpaceEdit:
 
 
 SATURATION = 6.0
-"""A saturating map is inverted up to where it is about e^-6 (1 in 400) of its range away from its limit. Farther out the
-inverse would blow up the edit of a feature without bound. Of 16, 9, 6 and 4 this did best on the fitting facts of the
-embedded model; the published code stops at 1e-4 from the limit, and -log(1e-4) is 9.2."""
+"""Saturating maps are inverted up to e^-6 (1 in 400) of their range from the limit, as farther out edits grow without bound.
+Of 16, 9, 6 and 4 this did best on the embedded model's fitting facts; the published code's 1e-4 from the limit is 9.2."""
 
 
 @runtime_checkable
 class FeatureMap(Protocol):
     """An invertible elementwise function. Bring your own: three members, and zero must go to zero.
 
-    To save an editor with it, register its class, a frozen dataclass:
-
-        @sl.register_value("cube root")
-        @dataclass(frozen=True)
-        class CubeRoot: ...
-
     Both functions get float64 tensors of any shape (float32 on devices without float64) and return the same.
+
+    Example:
+        >>> @sl.register_value("cube root")  # so that an editor with it can be saved
+        ... @dataclass(frozen=True)
+        ... class CubeRoot:
+        ...     domain = (-torch.inf, torch.inf)
+        ...     def forward(self, x): return x.sign() * x.abs() ** (1 / 3)
+        ...     def inverse(self, y): return y**3
+        >>> sl.SEA(0.9, center=True, feature_map=CubeRoot()).fit(activations).layers
+        [0, 1, 2, 3]
     """
 
     @property
@@ -159,7 +162,12 @@ class FeatureMap(Protocol):
 @register_value("Identity")
 @dataclass(frozen=True)
 class Identity:
-    """No map: an edit in its feature space is the linear edit."""
+    """No map: an edit in its feature space is the linear edit.
+
+    Example:
+        >>> sl.Identity().forward(torch.tensor([2.0]))
+        tensor([2.])
+    """
 
     @property
     def domain(self) -> tuple[float, float]:
@@ -185,6 +193,10 @@ class SquaredExponential:
 
     Attributes:
         length_scale: l, in units of the edit (see `SEA(feature_unit=...)`).
+
+    Example:
+        >>> sl.SquaredExponential(4.0).forward(torch.tensor([-99.0, 0.0, 4.0]))
+        tensor([-1.0000,  0.0000,  0.3935])
     """
 
     length_scale: float = 1.0
@@ -216,6 +228,10 @@ class Tanh:
 
     Attributes:
         scale: Where it bends, in units of the edit (see `SEA(feature_unit=...)`). The published code uses 1.
+
+    Example:
+        >>> sl.Tanh(2.0).forward(torch.tensor([-1.0, 0.0, 99.0]))
+        tensor([-0.4621,  0.0000,  1.0000])
     """
 
     scale: float = 1.0
@@ -246,6 +262,10 @@ class ELU:
 
     Attributes:
         alpha: Minus its limit far below zero. The published code uses 1.
+
+    Example:
+        >>> sl.ELU().forward(torch.tensor([-99.0, 0.0, 3.0]))
+        tensor([-1.,  0.,  3.])
     """
 
     alpha: float = 1.0
@@ -275,11 +295,7 @@ def bounded(feature_map: FeatureMap, features: Float[Tensor, "*shape"]) -> Float
 
 
 def check_map(feature_map: FeatureMap) -> None:
-    """Refuses a map that is not one: by its members, and by what it does to numbers all over its domain.
-
-    Raises:
-        InputError: Saying which property fails, and where.
-    """
+    """Refuses what is no map: by its members, and by what it does to numbers all over its domain, with an InputError."""
     if isinstance(feature_map, type) or not isinstance(feature_map, FeatureMap):
         raise InputError(
             f"A feature map is an object with a domain, forward(x) and inverse(features), such as Tanh(2.0), and "
@@ -287,9 +303,7 @@ def check_map(feature_map: FeatureMap) -> None:
         )
     name, (low, high) = type(feature_map).__name__, feature_map.domain
     if not low < 0 < high:
-        raise InputError(
-            f"A feature map's domain must reach from below to above zero, and {name}'s is {low} to {high}."
-        )
+        raise InputError(f"A feature map's domain must reach from below to above zero; {name}'s is {low} to {high}.")
     ends = feature_map.forward(torch.tensor([low, high], dtype=torch.float64))
     if ends.isnan().any():
         raise InputError(f"{name} sends an end of its domain, {low} to {high}, to NaN. Give it a finite domain.")
@@ -301,7 +315,7 @@ def check_map(feature_map: FeatureMap) -> None:
     if wrong.any():
         where = int(wrong.nonzero()[0])
         raise InputError(
-            f"{name} is not inverted: {x[where]:g} comes back as {back[where]:g}. Mend its inverse, or narrow its domain."
+            f"{name} is not inverted: {x[where]:g} comes back as {back[where]:g}. Mend its inverse or domain."
         )
     if not (features.diff() > 0).all():
         raise InputError(f"A feature map must increase strictly over its domain, and {name} does not.")

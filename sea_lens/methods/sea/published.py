@@ -188,6 +188,13 @@ def read_published_editor(
 
     Warns:
         SeaLensWarning: With `normalization="feature"`, of what it does; if the files look exchanged.
+
+    Example:
+        >>> directions = torch.linalg.qr(torch.randn(8, 3)).Q
+        >>> kept = directions @ directions.T  # [d_model, d_model], here the same at two layers
+        >>> published = sl.read_published_editor(torch.stack([kept, kept]), torch.stack([torch.eye(8) - kept] * 2))
+        >>> [str(site) for site in published.sites]
+        ['blocks.0.hook_mlp_out', 'blocks.1.hook_mlp_out']
     """
     given = dict(locals())
     if normalization not in get_args(Normalization):

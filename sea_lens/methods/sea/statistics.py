@@ -53,10 +53,8 @@ def collect_statistics(
     rounding: to 1e-12 of the largest entry. (A `folder` must be one that all processes see.)
 
     Example:
-        >>> model, world = sl.load_organism()
-        >>> demonstrations = world.demonstrations()[:40].with_neutral_answers(model, max_new_tokens=1, progress=False)
-        >>> editor = sl.collect_statistics(model, demonstrations, progress=False).fit(sl.SEA(0.9, center=True))
-        >>> editor.layers
+        >>> sums = sl.collect_statistics(model, demonstrations)
+        >>> sums.fit(sl.SEA(0.9, center=True)).layers
         [0, 1, 2, 3]
 
     Args:

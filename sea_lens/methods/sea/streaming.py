@@ -18,7 +18,8 @@ from sea_lens.data.chat import PromptForm
 from sea_lens.editing.editor import Editor
 from sea_lens.editing.registry import from_plain
 from sea_lens.errors import FileFormatError, InputError
-from sea_lens.methods.method import check_roles, check_settings
+from sea_lens.methods.grid import check_settings
+from sea_lens.methods.method import check_roles
 from sea_lens.methods.sea.evidence import Evidence
 from sea_lens.methods.sea.feature_space import FeatureMap
 from sea_lens.methods.sea.fitter_files import FORMAT, SAMPLE, STATISTICS, check_kept, features_as_json
@@ -40,14 +41,13 @@ class SEAFitter:
     Editors equal those of `SEA.fit` on all activations at once, centered or not. Means and cross-covariances are float64 and
     are updated around running means, so that an offset common to all activations loses nothing.
 
-    Memory does not depend on the number of demonstrations: `2 width^2` float64 numbers per site, one matrix for the positive
-    and one for the negative side, which is 268 MB per site at a width of 4096 and 1.07 GB at 8192. Activations themselves
-    take `3 n width` float32 numbers, less than that up to `n = 4/3 width` demonstrations: a fitter is for more, or for
-    several machines. Fitting takes a handful of such matrices more, for one site at a time.
+    Memory does not depend on the number of demonstrations: `2 width^2` float64 numbers per site, a matrix per side: 268 MB
+    at a width of 4096. Activations themselves take `3 n width` float32 numbers, less up to `n = 4/3 width` demonstrations: a
+    fitter is for more, or for several machines. Fitting takes a handful of such matrices more.
 
     What it cannot know: with more than `SAMPLE` demonstrations, an editor's displacement (and the shares of clamped entries)
-    are measured on that many neutral activations, the first or those that `update` is told; the card then says so under
-    `measured_on`. The unit of a feature map must be given as a number, since a median is not a sum.
+    are measured on so many neutral activations, the first or those that `update` is told (the card's `measured_on`). The unit
+    of a feature map must be given as a number, since a median is not a sum.
 
     Example:
         >>> roles, fitter = ("neutral", "positive", "negative"), sl.SEAFitter()

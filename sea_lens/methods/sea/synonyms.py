@@ -9,7 +9,7 @@ import torch
 
 from sea_lens.arguments import check_arguments
 from sea_lens.editing.editor import Editor
-from sea_lens.methods.method import check_settings
+from sea_lens.methods.grid import check_settings
 from sea_lens.methods.sea.sea import SEA, Share
 from sea_lens.models.activations import Activations
 
@@ -36,6 +36,10 @@ def fit_sea(
     Raises:
         InputError: As `SEA` and `SEA.fit`.
         ModelMismatchError: If a layer is not there.
+
+    Example:
+        >>> sl.fit_sea(activations, 0.9, center=True).layers
+        [0, 1, 2, 3]
     """
     check_arguments(fit_sea, locals())
     chosen = activations if layers is None else activations.at_sites(layers)
