@@ -56,6 +56,11 @@ class TokenView(Result):
         where: Which tokens it edits.
         layers: The layers it edits.
         n_prompt: Tokens of the prompt.
+
+    Example:
+        >>> view = sl.view_tokens(model, "<plain> Q Mira home A", editor, damage=False)
+        >>> view.n_prompt, view.layers
+        (6, (0, 1, 2))
     """
 
     table: pd.DataFrame

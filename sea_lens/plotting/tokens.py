@@ -36,7 +36,8 @@ def plot_tokens(
         InputError: If the text has no such position.
 
     Example:
-        >>> plot_tokens(sl.view_tokens(model, "Q: where does Dalia live? A:", editor, damage=False)).savefig("dalia.pdf")
+        >>> view = sl.view_tokens(model, "Q: where does Dalia live? A:", editor, damage=False)
+        >>> sl.plotting.plot_tokens(view).savefig("dalia.pdf")
     """
     check_arguments(plot_tokens, locals())
     n = len(found.tokens)
