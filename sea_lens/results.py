@@ -103,7 +103,8 @@ class Result:
                 if one.name in kept["inside"]:
                     values[one.name] = _load_inside(kept["inside"][one.name], path, hints[one.name])
                 elif one.name not in values and (one.default is one.default_factory or path.exists()):  # both MISSING
-                    values[one.name] = hints[one.name].from_pretrained(path)
+                    hint = hints[one.name]
+                    values[one.name] = next(iter(get_args(hint)), hint).from_pretrained(path)  # of `X | None`, X
             return cls(**values)
         except (AttributeError, KeyError, OSError, TypeError, ValueError, RecursionError, OverflowError) as error:
             if isinstance(error, FileFormatError):

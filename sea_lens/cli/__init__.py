@@ -7,12 +7,12 @@ import warnings
 
 from typer.exceptions import Abort, Exit, TyperException
 
-from sea_lens.cli import conditions, evaluating, exporting, fitting, inspecting, looking, using
+from sea_lens.cli import conditions, evaluating, exporting, fitting, inspecting, looking, studying, using
 from sea_lens.cli.app import app
 from sea_lens.cli.output import harmless
 from sea_lens.errors import SeaLensWarning
 
-__all__ = ["app", "conditions", "evaluating", "exporting", "fitting", "inspecting", "looking", "main", "using"]
+__all__ = ["app", "conditions", "evaluating", "exporting", "fitting", "inspecting", "looking", "main", "studying", "using"]
 
 
 def main() -> None:

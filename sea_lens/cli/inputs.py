@@ -45,6 +45,8 @@ HELP |= {
     "methods": "all, or names of methods, such as sea,leace.",
     "model": "Hub name, local folder, GGUF file, smollm2 or gemma3-270m (Python packages), or organism, bias-organism or "
     "knowledge-organism, the embedded models.",
+    "neutral": "Texts that the edit should leave alone, such as French ones where it makes a model answer in French: .txt "
+    "with empty lines between them, a JSON list, or JSON lines; left out for the sample that ships.",
     "n": "How many rows to sample; all if left out.",
     "n_questions": "How many questions or texts to sample; all if left out.",
     "negative": "The authors' uu_negative.pt.",

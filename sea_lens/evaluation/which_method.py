@@ -17,6 +17,7 @@ from sea_lens.data.demonstrations import Demonstrations
 from sea_lens.data.questions import Questions
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import BrokenModelWarning, InputError, ModelMismatchError, SeaLensWarning
+from sea_lens.evaluation.apart import check_apart
 from sea_lens.evaluation.benchmark import Benchmark
 from sea_lens.evaluation.compare import Comparison, compare, kept_in
 from sea_lens.evaluation.contenders import ALL, Sources, chosen_methods, that_fit
@@ -114,7 +115,7 @@ def compare_methods(
         raise InputError(
             f"trials is at least 1, control and shuffles at least 0; {trials}, {control} and {shuffles} were given."
         )
-    _check_apart(demonstrations, fitting_questions, held_out_questions)
+    check_apart(demonstrations, fitting_questions, held_out_questions)
     chosen, left_out = chosen_methods(methods)
     how = measure_of(measure, fitting_questions, max_new_tokens, batch_size)
     check_chooses(measure, how(model, fitting_questions), fitting_questions)
@@ -221,17 +222,6 @@ def _table(
     columns["fitting_score"] = [unedited, *(float(row["score"]) for row in best)]
     columns["setting"] = ["", *map(describe_setting, best)]
     return pd.DataFrame(columns, index=found.table.index).rename_axis("method")
-
-
-def _check_apart(demonstrations: Demonstrations, fitting: Questions, held_out: Questions) -> None:
-    """Refuses to score on what was fitted or tuned on."""
-    known = {str(row.prompt) for row in demonstrations} | {str(row.prompt) for row in fitting}
-    shared = sum(str(row.prompt) in known for row in held_out)
-    if shared:
-        raise InputError(
-            f"{shared} of {len(held_out)} held-out questions are asked in the demonstrations or the fitting questions, so "
-            "their score says nothing. Leave them out, as questions.split() does."
-        )
 
 
 def _benchmark(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from sea_lens.cache import name_of
 from sea_lens.data.questions import Questions
@@ -88,14 +90,20 @@ class Preferring:
         self, model: Model, questions: Questions, editors: Sequence[Editor]
     ) -> Iterator[tuple[int, Proportion]]:
         """What each of many editors comes to, as (index, share), in no order; that of editors by themselves, to the bit."""
+        for index, margins in self.margins_of_each(model, questions, editors):
+            yield index, Proportion(int((margins > 0).sum()), len(margins))
+
+    def margins_of_each(
+        self, model: Model, questions: Questions, editors: Sequence[Editor | None]
+    ) -> Iterator[tuple[int, Float[Tensor, " questions"]]]:
+        """By editor, as `of_each`, the margin of each question in nats: the best right answer less the best wrong one."""
         stems, n_right = stems_of(model, questions), [len(question.right) for question in questions]
 
         def job() -> AnswerScores:
             return score_stems(model, stems, n_right, batch_size=self.batch_size)
 
         for index, scores in branched(BranchingRuns(model, editors), job, _are_same):
-            right = margins_of(scores, per_token=self.per_token, best_only=self.best_only) > 0
-            yield index, Proportion(int(right.sum()), len(right))
+            yield index, margins_of(scores, per_token=self.per_token, best_only=self.best_only)
 
     def pieces(self, model: Model, questions: Questions) -> list[Questions]:
         """Questions in order, so many together that what runs share fits in memory."""

@@ -1,0 +1,71 @@
+"""One command from demonstrations and questions to a verdict and its page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from textwrap import wrap
+from typing import Optional
+
+from sea_lens.cli.app import command
+from sea_lens.cli.inputs import Reading, columns_in, load, read_questions, reading_of
+from sea_lens.cli.options import Of, Options
+from sea_lens.cli.output import UNFINISHED, console, finish, say, show
+from sea_lens.data.texts import read_texts
+from sea_lens.evaluation.study import study as run_study
+from sea_lens.evaluation.study_report import readable_rows
+
+STUDYING = Of(run_study, without=("methods", "neutral_texts", "max_new_tokens", "seed"))
+
+
+@command("Start", studying=STUDYING)
+def study(
+    model: str,
+    demonstrations: Path,
+    questions: Path,
+    out: Path = Path("study"),
+    methods: Optional[str] = None,
+    neutral: Optional[Path] = None,
+    *,
+    studying: Options,
+    reading: Reading,
+    loading: Options,
+) -> None:
+    """Find out whether it works: a verdict in words, and a page.
+
+    The first line is the verdict: works, no effect, or breaks the model.
+    """
+    fitted = reading.read(demonstrations)
+    columns = reading_of("auto", columns_in(questions, reading.columns), None)["columns"]
+    asked = read_questions(questions, columns=columns)
+    texts = None if neutral is None else _paragraphs(neutral)
+    bridge = load(model, loading, [demonstrations, questions])
+    if reading.answer_ending is not None:
+        fitted = fitted.with_answer_ending(reading.answer_ending)
+    longest: Options = {} if reading.max_new_tokens is None else {"max_new_tokens": reading.max_new_tokens}
+    found = run_study(
+        bridge,
+        reading.prompted(fitted, bridge),
+        reading.prompted(asked, bridge),
+        methods=None if methods is None else methods.split(","),
+        neutral_texts=texts,
+        seed=reading.seed,
+        folder=out / UNFINISHED,
+        **longest,
+        **studying,
+    )
+    for line in (found.summary, *found.reasons):
+        say("\n".join(wrap(line, console.width)))
+    show(readable_rows(found.table).rename(columns={"": "model"}))
+    if "setting" in found.facts:
+        say("\n".join(wrap(f"chosen of {len(found.trials)}: {found.facts['setting']}", console.width)))
+    written = [*found.save(out), found.report(out / "study.html")]
+    finish(out, written)
+    say(f"report: {out / 'study.html'}")
+
+
+def _paragraphs(path: Path) -> list[str]:
+    """Texts of a file; of a `.txt` file its paragraphs, between empty lines."""
+    texts = read_texts(path)
+    if path.name.removesuffix(".gz").endswith(".txt"):
+        return [part.strip() for text in texts for part in text.split("\n\n") if part.strip()]
+    return texts

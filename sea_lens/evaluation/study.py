@@ -1,0 +1,273 @@
+"""Does it work on this model? From demonstrations and questions to a verdict, within so many minutes."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sea_lens.arguments import check_arguments
+from sea_lens.cache import Store, digest
+from sea_lens.data.demonstrations import Demonstrations
+from sea_lens.data.questions import Questions
+from sea_lens.editing.controls import control_editors
+from sea_lens.errors import InputError, SeaLensWarning
+from sea_lens.evaluation.apart import check_apart
+from sea_lens.evaluation.compare import kept_in
+from sea_lens.evaluation.contenders import chosen_methods
+from sea_lens.evaluation.evaluation import check_model, check_questions
+from sea_lens.evaluation.sides import ENOUGH_TO_TELL, sides_apart
+from sea_lens.evaluation.study_confirm import EVERY, confirmed, of_shuffled, table_of, unedited_only
+from sea_lens.evaluation.study_result import Study, verdict_of
+from sea_lens.evaluation.study_search import Clock, best_of, run_trials, trials_table
+from sea_lens.evaluation.study_trials import (
+    FREE_STRENGTHS,
+    SHARES,
+    STUDIED,
+    TOKENS,
+    Trials,
+    plans,
+    studied_layers,
+)
+from sea_lens.evaluation.unedited import answer_tokens, sized, why_nothing_can_be_told
+from sea_lens.methods.budget import tried
+from sea_lens.methods.mean_difference import MeanDifference
+from sea_lens.methods.measures import NamedMeasure, measure_of
+from sea_lens.methods.method import Method
+from sea_lens.models.bridge import Model, ModelInfo, weights_digest
+from sea_lens.models.damage import DamageMeter
+from sea_lens.models.damage_limits import DamageLimits
+
+MAX_KL = 0.5
+"""Up to half a nat per token every text reads well; see `DamageLimits`."""
+EXAMPLE_TOKENS = 40
+"""Length of answers that are shown, at most."""
+SETTINGS_PER_METHOD = 2
+"""Of a method that is given by name, so many settings are tried."""
+FORMAT = "sea_lens.study/1"
+
+
+def study(
+    model: Model,
+    demonstrations: Demonstrations,
+    questions: Questions,
+    *,
+    minutes: float = 10.0,
+    trials: int | None = None,
+    methods: Sequence[str | Method] | None = None,
+    layers: Sequence[str] | None = None,
+    strengths: Sequence[float] | None = None,
+    measure: NamedMeasure = "preference_per_token",
+    max_kl: float | None = MAX_KL,
+    neutral_texts: Sequence[str] | None = None,
+    control: int = 5,
+    shuffles: int = 2,
+    max_new_tokens: int = 32,
+    seed: int = 0,
+    batch_size: int = 32,
+    folder: str | Path | None = None,
+    progress: bool = True,
+) -> Study:
+    """Finds out whether demonstrations steer a model, and says so in one sentence with its numbers.
+
+    The demonstrations are checked for what separates them besides meaning, and the questions for what the unedited model
+    makes of them: where it is at chance, or has none or all of them right, nothing can be told, and it is steered no further.
+    The questions are split into two halves. On the fitting half, methods, tokens of the fit and layers are tried in a fixed
+    order, each at the strengths that cost 80 % and 30 % of `max_kl`, as many as there is time for. The best, by the mean
+    probability of right against wrong answers, is measured once on the held-out half, beside random editors that move every
+    token as far, and beside its own refits on shuffled demonstrations, scaled to the same cost.
+
+    Example:
+        >>> options = {"methods": [sl.SEA(0.5, center=True)], "layers": ["first:3"], "control": 1, "shuffles": 0}
+        >>> found = sl.study(model, demonstrations, questions, trials=1, progress=False, **options)
+        >>> found.verdict
+        'works'
+
+    Args:
+        model: A TransformerBridge with a tokenizer, unedited.
+        demonstrations: To fit on. Neutral answers are the model's own where a method needs them and there are none.
+        questions: Others than those of the demonstrations, with right and (unless answers are measured) wrong answers.
+        minutes: How long all of it may take. It decides how many settings are tried and, on slow models, how many questions
+            are asked. At least one setting is tried, whatever it takes.
+        trials: How many settings to try instead, on all questions: the same numbers whatever the machine's speed.
+        methods: Methods to try, in their order, by name or with settings; None for mean difference, SEA (centered at 0.5 and
+            as published), ACE and Gaussian transport.
+        layers: Sets of layers to try, in their order, as for `tune`; None for single layers, a band, parts, and all.
+        strengths: Strengths to try, instead of those that cost parts of `max_kl`.
+        measure: What counts as right, as for `tune`. By default a right answer that is likelier per token than every wrong
+            one: sums over tokens would mostly compare lengths.
+        max_kl: What an edit may cost, in nats per token on prompts and neutral text; None for no limit.
+        neutral_texts: Texts that the edit should leave alone, such as French ones for an edit that makes a model answer in
+            French; None for `sl.neutral_texts(model)`.
+        control: How many random editors to score beside the best.
+        shuffles: How many refits on shuffled demonstrations to score beside it, each with its mirror image.
+        max_new_tokens: Longest greedy answer, for the measures of answers.
+        seed: Of the split, the controls and the intervals.
+        batch_size: Rows in one forward pass.
+        folder: Where to keep what is computed. A run that was killed goes on from there.
+        progress: Whether to show progress bars.
+
+    Raises:
+        InputError: If a question is asked in the demonstrations, no method can be fitted, or the measure needs wrong answers
+            where there are none.
+        FileFormatError: If `folder` holds another study.
+    """
+    check_arguments(study, locals())
+    check_model(model, None)
+    check_questions(questions)
+    if not minutes > 0 or (trials is not None and trials < 1) or control < 0 or shuffles < 0:
+        raise InputError(
+            f"minutes is above 0, trials at least 1, control and shuffles at least 0; {minutes}, {trials}, {control} and "
+            f"{shuffles} were given."
+        )
+    if max_kl is not None and not max_kl > 0:
+        raise InputError(f"max_kl is a number of nats per token above zero, or None for no limit; {max_kl} was given.")
+    if isinstance(neutral_texts, str):
+        raise InputError("neutral_texts is a list of texts, and a single text was given. Put it into a list.")
+    started = time.perf_counter()
+    chosen = _chosen(methods)
+    check_apart(demonstrations, (), questions)
+    how = measure_of(measure, questions, max_new_tokens, batch_size)
+    checked = demonstrations.check(model)
+    fitting, held_out = questions.split(0.5, seed)
+    with kept_in(folder) as kept:
+        asking = {"measure": measure, "max_new_tokens": max_new_tokens, "seed": seed, "max_kl": max_kl}
+        known = {"model": weights_digest(model), "demonstrations": demonstrations.fingerprint}
+        known |= {"questions": questions.fingerprint, "texts": digest(neutral_texts)}
+        store = Store(kept, "study", {"format": FORMAT, **known, **asking})
+        seconds = None if trials is not None else 60 * minutes
+        fitting, held_out, per_question = sized(
+            model, fitting, held_out, how, seconds, 2 + control + 2 * shuffles, store
+        )
+        facts: dict[str, Any] = {
+            "model": str(ModelInfo.of(model).name),
+            "n_layers": int(model.cfg.n_layers),
+            "demonstrations": f"{len(demonstrations)} of {demonstrations.source}",
+            "questions": f"{len(questions)} of {questions.source}",
+            "n_fitting": len(fitting),
+            "n_held_out": len(held_out),
+            **asking,
+            "minutes": minutes,
+            "trials_asked": trials,
+            "control": control,
+            "shuffles": shuffles,
+        }
+        told = why_nothing_can_be_told(model, fitting, held_out, how, measure)
+        if told.why:
+            summary = f"no effect can be told: {told.why}."
+            empty = pd.DataFrame()
+            table = unedited_only(told.right)
+            return Study("no effect", summary, (), table, empty, empty, checked, facts | _spent(started, 0, 0))
+        longest = answer_tokens(model, demonstrations)
+        if any("neutral" in method.roles for method in chosen) and any(row.neutral is None for row in demonstrations):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", SeaLensWarning)  # cut where the other answers end, as is meant
+                demonstrations = demonstrations.with_neutral_answers(
+                    model, longest, batch_size=batch_size, folder=kept, progress=progress
+                )
+        shown_tokens = min(EXAMPLE_TOKENS, 4 + 3 * longest)
+        prompts = [str(question.prompt) for question in fitting]
+        limits = DamageLimits() if max_kl is None else DamageLimits(kl=max_kl)
+        meter = DamageMeter.of(model, prompts, neutral_texts, limits=limits, batch_size=min(batch_size, 16))
+        tries = Trials(
+            model,
+            demonstrations,
+            fitting,
+            how,
+            meter.on_fewer(EVERY),
+            max_kl,
+            batch_size,
+            store,
+            None if folder is None else kept,
+            progress,
+        )
+        tokens = TOKENS[:1] if longest == 1 else TOKENS
+        apart = sides_apart([tries.activations(MeanDifference(), token) for token in tokens], seed)
+        facts["apart"] = apart.told
+        if not apart.is_certain and len(demonstrations) >= ENOUGH_TO_TELL:
+            summary = f"no effect can be told: {apart.told}."
+            empty = pd.DataFrame()
+            return Study(
+                "no effect",
+                summary,
+                (),
+                unedited_only(told.right),
+                empty,
+                empty,
+                checked,
+                facts | _spent(started, 0, 0),
+            )
+        given = FREE_STRENGTHS if strengths is None else strengths
+        is_scaled = strengths is None and max_kl is not None
+        sets = studied_layers(model.cfg.n_layers) if layers is None else list(layers)
+        planned = plans(tokens, chosen, sets, SHARES if is_scaled else (), given)
+        facts["unedited_right"], facts["unedited_score"] = tries.score(None)
+        clock = Clock(
+            started, seconds, trials, per_question * len(held_out) * (2 + control + 2 * shuffles), 2 * shuffles
+        )
+        found, left_out = run_trials(tries, planned, clock, control + 2 * shuffles, progress)
+        facts |= {"left_out": left_out, **_spent(started, len(found), len(planned))}
+        best = best_of(tries, found, meter, max_kl, shown_tokens)
+        table_of_trials = trials_table(found, best, max_kl)
+        if best is None:
+            gentlest = min((trial.kl for _, trial in found), default=math.nan)
+            summary = (
+                f"breaks the model: each of {len(found)} settings costs more than {max_kl:g} nats per token (the gentlest "
+                f"{gentlest:.2g}), and none was chosen."
+            )
+            table = unedited_only(told.right)
+            return Study("breaks the model", summary, (), table, table_of_trials, pd.DataFrame(), checked, facts)
+        plan, trial = best
+        editor = tries.editor(plan, trial)
+        others = of_shuffled(tries, plan, shuffles, seed)
+        found_on_held_out, refits = confirmed(
+            model,
+            held_out,
+            editor,
+            control_editors(editor, control, seed),
+            others,
+            neutral_texts,
+            kept,
+            shown_tokens,
+            measure=measure,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            batch_size=batch_size,
+            progress=progress,
+        )
+    table = table_of(found_on_held_out, refits)
+    verdict, summary, reasons = verdict_of(found_on_held_out, table, refits)
+    setting = f"{plan.setting}, fitted on the {plan.token} token{'s' if plan.token == 'mean' else ''}"
+    facts["setting"] = f"{setting}, layers {plan.layers}, strength {trial.strength:.3g}"
+    examples = found_on_held_out.damage.examples if found_on_held_out.damage is not None else pd.DataFrame()
+    facts |= _spent(started, len(found), len(planned))
+    return Study(verdict, summary, reasons, table, table_of_trials, examples, checked, facts, found_on_held_out, editor)
+
+
+def _chosen(methods: Sequence[str | Method] | None) -> list[Method]:
+    """Methods with their settings, in the order in which they are tried."""
+    if methods is None:
+        return list(STUDIED)
+    if isinstance(methods, str) or not methods:
+        raise InputError(f"methods is a list with at least one method, or None, and {methods!r} was given.")
+    found: list[Method] = []
+    for one in methods:
+        if not isinstance(one, str):
+            if isinstance(one, type) or not isinstance(one, Method):
+                raise InputError(f"A method is a name or an object such as sl.SEA(0.9), and {one!r:.80} was given.")
+            found.append(one)
+            continue
+        known, left_out = chosen_methods([one])
+        for why in left_out.values():
+            raise InputError(f"{one}: {why}")
+        found += [setting for method in known.values() for setting in tried(method, SETTINGS_PER_METHOD)[0]]
+    return found
+
+
+def _spent(started: float, made: int, planned: int) -> dict[str, object]:
+    return {"trials": made, "planned": planned, "seconds": round(time.perf_counter() - started, 1)}

@@ -1,0 +1,244 @@
+"""A study as one self-contained HTML page: the verdict first, then what it rests on, and what it does not show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from importlib.resources import files
+from typing import Any, Protocol, runtime_checkable
+
+import jinja2
+import pandas as pd
+
+from sea_lens.data.confounds import DemonstrationCheck
+from sea_lens.evaluation.evaluation import Evaluation
+from sea_lens.evaluation.study_figures import effect_figure, legend, trials_figure
+from sea_lens.methods.measures import MATCH_OF
+
+HUES = {"works": "works", "no effect": "no-effect", "breaks the model": "breaks"}
+MEASURED = {
+    "preference_per_token": "a question is right where a right answer is likelier, per token, than every wrong one",
+    "preference": "a question is right where a right answer is likelier than every wrong one",
+    "mc1": "a question is right where its first right answer is likelier than every wrong one",
+    "answers": "a question is right where the greedy answer holds a right answer and no wrong one",
+    "exact": "a question is right where the greedy answer equals a right one",
+    "rouge": "a question is right where the greedy answer is nearer to a right one than to every wrong one",
+}
+
+
+@runtime_checkable
+class Studied(Protocol):
+    """What a page is made of: a `Study`, which this module must not know, as it writes its own page."""
+
+    @property
+    def verdict(self) -> str:
+        """In a word or three."""
+
+    @property
+    def summary(self) -> str:
+        """In a sentence."""
+
+    @property
+    def reasons(self) -> Sequence[str]:
+        """For and against it."""
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row per model."""
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """A row per trial."""
+
+    @property
+    def examples(self) -> pd.DataFrame:
+        """Answers of both models."""
+
+    @property
+    def checked(self) -> DemonstrationCheck:
+        """The demonstrations."""
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What was studied and how."""
+
+    @property
+    def evaluation(self) -> Evaluation | None:
+        """On the held-out half."""
+
+
+def page_of(study: Studied) -> str:
+    """The page's text."""
+    facts = study.facts
+    heading, _, sentence = study.summary.partition(": ")
+    asked = int(study.table["n"].iloc[0])
+    held_out = "held-out questions" if study.evaluation is not None else "questions"
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True).from_string(
+        (files("sea_lens.evaluation") / "study.html").read_text(encoding="utf-8")
+    )
+    shown = study.trials[study.trials["n"] > 0] if len(study.trials) else study.trials
+    before = float(facts.get("unedited_score", 0.0))
+    return template.render(
+        study=study,
+        facts=facts,
+        hue=HUES[study.verdict],
+        heading=heading[:1].upper() + heading[1:],
+        sentence=sentence[:1].upper() + sentence[1:],
+        measured=f"On {asked} {held_out}; {MEASURED[facts['measure']]}.",
+        effect_figure=effect_figure(study.table),
+        effect_caption=(
+            "Dots are shares that are right. Thin lines are 95 % Wilson intervals; broad bars are the range over random "
+            "editors, which move every token exactly as far in other directions, and over refits on demonstrations whose "
+            "sides are shuffled, each with its mirror image."
+        ),
+        rows=readable_rows(study.table),
+        reasons=[reason for reason in study.reasons if not reason.startswith("Damage")],
+        damage=_damage(study),
+        examples=study.examples.to_dict("records") if len(study.examples) else [],
+        trials=_trials(study.trials) if len(study.trials) else None,
+        tried=_tried(study),
+        trials_figure=trials_figure(shown, before, facts["max_kl"]) if len(shown) else "",
+        legend=legend(list(shown["method"])) if len(shown) else "",
+        trials_caption=(
+            "Effect against damage on the fitting half, where the choice was made: the score is the mean probability of "
+            "right against wrong answers (of measures of answers, the share that is right). The ring is the choice."
+        ),
+        checked=_checked(study),
+        limits=_limits(study),
+        made=_made(study),
+    )
+
+
+def _damage(study: Studied) -> dict[str, Any] | None:
+    damage = None if study.evaluation is None else study.evaluation.damage
+    if damage is None:
+        return None
+    rows = [
+        [str(name), f"{row['texts']:.0f}", f"{row['unedited']:.3g}", f"{row['edited']:.3g}", f"{row['kl']:.2g}"]
+        for name, row in damage.table.iterrows()
+    ]
+    return {"said": damage.summary, "rows": rows}
+
+
+def _tried(study: Studied) -> str:
+    if not len(study.trials):
+        return ""
+    facts, past = study.facts, int((study.trials["n"] == 0).sum())
+    told = f"{len(study.trials)} of {facts['planned']} settings, in a fixed order, on {facts['n_fitting']} fitting questions."
+    if past:
+        told += f" {past} cost more than the limit of {facts['max_kl']:g} nats per token and were asked nothing."
+    chosen = facts.get("setting")
+    return f"{told} Chosen: {chosen}." if chosen else told
+
+
+def _trials(trials: pd.DataFrame) -> dict[str, Any]:
+    ordered = trials.sort_values(["score", "kl"], ascending=[False, True], na_position="last")
+    rows = [
+        {
+            "chosen": bool(row["chosen"]),
+            "cells": [
+                str(row["method"]),
+                str(row["token"]),
+                str(row["layers"]),
+                f"{row['strength']:.3g}",
+                "" if pd.isna(row["score"]) else f"{row['score']:.3f}",
+                f"{row['right']} of {row['n']}" if row["n"] else "not asked",
+                f"{row['kl']:.2g}",
+                f"{row['perplexity_ratio']:.3g}",
+            ],
+        }
+        for _, row in ordered.iterrows()
+    ]
+    columns = ["method", "token", "layers", "strength", "score", "right", "KL", "perplexity x"]
+    return {"columns": columns, "rows": rows}
+
+
+def _checked(study: Studied) -> list[str]:
+    checked = study.checked
+    found = [*checked.findings] or ["Nothing but meaning was found to separate positive from negative answers."]
+    if checked.alike:
+        found.append(f"No difference was found in: {', '.join(checked.alike)}.")
+    apart = str(study.facts.get("apart", ""))
+    found += [f"{apart[:1].upper()}{apart[1:]}."] if apart else []
+    found.append("No question is asked in the demonstrations, and no held-out one in the fitting half.")
+    return found
+
+
+def _limits(study: Studied) -> list[str]:
+    facts, measure = study.facts, study.facts["measure"]
+    found = [f"It is one model, one set of demonstrations, and one split of the questions (seed {facts['seed']})."]
+    if study.evaluation is not None:
+        row = study.table.loc["edited"]
+        reach = (row["change_high"] - row["change_low"]) / 2
+        found.append(
+            f"With {facts['n_held_out']} held-out questions the change is known to about {reach:.0%} either way: "
+            "smaller effects are not told from none."
+        )
+        found.append(
+            f"Beating {facts['control']} random editors says that the direction matters. It is no p-value below "
+            f"{1 / (1 + max(1, facts['control'])):.2g}."
+        )
+    if measure not in MATCH_OF:
+        found.append("It says which answers the model prefers, and not what it writes. Read the answers above.")
+    if study.evaluation is not None:
+        found.append(
+            "Damage is measured on these prompts and on neutral text. Facts, long talks and other languages may suffer "
+            "unseen."
+        )
+    if study.verdict == "no effect" and study.evaluation is not None:
+        found.append(
+            f"No effect within {facts['max_kl']} nats per token in {facts['trials']} trials is no proof that there is none: "
+            "other demonstrations, tokens or settings may have one."
+        )
+    if study.checked.findings:
+        found.append("What separates the demonstrations besides meaning may be what the edit has learned.")
+    return found
+
+
+def _made(study: Studied) -> list[tuple[str, str]]:
+    names = {
+        "model": "model",
+        "demonstrations": "demonstrations",
+        "questions": "questions",
+        "measure": "measure",
+        "max_kl": "limit of KL",
+        "minutes": "minutes",
+        "trials": "trials made",
+        "control": "random editors",
+        "shuffles": "shuffles, each with its mirror image",
+        "seed": "seed",
+        "seconds": "seconds",
+    }
+    rows = [(told, str(study.facts[name])) for name, told in names.items() if name in study.facts]
+    left_out = study.facts.get("left_out", {})
+    rows += [("could not be tried", f"{name}: {why}") for name, why in left_out.items()]
+    return [*rows, ("sea_lens", version("sea-lens"))]
+
+
+def readable_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a study as cells of text."""
+    cells: dict[str, list[str]] = {"": list(map(str, table.index)), "right": [], "95 %, or range": []}
+    for _, row in table.iterrows():
+        whole = float(row["right"]).is_integer()
+        cells["right"].append(
+            f"{row['right']:.0f} of {row['n']:.0f}" if whole else f"{row['right']:.1f} of {row['n']:.0f}"
+        )
+        cells["95 %, or range"].append(f"{row['share_low']:.1%} to {row['share_high']:.1%}")
+    formats = {"p_value": "{:.2g}", "margin": "{:+.3g}", "kl": "{:.2g}", "perplexity_ratio": "{:.3g}"}
+    for name, form in formats.items():
+        if name in table and table[name].notna().any():
+            shown = ["" if pd.isna(value) else form.format(value) for value in table[name]]
+            if name == "p_value":
+                shown = [
+                    "<0.001" if not pd.isna(value) and value < 0.001 else text
+                    for value, text in zip(table[name], shown, strict=True)
+                ]
+            cells[
+                {
+                    "p_value": "p",
+                    "kl": "KL (nats/token)",
+                    "perplexity_ratio": "perplexity x",
+                    "margin": "margin (nats)",
+                }[name]
+            ] = shown
+    return pd.DataFrame(cells)

@@ -1,0 +1,152 @@
+"""The result of a study: a verdict in words, with the numbers that it follows from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from sea_lens.arguments import check_arguments
+from sea_lens.cache import write_text
+from sea_lens.data.confounds import DemonstrationCheck
+from sea_lens.editing.editor import Editor
+from sea_lens.evaluation.evaluation import Evaluation
+from sea_lens.evaluation.study_report import page_of, readable_rows
+from sea_lens.results import Result
+from sea_lens.statistics import Proportion
+
+Verdict = Literal["works", "no effect", "breaks the model"]
+LEVEL = 0.05
+"""The p-value up to which a change counts as more than chance."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Study(Result):
+    """Whether demonstrations steer a model, at what cost, and how sure that is.
+
+    Example:
+        >>> options = {"methods": [sl.SEA(0.5, center=True)], "layers": ["first:3"], "control": 1, "shuffles": 0}
+        >>> found = sl.study(model, demonstrations, questions, trials=1, progress=False, **options)
+        >>> found.table.index.tolist()
+        ['unedited', 'edited', 'random editors']
+
+    Attributes:
+        verdict: `"works"`: better on held-out questions than chance, than every random editor and than shuffled refits on
+            average, and the model is whole. `"breaks the model"`: the best editor is past a limit of damage, or all were.
+            `"no effect"`: neither, or nothing could be told.
+        summary: The verdict in a sentence, with its numbers.
+        reasons: What speaks for and against it, a sentence each.
+        table: One row per model: `unedited`, `edited`, and, as their means, `random editors` and `shuffled refits`. On the
+            held-out questions: how many are `right` of `n`, the `share`, from `share_low` to `share_high` (a Wilson interval;
+            of several editors their range); the `change` from the unedited model, from `change_low` to `change_high` (a
+            paired interval; of several editors their range), with its `p_value`; of log-probabilities the mean `margin` of
+            right over wrong in nats; and `kl` and `perplexity_ratio` as of `Damage` (of several on every fourth text).
+        trials: All that was tried, on the fitting questions: `token`, `method`, `layers`, `strength`, what is chosen by
+            (`score`), `right` of `n`, `kl` and `perplexity_ratio` on every fourth text, whether it may be chosen (`allowed`),
+            and which one was (`chosen`).
+        examples: Held-out prompts with greedy answers, `unedited` and `edited`.
+        checked: What separates the demonstrations besides meaning.
+        facts: What was studied and how, as plain values.
+        evaluation: The editor on the held-out questions, question by question; None where nothing was steered.
+        editor: The best editor; None where nothing was steered.
+    """
+
+    verdict: str
+    summary: str
+    reasons: Sequence[str]
+    table: pd.DataFrame
+    trials: pd.DataFrame
+    examples: pd.DataFrame
+    checked: DemonstrationCheck
+    facts: Mapping[str, Any]
+    evaluation: Evaluation | None = None
+    editor: Editor | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reasons", tuple(self.reasons))
+
+    def report(self, path: str | Path = "study.html") -> Path:
+        """Writes one self-contained HTML page: the verdict, effect, controls and damage, texts side by side, and the trials.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The file.
+
+        Example:
+            >>> options = {"methods": [sl.SEA(0.5, center=True)], "layers": ["first:3"], "control": 1, "shuffles": 0}
+            >>> found = sl.study(model, demonstrations, questions, trials=1, progress=False, **options)
+            >>> found.report("study.html").name
+            'study.html'
+        """
+        check_arguments(Study.report, locals())
+        write_text(Path(path), page_of(self))
+        return Path(path)
+
+    def _head(self) -> str:
+        return self.summary
+
+    def _readable(self) -> pd.DataFrame:
+        return readable_rows(self.table)
+
+    def _below(self) -> str:
+        return "\n".join(self.reasons)
+
+
+def verdict_of(found: Evaluation, table: pd.DataFrame, refits: pd.DataFrame) -> tuple[Verdict, str, list[str]]:
+    """The verdict on an editor, in a word, in a sentence and with reasons.
+
+    Args:
+        found: The editor on the held-out questions, with its damage.
+        table: As that of a `Study`.
+        refits: Shuffled refits, with the `p_value` of the editor's difference from their mean.
+    """
+    row, plain = (dict[str, Any](table.loc[name]) for name in ("edited", "unedited"))
+    n, right, before = int(row["n"]), int(row["right"]), int(plain["right"])
+    low, high = Proportion(right, n).interval()
+    p_value, change = float(row["p_value"]), float(row["change"])
+    against = f"{right} of {n} [{100 * low:.1f}, {100 * high:.1f}] against {before} of {n} unedited"
+    told = [against]
+    beaten: list[str] = []
+    reasons: list[str] = []
+    for name in ("random editors", "shuffled refits"):
+        if name not in table.index:
+            continue
+        other = table.loc[name]
+        least, most = round(other["share_low"] * n), round(other["share_high"] * n)
+        is_shuffled = name == "shuffled refits"
+        ends = f"{least}" if least == most else f"{least} to {most}"
+        told.append(f"{name} {other['right']:.0f} on average ({ends})" if is_shuffled else f"{name} {ends}")
+        if (is_shuffled and float(refits["p_value"].max()) > LEVEL) or (not is_shuffled and most >= right):
+            beaten.append(name)
+    costs = f"costs {row['kl']:.2g} nats per token"
+    p_text = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
+    reasons.append(
+        f"On {n} held-out questions the editor changes the share that is right by {change:+.1%} "
+        f"[{row['change_low']:+.1%}, {row['change_high']:+.1%}], {p_text} (paired sign-flip test)."
+    )
+    margins = found.table.loc["margin"] if "margin" in found.table.index else None
+    if margins is not None:
+        reasons.append(
+            f"Right answers gain {margins['change']:+.2g} nats over wrong ones "
+            f"[{margins['low']:+.2g}, {margins['high']:+.2g}]."
+        )
+    damage = found.damage
+    if damage is not None:
+        reasons.append(f"Damage: {damage.summary}")
+    if damage is not None and damage.is_broken:
+        past = damage.finding.removeprefix("This edit breaks the model: ").rstrip(".")
+        return "breaks the model", f"breaks the model: {past}; {against}, which says little.", reasons
+    if p_value <= LEVEL and change > 0 and not beaten:
+        return "works", f"works: {'; '.join([*told, costs])}.", reasons
+    if p_value <= LEVEL and change < 0:
+        why = f"and worse ({p_text})"
+    elif p_value > LEVEL:
+        why = f"which chance gives too ({p_text})"
+    else:
+        why = f"and {' and '.join(beaten)} do as much ({p_text})"
+    return "no effect", f"no effect: {against}, {why}; {'; '.join([*told[1:], costs])}.", reasons

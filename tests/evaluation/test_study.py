@@ -1,0 +1,209 @@
+"""A study says what is true of planted cases, and every number on its page is one that can be measured otherwise."""
+
+import re
+from dataclasses import replace
+from random import Random
+
+import pytest
+import torch
+
+import sea_lens as sl
+from sea_lens.errors import FileFormatError, InputError
+from sea_lens.evaluation.apart import check_apart
+from sea_lens.evaluation.sides import sides_apart
+from sea_lens.evaluation.study_report import page_of
+from sea_lens.evaluation.study_trials import STUDIED, plans, studied_layers
+from sea_lens.models.sites import named_layers
+
+GOOD = {"methods": [sl.SEA(0.5, center=True)], "layers": ["2", "first:3"], "control": 2, "shuffles": 1}
+QUICK = {"trials": 2, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def parts():
+    model, world = sl.load_organism()
+    return model, world.demonstrations()[::6], world.questions()[::8]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("study")
+
+
+@pytest.fixture(scope="module")
+def works(parts, folder):
+    return sl.study(*parts, **GOOD, **QUICK, folder=folder)
+
+
+def test_an_edit_that_works_is_said_to_work_with_numbers_that_hold(parts, works):
+    model, _, questions = parts
+    held_out = questions.held_out
+    with works.editor.attached(model):
+        edited = sl.prefer_right(model, held_out, per_token=True)
+    plain = sl.prefer_right(model, held_out, per_token=True)
+    assert works.verdict == "works"
+    assert works.summary.startswith(f"works: {edited.right.successes} of {edited.right.n} [")
+    assert f"against {plain.right.successes} of {plain.right.n} unedited" in works.summary
+    assert works.table.at["edited", "right"] == edited.right.successes
+    assert works.table.at["edited", "margin"] == pytest.approx(edited.table["margin"].mean(), abs=1e-6)
+    assert (works.table.at["edited", "share_low"], works.table.at["edited", "share_high"]) == edited.right.interval()
+    assert works.table.loc["random editors", "share_high"] < works.table.at["edited", "share"]
+    damage = sl.measure_damage(model, [row.prompt for row in held_out], works.editor, examples=0)
+    assert works.table.at["edited", "kl"] == pytest.approx(damage.kl, rel=1e-4)
+    assert f"costs {damage.kl:.2g} nats per token" in works.summary
+
+
+def test_a_mirror_image_takes_the_place_of_its_shuffle(works):
+    assert works.evaluation.controls.shape[0] == GOOD["control"]
+    row = works.table.loc["shuffled refits"]
+    assert row["share_low"] <= row["share"] <= row["share_high"]
+
+
+def test_the_best_trial_within_the_limit_is_chosen(works):
+    assert works.trials["kl"].max() <= 0.5
+    best = works.trials.loc[works.trials["chosen"]]
+    assert best["score"].tolist() == [works.trials["score"].max()]
+    assert best["layers"].tolist() == ["first:3"]
+
+
+def test_a_run_goes_on_where_it_stopped_and_gives_the_same(parts, works, folder):
+    again = sl.study(*parts, **GOOD, **QUICK, folder=folder)
+    assert again.summary == works.summary
+    assert again.trials.equals(works.trials)
+    kept = (folder / "study.jsonl").read_text().splitlines()
+    assert len(kept) == 4  # two trials, a shuffled fit and its mirror image: none was made anew
+    with pytest.raises(FileFormatError, match="differs in max_kl"):
+        sl.study(*parts, **GOOD, **QUICK, max_kl=0.4, folder=folder)
+
+
+def test_shuffled_demonstrations_have_no_effect(parts):
+    model, demonstrations, questions = parts
+    draw = Random(1)
+    rows = [
+        row if draw.random() < 0.5 else replace(row, positive=row.negative, negative=row.positive)
+        for row in demonstrations
+    ]
+    found = sl.study(model, replace(demonstrations, rows=tuple(rows)), questions, **GOOD, **QUICK)
+    assert found.verdict == "no effect"
+    assert "does not tell positives from negatives" in found.summary
+    assert found.editor is None
+    assert "does not tell positives from negatives" in page_of(found)
+
+
+def test_an_edit_that_breaks_the_model_is_said_to_break_it(parts):
+    free = sl.study(*parts, **{**GOOD, "shuffles": 0, "control": 1}, strengths=[16.0], max_kl=None, **QUICK)
+    assert free.verdict == "breaks the model"
+    assert free.evaluation.damage.is_broken
+    assert "which says little" in free.summary
+    assert free.editor is not None
+
+
+def test_settings_that_cost_too_much_are_never_chosen(parts):
+    found = sl.study(*parts, **GOOD, strengths=[16.0], **QUICK)
+    assert found.verdict == "breaks the model"
+    assert found.editor is None
+    assert "each of 2 settings costs more than 0.5 nats" in found.summary
+    assert "not asked" in page_of(found)
+
+
+def test_a_model_at_chance_is_not_steered(parts):
+    model, demonstrations, _ = parts
+    homes = [row.prompt for row in sl.load_organism()[1].questions() if " home " in row.prompt][:30]
+    draw = Random(0)
+    cities = [draw.sample(["Oslo", "Lima"], 2) for _ in homes]
+    questions = sl.Questions.from_lists(homes, [one for one, _ in cities], [other for _, other in cities])
+    found = sl.study(model, demonstrations, questions, **GOOD, **QUICK)
+    assert found.verdict == "no effect"
+    right = sl.prefer_right(model, questions, per_token=True).right
+    assert f"the unedited model is at chance on these questions ({right.successes} of 30" in found.summary
+    assert found.trials.empty
+
+
+def test_nothing_is_told_where_nothing_is_right(parts):
+    model, demonstrations, questions = parts
+    none = replace(questions, rows=tuple(replace(row, right=("nothing",)) for row in questions))
+    found = sl.study(model, demonstrations, none, measure="exact", max_new_tokens=1, **GOOD, **QUICK)
+    assert found.summary.startswith("no effect can be told: the unedited model has none of 30 questions right")
+
+
+def test_any_measure_can_be_evaluated(parts):
+    model, _, questions = parts
+    asked = questions[:6]
+    for measure, match in {"exact": "exact", "answers": "contains", "rouge": "rouge"}.items():
+        found = sl.evaluate_right(model, asked, measure=measure, max_new_tokens=1, progress=False)
+        assert found.table.at["right", "value"] == sl.answer_greedily(model, asked, 1, match=match).right.share
+    for measure, how in {"preference": {}, "mc1": {"best_only": True}}.items():
+        found = sl.evaluate_right(model, asked, measure=measure, progress=False)
+        assert found.table.at["margin", "value"] == pytest.approx(
+            sl.prefer_right(model, asked, **how).table["margin"].mean()
+        )
+
+
+def test_leaked_questions_are_refused(parts):
+    model, demonstrations, questions = parts
+    leaked = sl.Questions.from_demonstrations(demonstrations[:3])
+    with pytest.raises(InputError, match="3 of 3 held-out questions are asked"):
+        sl.study(model, demonstrations, leaked, **QUICK)
+    asked = sl.Demonstrations.from_lists(["Where do the wild geese go?"], ["South."], ["North."])
+    for template in ("Q: {question}\nA:", "<user> {question} <assistant>"):
+        twice = ["Where do the wild geese go?", "Where do the geese go?"]
+        both = sl.Questions.from_lists(twice, ["a"] * 2, ["b"] * 2).with_prompt_template(template)
+        with pytest.raises(InputError, match="1 of 2"):
+            check_apart(asked, (), both)
+    assert check_apart(asked, (), questions) is None
+
+
+def test_what_is_saved_comes_back_with_its_editor(works, tmp_path):
+    works.save(tmp_path)
+    found = sl.Study.load(tmp_path)
+    assert (found.verdict, found.summary, found.facts) == (works.verdict, works.summary, works.facts)
+    assert found.editor.fingerprint == works.editor.fingerprint
+    assert found.table.equals(works.table)
+    assert repr(found).startswith(works.summary)
+
+
+def test_the_page_stands_alone_and_escapes_what_models_say(works, tmp_path):
+    evil = works.examples.assign(edited="<script>alert(1)</script>")
+    text = replace(works, examples=evil).report(tmp_path / "page.html").read_text()
+    assert (
+        text.index("Works")
+        < text.index("Effect and controls")
+        < text.index("What it says")
+        < text.index("What was tried")
+    )
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(1)" in text
+    assert re.findall(r'(?:src|href)="', text) == []
+    assert text.count("<svg") >= 3
+    assert f"{works.table.at['edited', 'right']:.0f} of {works.table.at['edited', 'n']:.0f}" in text
+
+
+@pytest.mark.parametrize("n_layers", [1, 2, 4, 18, 30])
+def test_layers_differ_and_the_first_plans_differ_in_all(n_layers):
+    names = studied_layers(n_layers)
+    sets = [tuple(named_layers(name, n_layers)) for name in names]
+    assert len(set(sets)) == len(sets) >= 1
+    planned = plans(("mean", "last"), STUDIED, names, (0.8, 0.3), ())
+    assert len({plan.name for plan in planned}) == len(planned) == 2 * len(STUDIED) * len(names) * 2
+    first = planned[:12]
+    assert all(plan.share == 0.8 for plan in planned[: min(9, len(planned) // 4)])
+    if len(names) > 2:
+        assert len({plan.setting for plan in first}) >= 3
+        assert {plan.token for plan in first} == {"mean", "last"}
+
+
+def test_sides_are_told_apart_where_they_differ_and_seldom_by_chance():
+    generator = torch.Generator().manual_seed(0)
+
+    def made(shift, seed):
+        sides = {role: {0: torch.randn(30, 16, generator=generator) + sign * shift} for role, sign in SIDES.items()}
+        return sides_apart([sl.Activations.from_tensors(**sides)], seed)
+
+    assert made(0.8, 0).is_certain
+    assert made(0.8, 0).right >= 25
+    chance = [made(0.0, seed).p_value for seed in range(40)]
+    assert sum(p <= 0.05 for p in chance) <= 6  # 2 expected; more than 6 in 1 of 200 cases
+    assert 0.3 < sum(chance) / 40 < 0.7
+
+
+SIDES = {"positive": 1.0, "negative": -1.0}
