@@ -49,7 +49,9 @@ def lines(tmp_path_factory):
     }
 
 
-ONCE = "compare compare_methods data_efficiency evaluate_truthfulqa measure_effects probe_activations study tune".split()
+ONCE = (
+    "compare compare_methods data_efficiency evaluate_truthfulqa measure_effects probe_activations study tune".split()
+)
 """What takes long, and stands in several examples with the same words."""
 
 

@@ -12,7 +12,18 @@ from sea_lens.cli.app import app
 from sea_lens.cli.output import harmless
 from sea_lens.errors import SeaLensWarning
 
-__all__ = ["app", "conditions", "evaluating", "exporting", "fitting", "inspecting", "looking", "main", "studying", "using"]
+__all__ = [
+    "app",
+    "conditions",
+    "evaluating",
+    "exporting",
+    "fitting",
+    "inspecting",
+    "looking",
+    "main",
+    "studying",
+    "using",
+]
 
 
 def main() -> None:
