@@ -254,6 +254,8 @@ def write_text(path: Path, text: str) -> None:
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A file of this process only, beside the path, that takes the path's place at the end."""
+    if not path.name:
+        raise InputError(f"{path} is a folder. Give the name of a file in it.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:

@@ -445,6 +445,9 @@ def by_hand(w):
         "neutral('8')": lambda: d.with_neutral_answers(m, "8"),
         "to_jsonl(3)": lambda: d.to_jsonl(3),
         "to_jsonl(folder)": lambda: d.to_jsonl(w.folder),
+        "to_jsonl(/)": lambda: d.to_jsonl("/"),
+        "write_facts(/)": lambda: sl.write_facts([sl.FactEdit("a", "{}", "b")], "/"),
+        "write_facts([])": lambda: sl.write_facts([], "facts.jsonl"),
         "tensors: lists": lambda: tensors(positive={0: [1.0]}, negative={0: [1.0]}),
         "tensors: a tensor": lambda: tensors(positive=t, negative=t),
         "tensors: None": lambda: tensors(positive=None, negative=None),
@@ -666,7 +669,9 @@ def world(organism, tmp_path_factory):
 
 
 @pytest.mark.usefixtures("without_type_checks")
-def test_every_wrong_input_is_refused_in_our_words(world):
+def test_every_wrong_input_is_refused_in_our_words(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     found = {said: verdict(thunk) for said, thunk in cases(world)}
     assert len(found) > 600
     assert {said: what for said, what in found.items() if what != "ours"} == {}
+    assert list(tmp_path.iterdir()) == []  # what is refused writes nothing

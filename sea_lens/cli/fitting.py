@@ -18,6 +18,7 @@ from sea_lens.cli.options import HELP, SHARED, Of, Options, spread
 from sea_lens.cli.output import draw, say, show, write
 from sea_lens.data.questions import Questions
 from sea_lens.errors import InputError
+from sea_lens.methods.budget import sites_to_collect
 from sea_lens.methods.grid import grid
 from sea_lens.methods.in_sequence import fit_in_sequence
 from sea_lens.methods.method import METHODS, MethodEntry
@@ -115,6 +116,11 @@ def fit(entry: MethodEntry) -> Callable[..., None]:
             )
         else:
             data = reading.read(demonstrations)
+            if sites_to_collect(entry.cls) == ("unembed.hook_in",):
+                raise InputError(
+                    f"{entry.name} is fitted on {entry.cls.also_needs}, which no file of demonstrations holds. Collect "
+                    "them in Python, with sl.collect_fact(...).save(FOLDER), and give --activations FOLDER."
+                )
             bridge = load(model, loading, [demonstrations])
             layers, where = _at_its_site(method, layers, collecting)
             if in_sequence:

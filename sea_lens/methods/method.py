@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from inspect import signature
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -312,13 +313,20 @@ def refit(editor: Editor, activations: Activations) -> Editor:
     return replace(fitted, edits=edits, where=fitted.where if found else editor.where)
 
 
-def fit_all(methods: Sequence[Method], activations: Activations) -> list[Editor]:
+def fit_all(methods: Sequence[Method], activations: Activations, *, progress: bool = True) -> list[Editor]:
     """Each method's editor. A class with `fit_all(methods, activations)` of its own shares work between its settings."""
+
+    def fitted(fit: Callable[..., Any], *given: object) -> Any:
+        return fit(*given, **({"progress": progress} if "progress" in signature(fit).parameters else {}))
+
     editors: dict[int, Editor] = {}
     for cls in dict.fromkeys(type(method) for method in methods):
         indices = [index for index, method in enumerate(methods) if type(method) is cls]
         chosen = [methods[index] for index in indices]
         together = getattr(cls, "fit_all", None)
-        found = together(chosen, activations) if together is not None else [one.fit(activations) for one in chosen]
+        if together is not None:
+            found = fitted(together, chosen, activations)
+        else:
+            found = [fitted(one.fit, activations) for one in chosen]
         editors |= dict(zip(indices, found, strict=True))
     return [editors[index] for index in range(len(methods))]

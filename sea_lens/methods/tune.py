@@ -171,7 +171,7 @@ def tune(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SeaLensWarning)  # an edit that does nothing is a row like any other here
         used = [site for site in activations.sites if "all" in sets or site.layer in needed]
-        fits = tuple(fit_all(chosen, activations.at_sites(used)))
+        fits = tuple(fit_all(chosen, activations.at_sites(used), progress=progress))
         named = [
             (name, View(number, sites, float(strength)))
             for number, fit in enumerate(fits)

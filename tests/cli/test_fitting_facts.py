@@ -40,3 +40,10 @@ def test_they_are_not_tuned_on_answers(sea_lens, tmp_path):
     code, _, err = sea_lens("tune", "organism", "organism", "--also", "memit", "--out", tmp_path)
     assert code != 0
     assert "no method 'memit'" in err
+
+
+def test_what_no_demonstrations_hold_is_said_before_a_model_is_loaded(sea_lens, tmp_path):
+    code, out, err = sea_lens("fit", "sake", tmp_path / "no-model", "organism", "--out", tmp_path)
+    assert (code, out) == (2, "")
+    assert "sake is fitted on ten or more paraphrases of a fact" in err
+    assert "sl.collect_fact" in err

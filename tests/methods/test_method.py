@@ -18,7 +18,7 @@ from sea_lens import (
     tune,
 )
 from sea_lens.errors import InputError
-from sea_lens.methods.method import METHODS, fitted_editor, method_of
+from sea_lens.methods.method import METHODS, fit_all, fitted_editor, method_of
 from sea_lens.statistics import Proportion
 from sea_lens.worlds.demo import collect
 
@@ -122,3 +122,16 @@ def test_what_is_no_method_is_refused():
         refit(foreign, layers_of(0))
     with pytest.raises(InputError, match="needs positive, negative activations, and there are no negative ones"):
         MeanDifference().fit(Activations({"positive": layers_of(0)["positive"]}))
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_fits_hear_whether_to_show_progress(progress):
+    heard = []
+
+    class Slow(MeanDifference):
+        def fit(self, activations, *, progress=True):
+            heard.append(progress)
+            return MeanDifference.fit(self, activations)
+
+    fit_all([Slow(), MeanDifference()], layers_of(0), progress=progress)
+    assert heard == [progress]
