@@ -1,13 +1,14 @@
 # Two commands on a machine with Python (3.10 or later) and make:
 #   make demo    environment, install, and the demo on the embedded model
 #   make test    the same environment, then lint, types and tests
+#   make docs    the same environment, then the documentation site in site/, its links checked
 #   make bench   the same environment, then speed against the published procedure
 #   make wheel-test  the wheel alone, in fresh environments: make wheel-test PYTHONS="python3.10 python3.13"
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench wheel-test format clean
+.PHONY: demo test docs bench wheel-test format clean
 
 demo: $(VENV)/installed
 	$(BIN)/sea-lens demo
@@ -17,6 +18,10 @@ test: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	$(BIN)/python -m docs.building.check site
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks
@@ -40,4 +45,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache
