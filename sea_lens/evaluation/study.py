@@ -22,7 +22,7 @@ from sea_lens.evaluation.compare import kept_in
 from sea_lens.evaluation.contenders import chosen_methods
 from sea_lens.evaluation.evaluation import check_model, check_questions
 from sea_lens.evaluation.sides import ENOUGH_TO_TELL, sides_apart
-from sea_lens.evaluation.study_confirm import EVERY, confirmed, of_shuffled, table_of, unedited_only
+from sea_lens.evaluation.study_confirm import EVERY, HeldOut, of_shuffled, table_of, unedited_only
 from sea_lens.evaluation.study_result import Study, verdict_of
 from sea_lens.evaluation.study_search import Clock, best_of, run_trials, trials_table
 from sea_lens.evaluation.study_trials import (
@@ -93,7 +93,7 @@ def study(
         demonstrations: To fit on. Neutral answers are the model's own where a method needs them and there are none.
         questions: Others than those of the demonstrations, with right and (unless answers are measured) wrong answers.
         minutes: How long all of it may take. It decides how many settings are tried and, on slow models, how many questions
-            are asked. At least one setting is tried, whatever it takes.
+            are asked and how many controls are scored. At least one setting is tried, and one control of each kind.
         trials: How many settings to try instead, on all questions: the same numbers whatever the machine's speed.
         methods: Methods to try, in their order, by name or with settings; None for mean difference, SEA (centered at 0.5 and
             as published), ACE and Gaussian transport.
@@ -207,10 +207,8 @@ def study(
         sets = studied_layers(model.cfg.n_layers) if layers is None else list(layers)
         planned = plans(tokens, chosen, sets, SHARES if is_scaled else (), given)
         facts["unedited_right"], facts["unedited_score"] = tries.score(None)
-        clock = Clock(
-            started, seconds, trials, per_question * len(held_out) * (2 + control + 2 * shuffles), 2 * shuffles
-        )
-        found, left_out = run_trials(tries, planned, clock, control + 2 * shuffles, progress)
+        clock = Clock(started, seconds, trials, per_question * len(held_out), control, shuffles)
+        found, left_out = run_trials(tries, planned, clock, progress)
         facts |= {"left_out": left_out, **_spent(started, len(found), len(planned))}
         best = best_of(tries, found, meter, max_kl, shown_tokens)
         table_of_trials = trials_table(found, best, max_kl)
@@ -224,22 +222,14 @@ def study(
             return Study("breaks the model", summary, (), table, table_of_trials, pd.DataFrame(), checked, facts)
         plan, trial = best
         editor = tries.editor(plan, trial)
-        others = of_shuffled(tries, plan, shuffles, seed)
-        found_on_held_out, refits = confirmed(
-            model,
-            held_out,
-            editor,
-            control_editors(editor, control, seed),
-            others,
-            neutral_texts,
-            kept,
-            shown_tokens,
-            measure=measure,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-            batch_size=batch_size,
-            progress=progress,
-        )
+        options = {"measure": measure, "max_new_tokens": max_new_tokens, "seed": seed}
+        options |= {"batch_size": batch_size}
+        scored = HeldOut(model, held_out, neutral_texts, kept, shown_tokens, options, progress)
+        edited, each = scored.edited(editor)
+        facts["control"], facts["shuffles"] = clock.room(each, control, shuffles)
+        others = of_shuffled(tries, plan, facts["shuffles"], seed)
+        random = control_editors(editor, facts["control"], seed)
+        found_on_held_out, refits = scored.beside(edited, editor, random, others)
     table = table_of(found_on_held_out, refits)
     verdict, summary, reasons = verdict_of(found_on_held_out, table, refits)
     setting = f"{plan.setting}, fitted on the {plan.token} token{'s' if plan.token == 'mean' else ''}"

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import time
 import warnings
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from tqdm.auto import tqdm
 
 from sea_lens.data.questions import Questions
 from sea_lens.editing.editor import Editor
@@ -20,6 +23,7 @@ from sea_lens.evaluation.right import evaluate_right
 from sea_lens.evaluation.study_trials import Plan, Trial, Trials
 from sea_lens.models.bridge import Model
 from sea_lens.models.damage import DamageMeter
+from sea_lens.models.distributed import shows
 from sea_lens.statistics import Proportion, sign_flip_p_values
 
 EVERY = 4
@@ -49,57 +53,85 @@ def of_shuffled(trials: Trials, plan: Plan, shuffles: int, seed: int) -> list[Ed
     return found
 
 
-def confirmed(
-    model: Model,
-    questions: Questions,
-    editor: Editor,
-    random: Sequence[Editor],
-    shuffled: Sequence[Editor],
-    neutral_texts: Sequence[str] | None,
-    folder: Path,
-    shown_tokens: int,
-    **options: Any,
-) -> tuple[Evaluation, pd.DataFrame]:
-    """An editor on the held-out questions, with its damage on all texts; and shuffled refits beside it, a row each.
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Measures on questions that nothing was chosen on.
 
-    The `p_value` of these is of the editor's difference from their mean.
-
-    Args:
+    Attributes:
         model: The model, unedited.
-        questions: The held-out ones.
-        editor: The editor.
-        random: Random editors to score beside it. Their damage, and that of refits, is of every fourth text.
-        shuffled: Refits on shuffled demonstrations.
+        questions: The questions.
         neutral_texts: As for `study`.
         folder: Where scores are kept as they come.
         shown_tokens: Length of the answers that are shown.
         options: Keywords of `evaluate_right`.
+        progress: Whether to show a progress bar.
     """
-    prompts = [str(question.prompt) for question in questions]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SeaLensWarning)  # the verdict says it
-        found = evaluate_right(model, questions, editor, control=random, damage=False, folder=folder, **options)
-        bare = [
-            evaluate_right(model, questions, other, control=0, damage=False, folder=folder, **options)
-            for other in shuffled
-        ]
-        meter = DamageMeter.of(model, prompts, neutral_texts, batch_size=min(int(options["batch_size"]), 16))
-        damage = meter.measure(editor, examples=EXAMPLES, max_new_tokens=shown_tokens)
+
+    model: Model
+    questions: Questions
+    neutral_texts: Sequence[str] | None
+    folder: Path
+    shown_tokens: int
+    options: Mapping[str, Any]
+    progress: bool = True
+
+    def edited(self, editor: Editor) -> tuple[Evaluation, float]:
+        """An editor with its damage on all texts; and the seconds that one model's questions take."""
+        started = time.perf_counter()
+        found = self._evaluated(editor, 0)
+        seconds = (time.perf_counter() - started) / 2  # the unedited model's, too
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SeaLensWarning)  # the verdict says it
+            damage = self._meter.measure(editor, examples=EXAMPLES, max_new_tokens=self.shown_tokens)
+        return replace(found, damage=damage), seconds
+
+    def beside(
+        self, edited: Evaluation, editor: Editor, random: Sequence[Editor], shuffled: Sequence[Editor]
+    ) -> tuple[Evaluation, pd.DataFrame]:
+        """The evaluation with random editors; and shuffled refits, a row each. Their damage is of every fourth text.
+
+        The `p_value` of refits is of the editor's difference from their mean.
+        """
         others = [*random, *shuffled]
-        costs = meter.on_fewer(EVERY).measure_all(others) if others else []
-    spent = pd.DataFrame(
-        {
-            "damage_kl": [cost.kl for cost in costs],
-            "damage_perplexity_ratio": [cost.perplexity_ratio for cost in costs],
-            "is_broken": [cost.is_broken for cost in costs],
-        }
-    )
-    controls = found.controls.reset_index(drop=True).join(spent.iloc[: len(random)]).rename_axis("control")
-    refits = pd.DataFrame([one.table["change"] for one in bare]).reset_index(drop=True)
-    refits = refits.join(spent.iloc[len(random) :].reset_index(drop=True))
-    apart = [_right(found) - _right(one) for one in bare]
-    p_value = float(sign_flip_p_values(torch.stack(apart).mean(0)[:, None])) if apart else 1.0
-    return replace(found, damage=damage, controls=controls), refits.assign(p_value=p_value)
+        bare = [
+            self._evaluated(other, 0)
+            for other in tqdm(others, desc="controls", unit="editor", disable=not shows(self.progress))
+        ]
+        found = self._evaluated(editor, random)  # which are scored already, and kept
+        bare = bare[len(random) :]
+        costs = self._meter.on_fewer(EVERY).measure_all(others) if others else []
+        spent = pd.DataFrame(
+            {
+                "damage_kl": [cost.kl for cost in costs],
+                "damage_perplexity_ratio": [cost.perplexity_ratio for cost in costs],
+                "is_broken": [cost.is_broken for cost in costs],
+            }
+        )
+        controls = found.controls.reset_index(drop=True).join(spent.iloc[: len(random)]).rename_axis("control")
+        refits = pd.DataFrame([one.table["change"] for one in bare]).reset_index(drop=True)
+        refits = refits.join(spent.iloc[len(random) :].reset_index(drop=True))
+        apart = [_right(found) - _right(one) for one in bare]
+        p_value = float(sign_flip_p_values(torch.stack(apart).mean(0)[:, None])) if apart else 1.0
+        return replace(found, damage=edited.damage, controls=controls), refits.assign(p_value=p_value)
+
+    def _evaluated(self, editor: Editor, control: int | Sequence[Editor]) -> Evaluation:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SeaLensWarning)
+            return evaluate_right(
+                self.model,
+                self.questions,
+                editor,
+                control=control,
+                damage=False,
+                folder=self.folder,
+                progress=False,
+                **self.options,
+            )
+
+    @cached_property
+    def _meter(self) -> DamageMeter:
+        prompts = [str(question.prompt) for question in self.questions]
+        return DamageMeter.of(self.model, prompts, self.neutral_texts, batch_size=min(self.options["batch_size"], 16))
 
 
 def _right(found: Evaluation) -> torch.Tensor:
@@ -110,7 +142,7 @@ def table_of(found: Evaluation, refits: pd.DataFrame) -> pd.DataFrame:
     """The table of a `Study`.
 
     Args:
-        found: As `confirmed` gives it.
+        found: As `HeldOut.beside` gives it.
         refits: As well.
     """
     row = dict[str, Any](found.table.loc["right"])

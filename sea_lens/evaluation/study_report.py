@@ -89,7 +89,7 @@ def page_of(study: Studied) -> str:
         effect_caption=(
             "Dots are shares that are right. Thin lines are 95 % Wilson intervals; broad bars are the range over random "
             "editors, which move every token exactly as far in other directions, and over refits on demonstrations whose "
-            "sides are shuffled, each with its mirror image."
+            "sides are shuffled, each with its mirror image. Margin: nats of right over wrong answers; KL: nats per token."
         ),
         rows=readable_rows(study.table),
         reasons=[reason for reason in study.reasons if not reason.startswith("Damage")],
@@ -217,28 +217,25 @@ def _made(study: Studied) -> list[tuple[str, str]]:
 
 def readable_rows(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of a study as cells of text."""
-    cells: dict[str, list[str]] = {"": list(map(str, table.index)), "right": [], "95 %, or range": []}
-    for _, row in table.iterrows():
-        whole = float(row["right"]).is_integer()
-        cells["right"].append(
-            f"{row['right']:.0f} of {row['n']:.0f}" if whole else f"{row['right']:.1f} of {row['n']:.0f}"
-        )
-        cells["95 %, or range"].append(f"{row['share_low']:.1%} to {row['share_high']:.1%}")
-    formats = {"p_value": "{:.2g}", "margin": "{:+.3g}", "kl": "{:.2g}", "perplexity_ratio": "{:.3g}"}
-    for name, form in formats.items():
+    cells: dict[str, list[str]] = {"": list(map(str, table.index)), "right": [], "share": []}
+    for right, n, share, low, high in table[["right", "n", "share", "share_low", "share_high"]].itertuples(index=False):
+        cells["right"].append(f"{right:.0f}/{n:.0f}" if float(right).is_integer() else f"{right:.1f}/{n:.0f}")
+        cells["share"].append(f"{100 * share:.0f}% [{100 * low:.0f}, {100 * high:.0f}]")
+    for name, (called, form) in CELLS.items():
         if name in table and table[name].notna().any():
-            shown = ["" if pd.isna(value) else form.format(value) for value in table[name]]
-            if name == "p_value":
-                shown = [
-                    "<0.001" if not pd.isna(value) and value < 0.001 else text
-                    for value, text in zip(table[name], shown, strict=True)
-                ]
-            cells[
-                {
-                    "p_value": "p",
-                    "kl": "KL (nats/token)",
-                    "perplexity_ratio": "perplexity x",
-                    "margin": "margin (nats)",
-                }[name]
-            ] = shown
+            cells[called] = ["" if pd.isna(value) else form.format(value) for value in table[name]]
+    if "p" in cells:
+        cells["p"] = [
+            "<0.001" if text and value < 0.001 else text
+            for text, value in zip(cells["p"], table["p_value"], strict=True)
+        ]
     return pd.DataFrame(cells)
+
+
+CELLS = {
+    "p_value": ("p", "{:.2g}"),
+    "margin": ("margin", "{:+.2f}"),
+    "kl": ("KL", "{:.2g}"),
+    "perplexity_ratio": ("perplexity", "x {:.3g}"),
+}
+"""Columns of a study's rows: what they are called, and how they are written."""

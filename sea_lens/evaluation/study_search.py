@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
 from tqdm.auto import tqdm
@@ -25,30 +26,57 @@ class Clock:
         started: When the study began.
         seconds: How long it may take; None where trials are counted.
         trials: How many may be made; None where time is counted.
-        scoring: Seconds that the held-out half will take.
-        refits: Shuffled ones.
+        scoring: Seconds that the held-out half takes one model.
+        control: Random editors to be scored there.
+        shuffles: Shuffled refits to be scored there, each with its mirror image.
     """
 
     started: float
     seconds: float | None
     trials: int | None
     scoring: float
-    refits: int
-    longest: float = 0.0
+    control: int
+    shuffles: int
     look: float = 0.0
+    took: list[float] = field(default_factory=list)
 
-    def is_over(self, made: int, others: int) -> bool:
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return math.inf if self.seconds is None else self.seconds - (time.perf_counter() - self.started)
+
+    @property
+    def trial(self) -> float:
+        """What a trial takes, and a little more."""
+        return 1.2 * statistics.median(self.took) if self.took else 0.0
+
+    def is_over(self) -> bool:
         """Whether there is no time for another trial, or as many were made as were asked for."""
+        made = len(self.took)
         if self.trials is not None or self.seconds is None:
             return self.trials is not None and made >= self.trials
-        # Shuffled fits are tried, the best one's damage is measured on the texts of both halves, answers are shown.
-        rest = 1.2 * self.scoring + self.look * (3 * EVERY + others) + 0.04 * self.seconds
-        rest += self.longest * self.refits
-        return made > 0 and time.perf_counter() - self.started + self.longest + rest > self.seconds
+        # The best one's damage is measured on the texts of both halves, and answers are shown.
+        rest = 1.2 * self.scoring * (2 + self.control + 2 * self.shuffles) + 0.04 * self.seconds
+        rest += self.look * (3 * EVERY + self.control + 2 * self.shuffles) + 2 * self.trial * self.shuffles
+        return made > 0 and self.left < self.trial + rest
+
+    def room(self, each: float, control: int, shuffles: int) -> tuple[int, int]:
+        """How many random editors and shuffles there is time for, one of each at least where any are asked for.
+
+        Args:
+            each: Seconds that the held-out half takes one model.
+            control: Random editors that are asked for.
+            shuffles: Shuffles, each of which is fitted twice.
+        """
+        if self.seconds is None:
+            return control, shuffles
+        random, shuffled = each + self.look, 2 * (self.trial + each + self.look)
+        some = min(control, max(1, int(0.5 * self.left / max(random, 1e-9))))
+        return some, min(shuffles, max(1, int((self.left - some * random) / max(shuffled, 1e-9))))
 
 
 def run_trials(
-    tries: Trials, planned: Sequence[Plan], clock: Clock, others: int, progress: bool
+    tries: Trials, planned: Sequence[Plan], clock: Clock, progress: bool
 ) -> tuple[list[tuple[Plan, Trial]], dict[str, str]]:
     """Tries what is planned as long as there is time, and says what could not be tried."""
     found: list[tuple[Plan, Trial]] = []
@@ -56,7 +84,7 @@ def run_trials(
     most = len(planned) if clock.trials is None else min(clock.trials, len(planned))
     with tqdm(total=most, desc="trials", unit="trial", disable=not shows(progress)) as bar:
         for plan in planned:
-            if clock.is_over(len(found), others):
+            if clock.is_over():
                 break
             if isinstance(tries.direction(plan), str):  # fits are not what a trial takes
                 left_out[f"{plan.setting}, {plan.token}, layers {plan.layers}"] = str(tries.direction(plan))
@@ -64,7 +92,7 @@ def run_trials(
             began = time.perf_counter()
             trial = tries.run(plan)
             assert isinstance(trial, Trial)
-            clock.longest = max(clock.longest, time.perf_counter() - began)
+            clock.took.append(time.perf_counter() - began)
             if not clock.look:
                 began = time.perf_counter()
                 tries.cost(tries.editor(plan, trial))

@@ -268,7 +268,7 @@ class Trials:
             above = min((one for one in known if one[1] > NEAR[1] * kl), default=None)
             if below is not None and (below[1] >= NEAR[0] * kl or below[0] >= LARGEST):
                 return below
-            factor = _between(below, above, kl)
+            factor = _between(below, above, kl, 1 / len(editor.sites))
             known.append((factor, *self.cost(editor.scaled(factor))))
         return max((one for one in known if one[1] <= NEAR[1] * kl), default=min(known))
 
@@ -317,10 +317,10 @@ class Trials:
         return margins
 
 
-def _between(below: tuple[float, ...] | None, above: tuple[float, ...] | None, kl: float) -> float:
-    """The next strength to look at: KL grows with about the square of a small one."""
+def _between(below: tuple[float, ...] | None, above: tuple[float, ...] | None, kl: float, start: float) -> float:
+    """The next strength to look at: KL grows with about the square of a small one, and many layers add up."""
     if below is None and above is None:
-        return 1.0
+        return start
     if below is None:
         assert above is not None
         return above[0] * (max(math.sqrt(kl / above[1]), 1 / 16) if math.isfinite(above[1]) else 1 / 8)
