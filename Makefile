@@ -3,12 +3,13 @@
 #   make test    the same environment, then lint, types and tests
 #   make docs    the same environment, then the documentation site in site/, its links checked
 #   make bench   the same environment, then speed against the published procedure
+#   make page-test   the page in a real browser: Chromium on this machine, Playwright from PyPI
 #   make wheel-test  the wheel alone, in fresh environments: make wheel-test PYTHONS="python3.10 python3.13"
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test docs bench wheel-test format clean
+.PHONY: demo test docs bench page-test wheel-test format clean
 
 demo: $(VENV)/installed
 	$(BIN)/sea-lens demo
@@ -25,6 +26,10 @@ docs: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks
+
+page-test: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt playwright
+	$(BIN)/python -m pytest -n 0 tests/page -rs
 
 PYTHONS ?= $(PYTHON)
 wheel-test:

@@ -153,7 +153,19 @@ _HOME = {
 """Where each public name lives. Names are imported when they are first asked for, so that `import sea_lens` is quick."""
 
 _REGISTERING = ("editing.coordinates", "models.generate", "methods", "worlds.load")
-_PACKAGES = ("analysis", "cli", "data", "editing", "evaluation", "methods", "models", "plotting", "sae", "worlds")
+_PACKAGES = (
+    "analysis",
+    "cli",
+    "data",
+    "editing",
+    "evaluation",
+    "methods",
+    "models",
+    "page",
+    "plotting",
+    "sae",
+    "worlds",
+)
 
 __all__ = [*sorted(_HOME), "plotting"]
 

@@ -30,8 +30,8 @@ from sea_lens.models.sites import Site, named_sites
 from sea_lens.models.tokens import PaddedTokens, TokenizedAnswer, check_context_length
 from sea_lens.results import Result, cell_text, readable, screen
 
-Lens = Literal["answer", "all", "none"]
-"""Which positions are read through the layers: the prompt's last and all after it, every one, or none."""
+Lens = Literal["next", "answer", "all", "none"]
+"""Which positions are read through the layers: the prompt's last, that and all after it, every one, or none."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -175,8 +175,8 @@ def view_tokens(
         editor: The editor.
         answer: A continuation that both models read as well, such as an answer of theirs.
         k: The likeliest next tokens of each model that are kept.
-        lens: Where the logit lens reads all layers: `"answer"` after the prompt's last token and those of the answer, `"all"`
-            after every token, `"none"` nowhere. Each layer costs two readings of the vocabulary per position.
+        lens: Where the logit lens reads all layers: `"next"` after the prompt, `"answer"` after each token of the answer as
+            well, `"all"` after every token, `"none"` nowhere. Each layer costs two readings of the vocabulary per position.
         damage: Whether to measure what the edit costs on neutral text, as `measure_damage`.
         chat_options: Switches of the chat template, for a conversation.
 
@@ -200,13 +200,14 @@ def view_tokens(
     table = _displacements(names, stream, moved, own)
     both = (Unembedding(model).logits, plain), (BranchingRuns(model, [editor]).unembedding(0).logits, edited)
     found = compared(model, *both, k=k, said=ids)
-    start = {"answer": n_prompt - 1, "all": 0, "none": len(ids)}[lens]
-    last = table[table["layer"] == model.cfg.n_layers - 1]
+    last = n_prompt - 1
+    there = {"next": range(last, n_prompt), "answer": range(last, len(ids)), "all": range(len(ids)), "none": range(0)}
+    shares = table[table["layer"] == model.cfg.n_layers - 1]["share"].tolist()
     each = {
         "position": range(len(ids)),
         "token": names,
         "part": ["prompt" if place < n_prompt else "answer" for place in range(len(ids))],
-        "share": last["share"].tolist(),
+        "share": shares,
         "kl": found.kl,
         "unedited": found.said_unedited,
         "edited": found.said_edited,
@@ -216,7 +217,7 @@ def view_tokens(
         table,
         pd.DataFrame(each),
         found.table(range(len(ids))),
-        _through_layers(model, [part[:, start:] for part in (stream, moved)], k, start),
+        _through_layers(model, (stream, moved), k, there[lens]),
         measure_damage(model, [], editor, examples=0) if damage else None,
         model=ModelInfo.of(model).name,
         editor=f"{editor.card.method}, {named_sites(editor.sites)}, strength {', '.join(f'{s:g}' for s in strengths)}",
@@ -300,14 +301,13 @@ def _displacements(names: Sequence[str], plain: Tensor, moved: Tensor, own: Mapp
     )
 
 
-def _through_layers(model: Model, streams: Sequence[Tensor], k: int, start: int) -> pd.DataFrame:
-    """What the logit lens reads after each layer, from a position on; an empty table where it cannot."""
+def _through_layers(model: Model, streams: Sequence[Tensor], k: int, there: range) -> pd.DataFrame:
+    """What the logit lens reads after each layer at some positions; an empty table where it cannot."""
     read = lens_logits(model)
-    if read is None or not streams[0].shape[1]:
+    if read is None or not there:
         return pd.DataFrame()
-    layers, n, width = streams[0].shape
-    plain, moved = (each.reshape(layers * n, width) for each in streams)
-    table = compared(model, (read, plain), (read, moved), k=k).table(range(layers * n))
-    table.insert(0, "layer", table["position"] // n)
-    table["position"] = start + table["position"] % n
+    plain, moved = (each[:, list(there)].flatten(0, 1) for each in streams)
+    table = compared(model, (read, plain), (read, moved), k=k).table(range(len(plain)))
+    table.insert(0, "layer", table["position"] // len(there))
+    table["position"] = there.start + table["position"] % len(there)
     return table.sort_values(["position", "layer"], kind="stable", ignore_index=True)

@@ -7,7 +7,7 @@ import warnings
 
 from typer.exceptions import Abort, Exit, TyperException
 
-from sea_lens.cli import conditions, evaluating, exporting, fitting, inspecting, looking, studying, using
+from sea_lens.cli import conditions, evaluating, exporting, fitting, inspecting, looking, showing, studying, using
 from sea_lens.cli.app import app
 from sea_lens.cli.output import harmless
 from sea_lens.errors import SeaLensWarning
@@ -21,6 +21,7 @@ __all__ = [
     "inspecting",
     "looking",
     "main",
+    "showing",
     "studying",
     "using",
 ]

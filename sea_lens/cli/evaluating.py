@@ -17,7 +17,7 @@ from sea_lens.cache import write_text
 from sea_lens.cli.app import command_of_each
 from sea_lens.cli.benchmark_data import DATA, Chosen, files_of, read_all, read_data
 from sea_lens.cli.fitting_facts import of_demonstrations
-from sea_lens.cli.inputs import Reading, columns_in, is_embedded, load, read_questions, reading_of
+from sea_lens.cli.inputs import Reading, columns_in, is_embedded, load, named, read_questions, reading_of
 from sea_lens.cli.options import Of, Options, spread
 from sea_lens.cli.output import UNFINISHED, console, draw, finish, say, show
 from sea_lens.data.questions import Questions
@@ -130,7 +130,7 @@ def _compare_editors(
     loading: Options,
 ) -> None:
     measured = read_all(benchmarks, n, run, columns)
-    fitted = {name: Editor.from_pretrained(folder) for name, folder in _named(editors, "editors").items()}
+    fitted = {name: Editor.from_pretrained(folder) for name, folder in named(editors, "editors").items()}
     bridge = load(model, loading, files_of(benchmarks))
     result = compare_editors(bridge, measured, fitted, control=run.control, damage=run.damage, folder=out / UNFINISHED)
     _show_scores(result, run.confidence)
@@ -226,7 +226,7 @@ def transfer(entry: MethodEntry) -> Callable[..., None]:
         loading: Options,
     ) -> None:
         method = entry.cls(**settings)
-        files = {name: Path(file) for name, file in _named(sources, "sources").items()}
+        files = {name: Path(file) for name, file in named(sources, "sources").items()}
         measured = read_all(benchmarks, n_questions, run, reading.columns)
         read = {name: reading.read(file) for name, file in files.items()}
         bridge = load(model, loading, [*files.values(), *files_of(benchmarks)])
@@ -293,19 +293,6 @@ def data_efficiency(entry: MethodEntry) -> Callable[..., None]:
     sizing = Of(efficiency.data_efficiency, only=("sizes",))
     bare = Of(Run, builds=True, defaults={"control": 0})  # as the function's own default
     return spread(data_efficiency_method, sizing=sizing, settings=Of(entry.cls), run=bare)
-
-
-def _named(words: list[str], what: str) -> dict[str, str]:
-    """Folders or files by name; one without a name is called as it is in its folder."""
-    found: dict[str, str] = {}
-    for given in words:
-        name, equals, place = given.partition("=")
-        if not equals or not place:
-            name, place = Path(given).name or given, given
-        if name in found:
-            raise InputError(f"Two {what} are called {name!r}. Give them names: first={found[name]} second={place}.")
-        found[name] = place
-    return found
 
 
 def _show_scores(result: Comparison | Transfer, confidence: float) -> None:

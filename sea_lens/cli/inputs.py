@@ -210,6 +210,27 @@ class Reading(Sampling, Prompting):
         return data if self.answer_ending is None else data.with_answer_ending(self.answer_ending)
 
 
+def named(words: list[str], what: str) -> dict[str, str]:
+    """Folders or files by name; one without a name is called as it is in its folder.
+
+    Args:
+        words: As `NAME=FOLDER`, or the folder alone.
+        what: What they are, for messages.
+
+    Raises:
+        InputError: If two have one name.
+    """
+    found: dict[str, str] = {}
+    for given in words:
+        name, equals, place = given.partition("=")
+        if not equals or not place:
+            name, place = Path(given).name or given, given
+        if name in found:
+            raise InputError(f"Two {what} are called {name!r}. Give them names: first={found[name]} second={place}.")
+        found[name] = place
+    return found
+
+
 EMBEDDED = ("organism", "bias-organism")
 """The embedded models and their worlds, by the words that stand for them."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -111,6 +111,42 @@ def answer_prompts(
         else:
             _answer_in_lanes(lanes, replies, asking.sampling, done)
     return [answers[index] for index in range(len(rows))]
+
+
+@torch.no_grad()
+def answer_as_it_comes(
+    model: Model, prompt: str, asking: Asking, *, editor: EditsModels | None = None
+) -> Iterator[Answer]:
+    """The model's answer to one prompt after each of its tokens; the last is what `answer_prompts` gives.
+
+    The editor is on the model until the last one is taken, or the iterator closed. Where the model's answers come from
+    Hugging Face's generation, the whole answer comes at once.
+
+    Args:
+        model: A TransformerBridge with a tokenizer.
+        prompt: A text to continue.
+        asking: How.
+        editor: To edit the model with; None for none.
+
+    Raises:
+        InputError: If the prompt and its answer do not fit the model's context.
+    """
+    (row,) = all_token_ids(model, [prompt])
+    check_context_length(model, [len(row)], ["The prompt"], asking.max_new_tokens)
+    reply = Reply(Listening(model, asking.max_new_tokens, asking.stop, asking.keep_reasoning), 0, row)
+    with editing(model, editor, lambda: False), unwrapped(model):
+        lanes = _lanes(model, [reply], 1, False)
+        if lanes is None:
+            answer_in_batches(model, [reply], asking.sampling, 1, lambda _: None)
+            yield reply.answer()
+            return
+        choice, logits = Choice(asking.sampling), lanes.enter([row])
+        while True:
+            reply.ids += choice.of(logits, [0])
+            yield reply.answer()
+            if reply.is_over:
+                return
+            logits = lanes.step(reply.ids[-1:])
 
 
 def _lanes(model: Model, replies: Sequence[Reply], batch_size: int, share_prefix: bool) -> Lanes | None:

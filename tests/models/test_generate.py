@@ -11,6 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from sea_lens import Demonstrations, Editor, Site
 from sea_lens.data.chat import Conversation
 from sea_lens.errors import InputError
+from sea_lens.models.answering import Asking, answer_as_it_comes, answer_prompts
 from sea_lens.models.generate import generate, greedy_answers
 from sea_lens.models.sampling import Choice, Sampling
 from sea_lens.models.tokens import token_ids
@@ -295,3 +296,14 @@ def test_what_cannot_be_said_is_refused(llama, chatty, without_type_checks):
         generate(llama, TALK)
     with pytest.raises(InputError, match=r"Prompt 1 is a conversation.*with_chat_template"):
         greedy_answers(llama, ["a", Conversation(TALK)], progress=False)
+
+
+@pytest.mark.parametrize("edits", [False, True])
+def test_an_answer_as_it_comes_ends_as_the_whole_one(llama, edits):
+    editor = make_editor() if edits else None
+    asking = Asking(6)
+    *begun, last = [answer.text for answer in answer_as_it_comes(llama, "The sea", asking, editor=editor)]
+    assert last == answer_prompts(llama, ["The sea"], asking, editor=editor, progress=False)[0].text
+    assert len(begun) == 5
+    assert all(last.startswith(text.rstrip("\ufffd")) for text in begun)
+    assert not any(point.fwd_hooks for point in llama.hook_dict.values())
