@@ -123,7 +123,7 @@ def main() -> None:
                     for data in chosen:
                         if data in config["behaviors"]:
                             run_methods(cells, model, name, data, seed, config, methods)
-    report(cells, given.results or given.out / "results")
+    report(cells, given.results or given.out / "results", given.out / "results")
 
 
 if __name__ == "__main__":

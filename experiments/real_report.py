@@ -15,6 +15,9 @@ from sea_lens.plotting.style import GREY, INK, PROMOTED, SUPPRESSED, canvas, leg
 from sea_lens.statistics import holm
 
 RESULTS = HERE / "results" / "real_models"
+WORLDS = ("organism", "bias-organism")
+LEAST_METHODS = 3
+"""Of a panel."""
 BROKEN = 0.5
 """Past this KL a point of the landscape is drawn hollow."""
 STYLES = {
@@ -127,7 +130,12 @@ def answers_of(cells: Cells) -> Iterator[dict[str, Any]]:
 def methods_figure(table: pd.DataFrame) -> Any:
     """Effect against damage, a panel per model and data, of the first split."""
     first = table[(table["seed"] == 0) & table["change"].notna()]
-    groups = list(first.groupby(["model", "data"], sort=False))
+    most = max(len(rows) for _, rows in first.groupby(["model", "data"]))
+    groups = [
+        (names, rows)
+        for names, rows in first.groupby(["model", "data"], sort=False)
+        if len(rows) >= min(LEAST_METHODS, most) and (names[0] not in WORLDS or set(first["model"]) <= set(WORLDS))
+    ]
     drawn = canvas(None, 11.0, 3.3 * -(-len(groups) // 2))
     panels = list(drawn.subplots(-(-len(groups) // 2), 2, squeeze=False).flat)
     for axes, ((model, data), rows) in zip(panels, groups, strict=False):
@@ -146,7 +154,7 @@ def methods_figure(table: pd.DataFrame) -> Any:
 
 def landscape_figure(table: pd.DataFrame, method: str, worlds: bool) -> Any:
     """A panel per factor; hollow points cost more than half a nat; thin gray lines are random editors."""
-    rows = table[(table["method"] == method) & (table["model"].isin(["organism", "bias-organism"]) == worlds)]
+    rows = table[(table["method"] == method) & (table["model"].isin(WORLDS) == worlds)]
     factors = list(dict.fromkeys(rows["factor"]))
     drawn = canvas(None, 10.5, 3.0 * -(-len(factors) // 3))
     panels = list(drawn.subplots(-(-len(factors) // 3), 3, squeeze=False).flat)
@@ -205,8 +213,15 @@ def _short(value: str) -> str:
     )
 
 
-def report(cells: Cells, out: Path = RESULTS) -> None:
-    """Writes every table and figure that there are cells for."""
+def report(cells: Cells, out: Path, figures: Path) -> None:
+    """Writes every table and figure that there are cells for.
+
+    Args:
+        cells: What was measured.
+        out: Where tables go.
+        figures: Where figures go.
+    """
+    figures.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     tables = {"methods": method_rows(cells), "landscape": landscape_rows(cells)}
     tables["chance"], tables["tasks"] = task_rows(cells)
@@ -216,12 +231,19 @@ def report(cells: Cells, out: Path = RESULTS) -> None:
     everything = {name: json.loads(table.to_json(orient="records")) for name, table in tables.items()}
     everything["answers"] = list(answers_of(cells))
     (out / "results.json").write_text(json.dumps(everything, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    if len(tables["methods"]):
-        methods_figure(tables["methods"]).savefig(out / "methods.png", dpi=130)
-    found = tables["landscape"]
-    if len(found):
+    for name, figure in figures_of(tables).items():
+        figure.savefig(figures / name, dpi=130)
+
+
+def figures_of(tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """By file name, every figure that there are rows for."""
+    methods, landscape = tables.get("methods", pd.DataFrame()), tables.get("landscape", pd.DataFrame())
+    drawn = {"real_models_methods.png": methods_figure(methods)} if len(methods) else {}
+    if len(landscape):
+        of_worlds = landscape["model"].isin(WORLDS)
         for method in ("mean-difference", "sea"):
             for worlds in (False, True):
-                if (found["model"].isin(["organism", "bias-organism"]) == worlds).any():
-                    name = f"landscape_{'worlds_' if worlds else ''}{method}.png"
-                    landscape_figure(found, method, worlds).savefig(out / name, dpi=130)
+                if (of_worlds == worlds).any():
+                    name = f"real_models_{'worlds_' if worlds else ''}{method}.png"
+                    drawn[name] = landscape_figure(landscape, method, worlds)
+    return drawn

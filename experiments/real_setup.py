@@ -7,7 +7,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from sea_lens.cache import digest, write_text
 from sea_lens.models.answers import margins_of
 from sea_lens.models.branching import BranchingRuns
 from sea_lens.models.branching_jobs import branched
-from sea_lens.models.bridge import Model
+from sea_lens.models.bridge import Model, ModelInfo
 from sea_lens.models.damage import DamageMeter
 from sea_lens.models.log_probs import AnswerScores, score_stems
 from sea_lens.models.tokens import stems_of
@@ -128,7 +128,7 @@ class Setup:
         data = self.demonstrations if data is None else data
         key = (token, site, data.fingerprint)
         if key not in self._kept:
-            folder = None if self.folder is None else self.folder / digest(*key)[:12]
+            folder = None if self.folder is None else self.folder / digest(asdict(ModelInfo.of(self.model)), *key)[:12]
             self._kept[key] = sl.collect_activations(
                 self.model, data, None, token, site=site, batch_size=16, folder=folder, progress=False
             )
@@ -239,6 +239,4 @@ def behavior(
 
 def rows_of(rows: Any, places: Sequence[int]) -> Any:
     """Some rows, in the order given."""
-    from dataclasses import replace
-
     return replace(rows, rows=tuple(rows[place] for place in places))

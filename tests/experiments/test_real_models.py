@@ -10,6 +10,7 @@ import torch
 import sea_lens as sl
 from experiments.real_judge import JUDGES
 from experiments.real_methods import chosen_of, method_of_entry, run_method, stronger
+from experiments.real_page import PAGE, filled, named, tables
 from experiments.real_report import landscape_rows, method_rows
 from experiments.real_setup import HERE, Cells, behavior, split_rows
 
@@ -82,3 +83,9 @@ def test_a_run_that_was_killed_goes_on(llama, tmp_path):
     assert landscape_rows(cells).empty
     edited, plain = setup.gaps(setup.held_out, [None, None])
     assert torch.equal(edited, plain)
+
+
+def test_the_page_holds_the_tables_of_the_results():
+    text = PAGE.read_text(encoding="utf-8")
+    assert len(list(named(text))) >= 8
+    assert filled(text, tables()) == text

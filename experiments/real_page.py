@@ -1,0 +1,190 @@
+"""Tables and figures of `docs/real_models.md`, from `results/real_models/`: what is between two comments is written anew."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from experiments.real_report import RESULTS, figures_of
+
+PAGE = Path(__file__).parents[1] / "docs" / "real_models.md"
+TABLE = re.compile(r"(<!-- table: (?P<name>[^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def _row(cells: list[object]) -> str:
+    return f"| {' | '.join(str(cell) for cell in cells)} |\n"
+
+
+def _table(head: list[str], rows: list[list[object]]) -> str:
+    return _row(list(head)) + "|" + "---|" * len(head) + "\n" + "".join(map(_row, rows))
+
+
+def _change(row: pd.Series) -> str:
+    return f"{row['change']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
+
+
+def _range(low: float, high: float) -> str:
+    return f"{low:+.2f} to {high:+.2f}"
+
+
+def methods_table(found: dict[str, pd.DataFrame], model: str, data: str, seed: int) -> str:
+    """Every method on one behavior and split, the largest change first."""
+    table = found["methods"]
+    own = table[(table["model"] == model) & (table["data"] == data) & (table["seed"] == seed)]
+    head = [
+        "method",
+        "layers",
+        "strength",
+        "change of the gap",
+        "p (Holm)",
+        "random",
+        "shuffled",
+        "KL",
+        "it says",
+        "random says",
+    ]
+    rows: list[list[object]] = []
+    for _, row in own.sort_values("change", ascending=False, na_position="last").iterrows():
+        if pd.isna(row["change"]):
+            rows.append([row["method"], *["-"] * 2, "nothing within the limit", *["-"] * 6])
+            continue
+        name = f"**{row['method']}**" if row["more_than_chance"] else row["method"]
+        said = ["", ""]
+        if "said" in row and not pd.isna(row["said"]):
+            said = [f"{row['said_plain']:.2f} -> {row['said']:.2f}", f"{row['said_random']:.2f}"]
+        controls = [_range(row[f"{kind}_low"], row[f"{kind}_high"]) for kind in ("control", "shuffled")]
+        rows.append(
+            [
+                name,
+                row["place"],
+                f"{row['strength']:g}",
+                _change(row),
+                f"{row['p_holm']:.2g}",
+                *controls,
+                f"{row['kl']:.2f}",
+                *said,
+            ]
+        )
+    return _table(head, rows)
+
+
+def landscape_table(found: dict[str, pd.DataFrame], method: str, *columns: str) -> str:
+    """One row per factor and value: the change, a random editor's in brackets, and the KL."""
+    table = found["landscape"]
+    own = table[table["method"] == method]
+    names = [(column.split("/") * 2)[:2] for column in columns]
+    rows: list[list[object]] = []
+    for factor in dict.fromkeys(own["factor"]):
+        of_factor = own[own["factor"] == factor]
+        if factor == "one layer":
+            values: list[object] = list(range(7))
+        else:
+            values = list(dict.fromkeys(of_factor["value"]))
+        for place, value in enumerate(values):
+            cells: list[object] = []
+            for model, data in names:
+                here = of_factor[(of_factor["model"] == model) & (of_factor["data"] == data)]
+                if factor == "one layer":
+                    here, shown = here.iloc[place : place + 1], True
+                else:
+                    here, shown = here[here["value"] == value], False
+                if here.empty:
+                    cells.append("")
+                    continue
+                row = here.iloc[0]
+                layer = f"layer {row['value']}: " if shown else ""
+                cells.append(f"{layer}{row['change']:+.2f} ({row['random']:+.2f}), {row['kl']:.2f}")
+            if any(cells):
+                named = "" if factor == "one layer" else value
+                rows.append([factor if not place else "", named, *cells])
+    return _table(["factor", "value", *[" ".join(dict.fromkeys(name)) for name in names]], rows)
+
+
+def chance_table(found: dict[str, pd.DataFrame]) -> str:
+    """How often the unedited model is right."""
+    rows: list[list[object]] = [
+        [
+            row["model"],
+            row["task"],
+            f"{row['right']} of {row['n']}",
+            f"[{row['low']:.2f}, {row['high']:.2f}]",
+            f"{row['chance']:.2f}",
+            "may be guessing" if row["at_chance"] else "above chance" if row["low"] > row["chance"] else "below chance",
+        ]
+        for _, row in found["chance"].iterrows()
+    ]
+    return _table(["model", "task", "right", "interval", "chance", "so it"], rows)
+
+
+def tasks_table(found: dict[str, pd.DataFrame], model: str, task: str) -> str:
+    """Every method and measure of a task."""
+    table = found["tasks"]
+    own = table[(table["model"] == model) & (table["task"] == task)]
+    rows: list[list[object]] = [
+        [
+            row["method"],
+            row["measure"],
+            f"{row['place']} x {row['strength']:g}",
+            f"{row['plain']:.3f} -> {row['edited']:.3f}",
+            f"{row['change']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]",
+            f"{row['p_holm']:.2g}",
+            f"{row['control_low']:+.3f} to {row['control_high']:+.3f}",
+            f"{row['shuffled']:+.3f}",
+            f"{row['kl']:.2f}",
+        ]
+        for _, row in own.iterrows()
+    ]
+    head = [
+        "method",
+        "measure",
+        "layers x strength",
+        "unedited -> edited",
+        "change",
+        "p (Holm)",
+        "random",
+        "shuffled",
+        "KL",
+    ]
+    return _table(head, rows)
+
+
+def tables(results: Path = RESULTS) -> dict[str, pd.DataFrame]:
+    """What was found, by name."""
+    return {path.stem: pd.read_csv(path) for path in sorted(results.glob("*.csv"))}
+
+
+def filled(page: str, found: dict[str, pd.DataFrame]) -> str:
+    """The page with its tables.
+
+    Args:
+        page: Its text.
+        found: What the tables are made of.
+    """
+
+    def written(match: re.Match[str]) -> str:
+        kind, *rest = (part.strip() for part in match["name"].split(";"))
+        make: dict[str, Callable[[], str]] = {
+            "methods": lambda: methods_table(found, rest[0], rest[1], int(rest[2])),
+            "landscape": lambda: landscape_table(found, rest[0], *rest[1:]),
+            "chance": lambda: chance_table(found),
+            "tasks": lambda: tasks_table(found, rest[0], rest[1]),
+        }
+        return f"{match[1]}{make[kind]()}{match[3]}"
+
+    return TABLE.sub(written, page)
+
+
+def named(page: str) -> Iterator[str]:
+    """The tables that a page asks for."""
+    for match in TABLE.finditer(page):
+        yield match["name"]
+
+
+if __name__ == "__main__":
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), tables()), encoding="utf-8")
+    for name, figure in figures_of(tables()).items():
+        if "worlds" not in name:
+            figure.savefig(PAGE.parent / name, dpi=110)
