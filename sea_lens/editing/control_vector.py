@@ -43,11 +43,9 @@ def export_control_vector(editor: Editor, path: str | Path, *, model_hint: str |
             or the package `gguf` is missing.
 
     Example:
-        >>> from tempfile import mkdtemp
-        >>> editor = Editor({2: AffineEdit.of_shift(torch.tensor([1.0, 0.0]), strength=0.5)})
-        >>> control_vectors(editor)
-        {2: tensor([0.5000, 0.0000])}
-        >>> path = export_control_vector(editor, f"{mkdtemp()}/gentle.gguf")  # doctest: +SKIP
+        >>> warmer = sl.Editor({2: sl.AffineEdit.of_shift(torch.ones(128), strength=0.5)})
+        >>> sl.export_control_vector(warmer, "warmer.gguf").name  # doctest: +SKIP
+        'warmer.gguf'
 
     Source: `src/llama-adapter.cpp` and `common/common.cpp` of llama.cpp. repeng's `ControlVector.export_gguf` agrees.
     """
