@@ -13,14 +13,18 @@ from sea_lens.editing.editor import Editor
 
 HELP |= {
     "file": "The file to write.",
+    "all_tokens": "Edit all tokens, those too that the editor spares, as llama.cpp cannot choose; measure that edit anew.",
     "to": "gguf is a control vector for llama.cpp, which an editor can be that adds one vector to every token.",
 }
 
 
 @command("Using")
-def export(editor: str, file: Path, to: Literal["gguf"] = "gguf", strength: float = 1.0) -> None:
+def export(
+    editor: str, file: Path, to: Literal["gguf"] = "gguf", strength: float = 1.0, all_tokens: bool = False
+) -> None:
     """Write an editor for another program, such as llama.cpp."""
     fitted = Editor.from_pretrained(editor).scaled(strength)
+    fitted = fitted.at_positions("all") if all_tokens else fitted
     export_control_vector(fitted, file)
     layers = ", ".join(map(str, control_vectors(fitted)))
     say(f"{file} edits layers {layers}. Use it as in: llama-server -m model.gguf --control-vector {file}")

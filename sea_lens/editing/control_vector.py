@@ -30,6 +30,9 @@ def export_control_vector(editor: Editor, path: str | Path, *, model_hint: str |
     exported. Layers without a direction are left alone. The strength is in the vectors: the exported file at llama.cpp's
     scale 1 is the editor as it is, and `--control-vector-scaled path 0.5` is `editor.scaled(0.5)`.
 
+    Fits on real models spare the first token and massive ones, which llama.cpp cannot: export `editor.at_positions("all")`,
+    and measure that edit, as it is another.
+
     Args:
         editor: One that adds a vector to every token, such as `MeanDifference` fits and `AffineEdit.of_shift` is.
         path: The file to write, `.gguf`.
@@ -78,7 +81,7 @@ def control_vectors(editor: Editor) -> dict[int, Float[Tensor, " width"]]:
     if editor.where is not None:
         raise InputError(
             f"A control vector is added to every token, and this editor edits {editor.where}. If you mean to edit all, "
-            'export editor.at_positions("all"), and measure that.'
+            'export editor.at_positions("all") (--all-tokens), and measure that.'
         )
     found: Mapping[int, Tensor | None] = {
         site.layer if site.layer is not None else -1: _vector(edit, str(site), site.name)

@@ -79,6 +79,11 @@ def test_a_fitted_mean_difference_is_exported_with_its_models_name(gguf, llama, 
     for one in reader.tensors:
         shift = fitted[int(one.name[-1])](torch.zeros(fitted.width)) / 2
         assert np.allclose(one.data, shift, atol=1e-6)
+    later.at_positions("not first").save_pretrained(tmp_path / "sparing")
+    words = ["export", tmp_path / "sparing", tmp_path / "sparing.gguf"]
+    code, _, err = sea_lens(*words)
+    assert (code, "added to every token" in err) == (2, True)
+    assert sea_lens(*words, "--all-tokens")[0] == 0
     fitted.save_pretrained(tmp_path / "all")
     code, _, err = sea_lens("export", tmp_path / "all", tmp_path / "all.gguf")
     assert (code, "no control vector at layer 0" in err) == (2, True)
@@ -104,6 +109,8 @@ def test_everything_else_is_refused_with_the_reason(llama):
     editor = sl.Editor({0: plain.scaled(0.0), 1: plain})  # what changes nothing needs no direction
     assert list(control_vectors(editor)) == [1]
     for positions in ("not first", "generated", [0, 2]):
-        with pytest.raises(InputError, match=r"added to every token, and this editor edits .*at_positions\(\"all\"\)"):
+        with pytest.raises(
+            InputError, match=r"added to every token, and this editor edits .*at_positions\(\"all\"\) \(--all"
+        ):
             control_vectors(editor.at_positions(positions))
     assert list(control_vectors(editor.at_positions("generated").at_positions("all"))) == [1]
