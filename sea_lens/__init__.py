@@ -152,7 +152,14 @@ _HOME = {
 }
 """Where each public name lives. Names are imported when they are first asked for, so that `import sea_lens` is quick."""
 
-_REGISTERING = ("editing.coordinates", "models.generate", "methods", "worlds.load")
+_REGISTERING = (
+    "editing.conditions",
+    "editing.controls",
+    "editing.coordinates",
+    "models.generate",
+    "methods",
+    "worlds.load",
+)
 _PACKAGES = (
     "analysis",
     "cli",
@@ -164,6 +171,7 @@ _PACKAGES = (
     "page",
     "plotting",
     "sae",
+    "serving",
     "worlds",
 )
 

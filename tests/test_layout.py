@@ -10,7 +10,10 @@ import pytest
 import sea_lens as sl
 
 PACKAGE = Path(sl.__file__).parent
-ORDER = ["data", "models", "sae", "editing", "methods", "analysis", "evaluation", "worlds", "plotting", "page", "cli"]
+ORDER = [
+    *("data", "models", "sae", "editing", "serving", "methods", "analysis"),
+    *("evaluation", "worlds", "plotting", "page", "cli"),
+]
 
 
 def imports():

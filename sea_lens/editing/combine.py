@@ -30,6 +30,12 @@ def in_order(
     edits = {Site.of(site): edit for site, edit in given.items()}
     if not edits:
         raise InputError("An editor needs at least one layer, and no layer is left. Check the layers asked for.")
+    pairs = [str(site) for site in edits if site.is_per_pair]
+    if pairs:
+        raise InputError(
+            f"{pairs[0]} holds a number per pair of tokens, and an edit is one of an activation per token. Edit "
+            "attn.hook_z, which it makes."
+        )
     widths: dict[str, set[int]] = {}
     for site, edit in edits.items():
         widths.setdefault(site.name, set()).add(edit.width)

@@ -17,9 +17,10 @@ from sea_lens.arguments import as_folder, check_arguments
 from sea_lens.cache import digest
 from sea_lens.editing.card import EditorCard
 from sea_lens.editing.combine import card_of_both, edits_in_sequence, in_order, summary_of
-from sea_lens.editing.edits import KEY, Edit, key_width_of
+from sea_lens.editing.edits import Edit
 from sea_lens.editing.files import MODEL_CARD, fetch_editor_folder, read_editor_files, write_editor_files
-from sea_lens.editing.hooks import EditHooks, check_fits, edited
+from sea_lens.editing.fits import check_fits, check_has_points
+from sea_lens.editing.hooks import EditHooks, edited
 from sea_lens.editing.sparing import in_common, placed
 from sea_lens.editing.strength import strength_for
 from sea_lens.editing.where import Both, Positions, Where
@@ -251,17 +252,13 @@ class Editor(
             model: The model they are for; checked if given.
 
         Raises:
-            ModelMismatchError: If the editor does not fit `model`.
+            ModelMismatchError: If the editor does not fit `model`, or it is a plain Hugging Face model.
         """
         if model is None:
             return EditHooks(self).hooks()
+        check_has_points(model)
         self.check(model)
         return EditHooks(self, tracking=model).hooks()
-
-    def _read_sites(self) -> list[Site]:
-        reads = [] if self.where is None or self.where.reads is None else [self.where.reads]
-        keys = [Site(site.layer, KEY) for site, edit in self.edits.items() if key_width_of(edit) is not None]
-        return [*reads, *keys, *self.edits]
 
     def check(self, model: Model | nn.Module) -> None:
         """Checks that this editor fits a model: a TransformerBridge, or a plain Hugging Face one.
@@ -270,7 +267,7 @@ class Editor(
             ModelMismatchError: If width, depth or weight processing differ from the model it was fitted on, or the
                 model lacks a layer or the site.
         """
-        check_fits(self.edits, self._read_sites(), self.card.model, model)
+        check_fits(self.edits, self.where, self.card.model, model)
 
     @contextmanager
     def attached(self, model: ModelType) -> Iterator[ModelType]:

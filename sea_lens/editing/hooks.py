@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from sea_lens.editing.edits import KEY, Edit, given_key, is_stepwise, key_width_of, may_be_looked_at
 from sea_lens.editing.where import Where
 from sea_lens.errors import HookNeverFiredError, InputError, ModelMismatchError, SeaLensWarning
-from sea_lens.models.bridge import UNKNOWN_MODEL, FwdHook, Model, ModelInfo, check_is_model
-from sea_lens.models.down_projection import check_key_width
+from sea_lens.models.bridge import FwdHook, Model
 from sea_lens.models.passes import Pass, Passes, tracked
-from sea_lens.models.plain import hooked_plain, is_plain, places_of, plain_info
-from sea_lens.models.points import hooked, points_of
-from sea_lens.models.sites import Site, check_layers
+from sea_lens.models.plain import hooked_plain, is_plain
+from sea_lens.models.points import hooked
+from sea_lens.models.sites import Site
 
 Act = Callable[[Tensor], Tensor]
 """What an edit does in a pass."""
@@ -231,102 +230,36 @@ def edited(model: Model | nn.Module, editor: Edits) -> Iterator[None]:
     Raises:
         HookNeverFiredError: On leaving, if no forward pass reached any hook at a token that is edited.
     """
-    edits, where = editor.edits, editor.where
     with ExitStack() as stack:
-        passes = None if where is None else stack.enter_context(tracked(model))
+        passes = None if editor.where is None else stack.enter_context(tracked(model))
         hooks = EditHooks(editor, passes)
         hooked_up = hooked_plain(model, hooks.hooks()) if is_plain(model) else hooked(model, hooks.hooks())
         stack.enter_context(hooked_up)
         yield
-    if not any(hooks.fired.values()):
+    check_fired(hooks.fired, editor.where, stacklevel=6)  # the with statement of `Editor.attached`
+
+
+def check_fired(fired: Mapping[Site, bool], where: Where | None, stacklevel: int) -> None:
+    """Says where an editor that was attached has edited nothing.
+
+    Args:
+        fired: By site, whether a pass reached it at a token that is edited.
+        where: Which tokens those are.
+        stacklevel: Of the warning about some sites.
+
+    Raises:
+        HookNeverFiredError: If nothing was edited anywhere.
+    """
+    if not any(fired.values()):
         raise HookNeverFiredError(
-            f"The editor was attached at {', '.join(map(str, edits))}, and no forward pass reached any"
+            f"The editor was attached at {', '.join(map(str, fired))}, and no forward pass reached any"
             f"{'' if where is None else ' at the positions chosen'}, so nothing was edited. Run the model "
             "inside the with block, and not with a stop_at_layer below them."
         )
-    silent = [str(site) for site, did in hooks.fired.items() if not did]
+    silent = [str(site) for site, did in fired.items() if not did]
     if silent:
         warnings.warn(
             f"The editor's hooks at {', '.join(silent)} never fired; the others did. Was the pass stopped early?",
             SeaLensWarning,
-            stacklevel=5,  # the with statement of `Editor.attached`
-        )
-
-
-def check_fits(
-    edits: Mapping[Site, Edit], sites: Iterable[Site], ours: ModelInfo | None, model: Model | nn.Module
-) -> None:
-    """Checks that edits fit a model.
-
-    Args:
-        edits: By site.
-        sites: Every site that is edited or read.
-        ours: The model they were fitted on, where known.
-        model: The model they are for.
-
-    Raises:
-        ModelMismatchError: If width, depth or weight processing differ, or the model lacks a layer or a site.
-    """
-    if is_plain(model):
-        theirs = plain_info(model)
-        _check_sizes(edits, theirs)
-        places_of(model, list(sites))
-    else:
-        check_is_model(model)
-        theirs = ModelInfo.of(model)
-        _check_sizes(edits, theirs)
-        _check_points(edits, sites, model)
-    if ours is not None:
-        _check_origin(ours, theirs)
-
-
-def _check_sizes(edits: Mapping[Site, Edit], theirs: ModelInfo) -> None:
-    for site, edit in edits.items():
-        if site.in_stream and theirs.d_model != edit.width:
-            raise ModelMismatchError(
-                f"This editor is for d_model {edit.width}, and {theirs.name} has d_model {theirs.d_model}. "
-                "Fit an editor on this model."
-            )
-    layers = [site.layer for site in edits if site.layer is not None]
-    if layers:
-        check_layers(layers, theirs.n_layers)
-
-
-def _check_points(edits: Mapping[Site, Edit], sites: Iterable[Site], model: Model) -> None:
-    points = points_of(model)
-    for site in sites:
-        if site.hook_name not in points:
-            site.check(model)  # which says what the model has
-    for site, edit in edits.items():
-        width = key_width_of(edit)
-        if width is not None and site.layer is not None:
-            check_key_width(model, site.layer, width)
-
-
-def _check_origin(ours: ModelInfo, theirs: ModelInfo) -> None:
-    if ours.n_layers != theirs.n_layers:
-        raise ModelMismatchError(
-            f"This editor is for a model of {ours.n_layers} layers ({ours.name}), and {theirs.name} has "
-            f"{theirs.n_layers}. Fit an editor on this model."
-        )
-    if ours.weights != theirs.weights:
-        raise ModelMismatchError(
-            f"This editor was fitted with {ours.weights} weights, and {theirs.name} has {theirs.weights} ones: "
-            "its site holds other values then. Call enable_compatibility_mode() both when fitting and "
-            "when editing, or neither time."
-        )
-    if ours.name not in (theirs.name, UNKNOWN_MODEL):
-        warnings.warn(
-            f"This editor was fitted on {ours.name} and is used on {theirs.name}.",
-            SeaLensWarning,
-            stacklevel=6,  # the with statement of `Editor.attached`
-        )
-    began, begin = ours.beginning_token, theirs.beginning_token
-    if began is not None and begin is not None and began != begin:
-        warnings.warn(
-            f"This editor was fitted {'with' if began else 'without'} a beginning token before plain prompts, and "
-            f"{theirs.name} is used {'with' if begin else 'without'} one. Set model.cfg.default_prepend_bos = {began} to use "
-            "it as fitted.",
-            SeaLensWarning,
-            stacklevel=6,
+            stacklevel=stacklevel,
         )

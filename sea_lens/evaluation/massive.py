@@ -23,9 +23,10 @@ from sea_lens.editing.coordinates import SetCoordinates
 from sea_lens.editing.editor import Editor
 from sea_lens.editing.where import At, From, Where
 from sea_lens.errors import InputError, SeaLensWarning
+from sea_lens.evaluation.evaluation import check_model
 from sea_lens.evaluation.perplexity import evaluate_perplexity
 from sea_lens.evaluation.windows import text_windows
-from sea_lens.models.bridge import Model, check_is_model
+from sea_lens.models.bridge import Model
 from sea_lens.models.layers import check_layers
 from sea_lens.models.neutral import neutral_texts
 from sea_lens.models.passes import telling
@@ -127,9 +128,12 @@ def intervene_on_massive(
         InputError: If there are no texts, no activation is massive at that layer, or so many coordinates that there are not
             as many others.
         ModelMismatchError: If there is no such layer.
+
+    Warns:
+        SeaLensWarning: If the model carries an editor's or other hooks, which all numbers are with then.
     """
     check_arguments(intervene_on_massive, locals())
-    check_is_model(model)
+    check_model(model, None)
     if control < 0:
         raise InputError(f"control is how often controls are drawn, 0 for never, and {control} was given.")
     layer = None if layer is None else check_layers([layer], model.cfg.n_layers)[0]

@@ -111,7 +111,7 @@ def places_of(model: nn.Module, sites: Sequence[Site]) -> dict[Site, Place]:
         elif site.layer >= len(blocks):
             raise ModelMismatchError(f"The site {site} is beyond this model's {len(blocks)} layers.")
         else:
-            place = _inside(blocks[site.layer], site.name)
+            place = place_inside(blocks[site.layer], site.name)
         if place is None:
             raise ModelMismatchError(
                 f"In a plain {type(model).__name__} no module stands for {site}; sites that can be found are "
@@ -151,23 +151,26 @@ def _blocks(model: nn.Module) -> nn.ModuleList:
 
 
 def _runner_and_blocks(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
-    """The outermost list of as many modules as the model has layers, and whose it is."""
-    n_layers = getattr(_text_config(model), "num_hidden_layers", None)
-    lists = [
-        (owner, each)
-        for owner in model.modules()
-        for each in owner.children()
-        if isinstance(each, nn.ModuleList) and len(each) == n_layers
-    ]
-    if not lists:
+    found = find_blocks(model, getattr(_text_config(model), "num_hidden_layers", None))
+    if found is None:
         raise ModelMismatchError(
             f"The blocks of a {type(model).__name__} cannot be found. Wrap the model: sea_lens.load_model(name, "
             "hf_model=model, tokenizer=tokenizer)."
         )
-    return lists[0]
+    return found
 
 
-def _inside(block: nn.Module, name: str) -> Place | None:
+def find_blocks(model: nn.Module, n_layers: int | None) -> tuple[nn.Module, nn.ModuleList] | None:
+    """The outermost list of as many modules as the model has layers, and whose it is; None where there is none."""
+    for owner in model.modules():
+        for each in owner.children():
+            if isinstance(each, nn.ModuleList) and len(each) == n_layers:
+                return owner, each
+    return None
+
+
+def place_inside(block: nn.Module, name: str) -> Place | None:
+    """Where a site lies in a block; None where no module stands for it."""
     if name in ("resid_pre", "resid_post"):
         return Place(block, "input" if name == "resid_pre" else "output")
     attention, mlp = _child(block, ATTENTION), _child(block, MLP)

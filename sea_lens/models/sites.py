@@ -45,6 +45,8 @@ ALIASES = {
     "out": "resid_post",
 }
 WITHOUT_LAYER = "unembed."
+PER_PAIR = ("pattern", "attn_scores")
+"""Hook points that hold a number per pair of tokens."""
 STREAM = frozenset({"resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post", "unembed.hook_in"})
 """Sites in the basis of the residual stream."""
 
@@ -120,6 +122,11 @@ class Site:
     def in_stream(self) -> bool:
         """Whether its activations are in the basis of the residual stream, which the unembedding reads."""
         return self.name in STREAM
+
+    @property
+    def is_per_pair(self) -> bool:
+        """Whether it holds a number per pair of tokens, as attention patterns do, and no activation per token."""
+        return self.name.rpartition(".")[2].removeprefix("hook_") in PER_PAIR
 
     @property
     def order(self) -> tuple[float, float, str]:
@@ -313,7 +320,7 @@ def widths_of(model: Model, sites: Sequence[Site]) -> list[int]:
     widths = []
     for site in sites:
         shape = (1, 2, model.cfg.d_model) if site.in_stream else shapes.get(site, ())
-        if shape[:2] != (1, 2) or len(shape) not in (3, 4):
+        if site.is_per_pair or shape[:2] != (1, 2) or len(shape) not in (3, 4):
             found = f"holds a tensor of shape {list(shape)}" if shape else "is not reached by a forward pass"
             raise ModelMismatchError(
                 f"The site {site.name!r} {found}, and an activation per token is needed. Choose another site."

@@ -14,7 +14,8 @@ from conftest import build_bridge
 
 from sea_lens.errors import HookNeverFiredError, InputError, ModelMismatchError
 from sea_lens.evaluation.evaluation import Evaluation
-from sea_lens.evaluation.lm_eval import evaluate_lm_eval, left_as_it_was
+from sea_lens.evaluation.lm_eval import evaluate_lm_eval
+from sea_lens.evaluation.lm_eval_backends import left_as_it_was
 from sea_lens.evaluation.lm_eval_results import OF_FEW, STDERR_ONLY, score_table
 from sea_lens.evaluation.metrics import SHARE, Scale
 

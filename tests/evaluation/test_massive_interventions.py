@@ -7,7 +7,7 @@ from conftest import build_bridge
 
 import sea_lens as sl
 from sea_lens.analysis.implicit_bias import parts_of_output
-from sea_lens.errors import InputError, ModelMismatchError
+from sea_lens.errors import InputError, ModelMismatchError, SeaLensWarning
 
 COORDINATE = 5
 TEXTS = ["The first text, which is short.", "A second one. It is longer than the first", "And more of it, here"]
@@ -79,6 +79,12 @@ def test_layers_count_from_the_end_too_and_too_many_coordinates_leave_no_control
         sl.intervene_on_massive(planted, TEXTS, layer=9, progress=False)
     with pytest.raises(InputError, match="not as many others to compare with"):
         sl.intervene_on_massive(planted, TEXTS[:1], magnitude=1e-9, ratio=1e-9, progress=False)
+
+
+def test_it_says_that_the_model_is_edited(planted):
+    editor = sl.Editor({0: sl.AffineEdit.of_shift(torch.ones(planted.cfg.d_model))})
+    with editor.attached(planted), pytest.warns(SeaLensWarning, match="already carries hooks"):
+        sl.intervene_on_massive(planted, TEXTS[:1], control=0, progress=False)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])

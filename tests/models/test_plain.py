@@ -1,14 +1,17 @@
 """Editors on plain Hugging Face models: the same edits at the same places as on a bridge around the same model."""
 
+import copy
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import ARCHITECTURES, build_bridge
 from tiny import make_editor
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, pipeline
 
 import sea_lens as sl
 from sea_lens.errors import HookNeverFiredError, ModelMismatchError
@@ -71,6 +74,58 @@ def test_its_generate_writes_what_the_bridge_writes(where, llama):
     assert not torch.equal(found, plain.generate(IDS, **options))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{"do_sample": True, "temperature": 1.5}, {"num_beams": 3, "do_sample": False}])
+def test_sampling_and_beams_are_those_of_the_bridge(options, llama):
+    plain, editor = plain_of(llama), make_editor(strength=2.0).at_positions("generated")
+    options = options | {"attention_mask": MASK, "max_new_tokens": 5, "pad_token_id": 1}
+    answers = []
+    for model, runs in ((llama, llama.original_model), (plain, plain)):
+        with editor.attached(model):
+            torch.manual_seed(0)
+            answers.append(runs.generate(IDS, **options))
+    torch.manual_seed(0)
+    assert torch.equal(*answers)
+    assert not torch.equal(answers[1], plain.generate(IDS, **options))
+
+
+def test_a_pipeline_and_a_trainer_run_it_edited(tmp_path, llama):
+    """Tools that are given a model, and know nothing of editors."""
+    plain, editor = plain_of(llama), make_editor(strength=2.0)
+    tokenizer = copy.copy(llama.tokenizer)
+    options = {"max_new_tokens": 6, "do_sample": False, "return_full_text": False}
+    write = pipeline("text-generation", model=plain, tokenizer=tokenizer, device="cpu")
+    given = tokenizer("Some text", return_tensors="pt")
+    with editor.attached(llama), torch.no_grad():
+        new = llama.original_model.generate(**given, max_new_tokens=6, do_sample=False, pad_token_id=1)
+        logits = llama(IDS)
+    with editor.attached(plain):
+        assert write("Some text", **options)[0]["generated_text"] == tokenizer.decode(
+            new[0, given["input_ids"].shape[1] :], skip_special_tokens=True
+        )
+    rows = [{"input_ids": row, "labels": row} for row in IDS]
+    settings = TrainingArguments(
+        tmp_path, max_steps=1, logging_steps=1, use_cpu=True, report_to="none", disable_tqdm=True, save_strategy="no"
+    )
+    before = plain.model.layers[0].mlp.down_proj.weight.clone()
+    with editor.attached(plain):
+        trainer = Trainer(plain, settings, train_dataset=rows)
+        trainer.train()
+    wanted = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), IDS[:, 1:].flatten())
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(float(wanted), abs=1e-3)
+    assert not torch.equal(plain.model.layers[0].mlp.down_proj.weight, before)  # gradients pass through the edit
+
+
+def test_a_model_with_a_device_map(tmp_path, llama):
+    plain, editor = plain_of(llama), make_editor()
+    plain.save_pretrained(tmp_path)
+    mapped = AutoModelForCausalLM.from_pretrained(tmp_path, device_map="cpu")
+    with torch.no_grad(), editor.attached(mapped):
+        found = mapped(IDS).logits
+    with torch.no_grad(), editor.attached(plain):
+        torch.testing.assert_close(found, plain(IDS).logits)
+
+
 def test_editors_nest_and_edit_what_a_model_around_it_runs(llama):
     plain, one, other = plain_of(llama), make_editor(), make_editor(seed=1)
 
@@ -111,6 +166,12 @@ def test_what_cannot_be_edited_is_refused(llama):
         pass
 
 
+@pytest.mark.usefixtures("without_type_checks")
+def test_a_list_of_hooks_is_refused_with_what_to_do_instead(llama):
+    with pytest.raises(ModelMismatchError, match=r"with editor.attached\(model\)"):
+        make_editor().fwd_hooks(plain_of(llama))
+
+
 def test_no_transformer_lens_is_needed(tmp_path, llama):
     plain_of(llama).save_pretrained(tmp_path / "model")
     make_editor().save_pretrained(tmp_path / "editor")
@@ -122,5 +183,12 @@ def test_no_transformer_lens_is_needed(tmp_path, llama):
         "    edited = model(torch.arange(2, 9)[None]).logits\n"
         "assert not torch.equal(edited, model(torch.arange(2, 9)[None]).logits)\n"
         "assert 'transformer_lens' not in sys.modules\n"
+        "from sea_lens.editing import registry\n"
+        "print(*registry._BY_NAME, sep='\\n')\n"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+    known = subprocess.run([sys.executable, "-c", script], check=True, timeout=240, capture_output=True, text=True)
+    # Every kind there is can be read without another import: a conditional editor once could not.
+    ours = "\n".join(path.read_text(encoding="utf-8") for path in Path(sl.__file__).parent.rglob("*.py"))
+    registered = set(re.findall(r'^@register_(?:edit|value)\("([^"]+)"\)', ours, re.MULTILINE))
+    assert len(registered) > 20
+    assert registered <= set(known.stdout.splitlines())

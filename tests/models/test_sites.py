@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from conftest import N_LAYERS, build_bridge
+from conftest import N_LAYERS, build_bridge, make_editor
 
+import sea_lens
 from sea_lens.errors import InputError, ModelMismatchError
 from sea_lens.models.sites import NAMES, Site, check_layers, named_layers
 
@@ -63,6 +64,15 @@ def test_a_site_that_is_not_there_is_refused_with_those_that_are(llama):
     ):
         with pytest.raises(InputError):
             wrong()
+
+
+def test_a_number_per_pair_of_tokens_is_no_activation(llama):
+    two = build_bridge("llama", num_attention_heads=2, num_key_value_heads=2, head_dim=16)  # as many heads as tokens
+    for model, name in ((llama, "attn.hook_pattern"), (two, "attn.hook_attn_scores")):
+        with pytest.raises(ModelMismatchError, match="an activation per token is needed"):
+            Site(0, name).width(model)
+    with pytest.raises(InputError, match="a number per pair of tokens"):
+        sea_lens.Editor({"blocks.0.attn.hook_pattern": make_editor()[0]})
 
 
 def test_sites_sort_as_a_pass_comes_to_them():
