@@ -16,6 +16,7 @@ import pandas as pd
 
 from sea_lens.arguments import as_folder
 from sea_lens.cache import write_text
+from sea_lens.cells import cell_text, p_text, to_latex, to_markdown
 from sea_lens.errors import FileFormatError
 
 R = TypeVar("R", bound="Result")
@@ -202,36 +203,6 @@ def readable(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
             found = [cell.replace("_", " ") for cell in found]
         cells[str(name).replace("_", " ").replace("p value", "p")] = found
     return pd.DataFrame(cells)
-
-
-def p_text(value: object, digits: int = 3) -> str:
-    """A p-value as text; below 0.001 only that it is, because the least possible value depends on the resamples."""
-    return "<0.001" if isinstance(value, float) and value < 0.001 else cell_text(value, digits)
-
-
-def cell_text(value: object, digits: int = 3) -> str:
-    """One cell as text: numbers rounded, missing values empty."""
-    if value is None or value is pd.NA:
-        return ""
-    if isinstance(value, float):
-        return "" if pd.isna(value) else f"{value:.{digits}g}"
-    if isinstance(value, tuple):
-        return ", ".join(cell_text(part, digits) for part in value)
-    return str(value)
-
-
-def to_markdown(frame: pd.DataFrame) -> str:
-    """Cells of text, from `readable`, as a GitHub-flavoured table; pandas' own does not escape `|` and line breaks."""
-    rows = [list(frame.columns), ["---"] * len(frame.columns), *frame.values.tolist()]
-    cells = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in rows]
-    return "".join("| " + " | ".join(row) + " |\n" for row in cells)
-
-
-def to_latex(frame: pd.DataFrame) -> str:
-    """Cells of text, from `readable`, as a LaTeX `tabular` with booktabs rules."""
-    columns = "l" + "r" * (len(frame.columns) - 1)
-    # Outside of formulas, LaTeX's old fonts have another sign in the place of <.
-    return str(frame.to_latex(index=False, escape=True, column_format=columns)).replace("& <", "& $<$")
 
 
 def folder_names(names: Iterable[str]) -> dict[str, str]:

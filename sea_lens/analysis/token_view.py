@@ -17,6 +17,7 @@ from sea_lens.analysis.next_tokens import compared, lens_logits
 from sea_lens.analysis.token_html import view_html, whole_page
 from sea_lens.arguments import as_folder, check_arguments
 from sea_lens.cache import write_text
+from sea_lens.cells import cell_text
 from sea_lens.data.chat import Message, chat_text
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import HookNeverFiredError, InputError
@@ -28,7 +29,7 @@ from sea_lens.models.passes import telling
 from sea_lens.models.points import hooked
 from sea_lens.models.sites import Site, named_sites
 from sea_lens.models.tokens import PaddedTokens, TokenizedAnswer, check_context_length
-from sea_lens.results import Result, cell_text, readable, screen
+from sea_lens.results import Result, readable, screen
 
 Lens = Literal["next", "answer", "all", "none"]
 """Which positions are read through the layers: the prompt's last, that and all after it, every one, or none."""

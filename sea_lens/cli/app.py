@@ -13,12 +13,16 @@ from runpy import run_path
 from typing import Annotated, Any, Optional
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
+from sea_lens.cli.examples import EXAMPLES
 from sea_lens.cli.options import Part, spread
+from sea_lens.cli.output import as_json
 from sea_lens.errors import InputError
 
 SECTIONS = ("Start", "Data and fitting", "Using", "Looking", "Evaluating")
+TALKS = ("chat", "page")
+"""Commands that talk with a user and have no result."""
 SETTINGS: Any = {"help_option_names": ["-h", "--help"]}
 
 
@@ -97,8 +101,40 @@ def word_of(name: str) -> str:
 def built(function: Callable[..., None], name: str, about: str | None = None) -> Any:
     """What typer runs for one function; `about` is its help, for None its docstring."""
     single = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    single.command(name, help=about, context_settings=SETTINGS)(function)
+    shown = function if name in TALKS else as_json(function)
+    single.command(name, cls=Grouped, help=about, context_settings=SETTINGS)(shown)
     return typer.main.get_command(single)
+
+
+class Grouped(TyperCommand):
+    """A command whose help lists its options in groups, those of the command itself first, and ends with examples."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Arguments, and each group of options under its name."""
+        groups: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        for one in self.get_params(ctx):
+            told = one.get_help_record(ctx)
+            panel = getattr(one, "rich_help_panel", None) or "Options"
+            if told is not None:
+                groups.setdefault("Arguments" if one.param_type_name == "argument" else panel, []).append(told)
+        last = ("Output", "Options") if len(groups["Options"]) == 1 else ("Output",)  # --help alone
+        for name, told in sorted(groups.items(), key=lambda item: item[0] in last):
+            if told:
+                with formatter.section(name):
+                    formatter.write_dl(told)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Commands to copy."""
+        write_examples(ctx.command_path, formatter)
+
+
+def write_examples(path: str, formatter: Any) -> None:
+    """The examples of a command, as they are."""
+    given = EXAMPLES.get(path.partition(" ")[2], ())
+    if given:
+        with formatter.section("Examples"):
+            for line in given:
+                formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
 
 
 class Entries(TyperGroup):
@@ -118,9 +154,14 @@ class Entries(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Puts the default command before words that name none."""
         wants_help = any(word in ("-h", "--help") for word in args[:1])
-        if self.default is not None and not wants_help and (not args or args[0] not in self.listed):
+        completes = ctx.resilient_parsing  # then a word that is not there yet is no default
+        if self.default is not None and not wants_help and not completes and (not args or args[0] not in self.listed):
             args = [self.default if isinstance(self.default, str) else self.default(args), *args]
         return super().parse_args(ctx, args)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Commands to copy."""
+        write_examples(ctx.command_path, formatter)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """The names with their whole summaries, by section."""
@@ -139,11 +180,12 @@ def _summary(function: Callable[..., Any]) -> str:
 
 
 def _group(name: str, about: str, cls: type[TyperGroup], start: Callable[..., None] | None = None) -> Any:
+    """A group; the one with a start is the whole command line, and completes words at the tabulator key."""
     group = typer.Typer(
         cls=cls,
         name=name,
         help=about,
-        add_completion=False,
+        add_completion=start is not None,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         no_args_is_help=False,
@@ -151,7 +193,11 @@ def _group(name: str, about: str, cls: type[TyperGroup], start: Callable[..., No
         context_settings=SETTINGS,
     )
     group.callback()(start if start is not None else lambda: None)
-    return typer.main.get_command(group)
+    made = typer.main.get_command(group)
+    for one in made.params:
+        if one.name == "show_completion":
+            one.hidden = True  # --install-completion is what people need
+    return made
 
 
 def _version(asked: bool) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from textwrap import wrap
 from typing import Annotated, Any, Optional
 
 import pandas as pd
@@ -19,7 +18,8 @@ from sea_lens.cli.benchmark_data import DATA, Chosen, files_of, read_all, read_d
 from sea_lens.cli.fitting_facts import of_demonstrations
 from sea_lens.cli.inputs import Reading, columns_in, is_embedded, load, named, read_questions, reading_of
 from sea_lens.cli.options import Of, Options, spread
-from sea_lens.cli.output import UNFINISHED, console, draw, finish, say, show
+from sea_lens.cli.output import UNFINISHED, conclude, draw, finish, record, say, show
+from sea_lens.cli.verdicts import of_each, of_evaluation
 from sea_lens.data.questions import Questions
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
@@ -74,14 +74,15 @@ def write_evaluation(result: Evaluation, out: Path, files: Sequence[Path] = ()) 
     """Shows a result on the screen and writes its folder: JSON, CSV and a picture. `files` are there already."""
     confidence = result.provenance["options"]["confidence"]  # type: ignore[index, call-overload]
     narrow = result.table.drop(columns=[name for name in result.table if "stderr" in str(name) or name == "interval"])
+    conclude(of_evaluation(result))
     show(narrow, f"{result.benchmark}, {confidence:.0%} intervals")
     if result.damage is not None:
         show(result.damage.table, "Damage: perplexity, and KL in nats per token")
     if len(result.examples):
         show(result.examples, "Answers", lines=True)
-    for finding in result.findings:
-        say("\n".join(wrap(finding, console.width)))
+    conclude(*result.findings)
     written = result.save(out)
+    record(result)
     draw(out, {"evaluation": plotting.plot_evaluation(result)})
     finish(out, [*written, out / "evaluation.png", *files])
 
@@ -133,6 +134,7 @@ def _compare_editors(
     fitted = {name: Editor.from_pretrained(folder) for name, folder in named(editors, "editors").items()}
     bridge = load(model, loading, files_of(benchmarks))
     result = compare_editors(bridge, measured, fitted, control=run.control, damage=run.damage, folder=out / UNFINISHED)
+    conclude(*of_each(result))
     _show_scores(result, run.confidence)
     _show_costs(result.table, "slowdown", "bytes", "rank", "layers")
     _write(result, plotting.plot_comparison(result), out)
@@ -178,13 +180,15 @@ def _compare_all_methods(
         **longest,
         **comparing,
     )
+    conclude(
+        f"better than chance and than every control: {', '.join(result.more_than_chance) or 'none'}",
+        f"of these, not bettered at their damage: {', '.join(result.front) or 'none'}",
+    )
     cells = pd.DataFrame(score_cells(result.comparison.table, SCORED, result.metric), index=result.table.index)
     show(cells, f"{result.metric.replace('_', ' ')} on {len(scored)} held-out questions, 95% intervals")
     _show_costs(result.table, "fit_seconds", "bytes", "tried", "setting")
     for name, why in result.left_out.items():
         say(f"{name} did not run: {why}")
-    say(f"better than chance, random editors and shuffled refits: {', '.join(result.more_than_chance) or 'none'}")
-    say(f"of these, not bettered at their damage: {', '.join(result.front) or 'none'}")
     for name, editor in result.editors.items():
         editor.save_pretrained(out / "editors" / name)
     _write(result, plotting.plot_methods(result), out)
@@ -237,6 +241,7 @@ def transfer(entry: MethodEntry) -> Callable[..., None]:
         }
         beside: Options = {"control": run.control, "damage": run.damage}
         result = transfer_editors(bridge, measured, collected, method=method, **beside, folder=out / UNFINISHED)
+        conclude(*of_each(result))
         _show_scores(result, run.confidence)
         _show_costs(result.table)
         _write(result, plotting.plot_transfer(result), out)
@@ -316,6 +321,7 @@ def _write(
 ) -> None:
     """Writes a result's files, its table as Markdown and LaTeX and its picture."""
     written = result.save(out)
+    record(result)
     name = written[0].stem
     for ending, text in {"md": result.to_markdown(), "tex": result.to_latex()}.items():
         write_text(out / f"{name}.{ending}", text)

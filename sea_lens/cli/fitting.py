@@ -15,7 +15,8 @@ from sea_lens.cli.app import command, command_of_each, word_of
 from sea_lens.cli.fitting_facts import edits_facts, fit_of_facts, of_demonstrations
 from sea_lens.cli.inputs import Reading, columns_in, load, read_questions, reading_of
 from sea_lens.cli.options import HELP, SHARED, Of, Options, spread
-from sea_lens.cli.output import draw, say, show, write
+from sea_lens.cli.output import conclude, draw, record, say, show, write
+from sea_lens.cli.verdicts import of_tuning
 from sea_lens.data.questions import Questions
 from sea_lens.errors import InputError
 from sea_lens.methods.budget import sites_to_collect
@@ -131,7 +132,7 @@ def fit(entry: MethodEntry) -> Callable[..., None]:
             else:
                 editor = method.fit(reading.collect(bridge, data, where, None, layers, needs_neutral))
         editor.save_pretrained(out)
-        say(f"{editor!r}\nsaved in {out}")
+        say(f"{editor!r}\nsaved in {out}", indent=4)
 
     return spread(fit_method, settings=Of(entry.cls))
 
@@ -168,6 +169,7 @@ def tune(entry: MethodEntry) -> Callable[..., None]:
         asked = reading.prompted(asked, bridge)
         activations = reading.collect(bridge, data, collecting, out / "activations")
         result = tune_methods(bridge, activations, asked, methods=chosen, folder=out, **tuning)
+        conclude(of_tuning(result))
         best = result.table.head(8)
         intervals = [
             f"{100 * low:.1f} to {100 * high:.1f}" for low, high in zip(best["low"], best["high"], strict=True)
@@ -196,6 +198,7 @@ def tune(entry: MethodEntry) -> Callable[..., None]:
             say(f"{result.best!r}\n")
         if questions is None:
             say("Chosen by the demonstrations of the fit. Measure it on others before you believe the score.")
+        record(result)
         write(out, {"settings": plot_tuning(result)}, tables=tables)
         if result.damage is None:
             raise InputError(f"No editor is saved: {result.why_none}")
@@ -212,7 +215,7 @@ def convert(
     if layers != "all":
         editor = editor.at_layers(named_layers(layers, editor.n_layers))
     editor.save_pretrained(out)
-    say(f"{editor!r}\nsaved in {out}")
+    say(f"{editor!r}\nsaved in {out}", indent=4)
 
 
 def _to_choose_by(path: Path, reading: Reading) -> Questions:

@@ -25,7 +25,7 @@ def inspect(editor: str) -> None:
     facts |= {} if fitted.card.form is None else {"prompts": str(fitted.card.form)}
     for name, value in facts.items():
         text = ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else str(value)
-        say(f"{name:<18} {harmless(text)}")
+        say(f"{name:<18} {harmless(text)}", indent=19)
     rows = []
     for site, edit in fitted.edits.items():
         found = fitted.card.reports.get(site, FitReport(edit.rank))

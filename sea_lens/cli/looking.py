@@ -18,7 +18,8 @@ from sea_lens.analysis.tokens import read_directions
 from sea_lens.cli.app import command
 from sea_lens.cli.inputs import Asking, Reading, load
 from sea_lens.cli.options import Of, Options
-from sea_lens.cli.output import UNFINISHED, say, show, write
+from sea_lens.cli.output import UNFINISHED, conclude, say, show, write
+from sea_lens.cli.verdicts import of_ablation, of_effects, of_probes
 from sea_lens.data.texts import read_texts
 from sea_lens.editing.editor import Editor
 from sea_lens.evaluation.massive import intervene_on_massive
@@ -46,11 +47,12 @@ def effects(
     fitted, bridge = Editor.from_pretrained(editor), load(model, loading, [questions])
     asked = asking.as_fitted(fitted).questions(questions, bridge)
     result = measure_effects(bridge, asked, fitted, folder=out / UNFINISHED, **options)
+    conclude(of_effects(result))
     show(result.table, f"Effects on {result.n} questions, {result.confidence:.0%} intervals of the change")
     for name, row in result.flips.iterrows():
         say(f"{name}: {row['gained']} questions gained, {row['lost']} lost")
     if result.damage is not None:
-        say(f"Damage: {result.damage.summary}")
+        conclude(f"Damage: {result.damage.summary}")
     write(out, {"effects": plotting.plot_effects(result)}, result)
 
 
@@ -74,9 +76,10 @@ def ablate(
     result = ablate_layers(bridge, asked, fitted, folder=folder, **options)
     named = f"{result.effect.replace('_', ' ')} on"
     title = f"{named} {result.n} questions, {result.confidence:.0%} intervals of the change"
+    conclude(of_ablation(result))
     show(result.table.drop(columns="layer").set_index("mode"), title)
     if result.damage is not None:
-        say(f"Damage of the whole edit: {result.damage.summary}")
+        conclude(f"Damage of the whole edit: {result.damage.summary}")
     results: list[Any] = [result]
     figures = {"ablation": plotting.plot_ablation(result)}
     if pairs:
@@ -117,6 +120,7 @@ def probe(
     fitted, bridge = Editor.from_pretrained(editor), load(model, loading, [demonstrations])
     plain, edited = _collected(bridge, fitted, demonstrations, reading, collecting, edited=True)
     probes = probe_activations(plain, edited, **probing)
+    conclude(of_probes(probes))
     show(probes.table[list(probes.shown)], f"Probes of {probes.n} demonstrations")
     figures = {
         "probes": plotting.plot_probes(probes),
@@ -211,7 +215,7 @@ def _collected(
     data = reading.prompted(reading.read(demonstrations), model)
     data = reading.answered(data, model, options["batch_size"], None)
     if fitted.card.demonstrations not in (None, data.fingerprint):
-        say("note: these are not the demonstrations (or not the neutral answers) that the editor was fitted on.")
+        conclude("note: these are not the demonstrations (or not the neutral answers) that the editor was fitted on.")
     options = {**options, "token": fitted.card.token, "site": sorted({site.name for site in fitted.sites})}
     plain = collect_activations(model, data, **options)
     return plain, collect_activations(model, data, editor=fitted, **options) if edited else None

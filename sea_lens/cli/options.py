@@ -33,6 +33,19 @@ STAYS_PLURAL = {"layers"}
 """One `--layers` is a set of layers, so it keeps its name where it may be repeated."""
 
 
+PANELS: Mapping[str, str] = {
+    "settings": "Settings of the method",
+    **dict.fromkeys(("reading", "asking", "talking", "rows"), "Data and prompts"),
+    **dict.fromkeys(("generation", "drawing", "directing", "reading_out"), "What is shown"),
+    **dict.fromkeys(("options", "run", "probing", "tuning", "comparing", "sizing"), "Measuring"),
+    **dict.fromkeys(("biasing", "studying", "fitting"), "Measuring"),
+    "benchmarks": "Benchmarks, at least one",
+    "collecting": "Activations",
+    "loading": "Model",
+}
+"""The group that the help lists a part's options in, by the part's name."""
+
+
 @runtime_checkable
 class Part(Protocol):
     """Several options that a command takes as one parameter."""
@@ -120,6 +133,8 @@ def spread(command: Callable[..., None], **parts: Part) -> Callable[..., None]:
         if part is None and isinstance(one.annotation, type) and is_dataclass(one.annotation):
             part = Of(one.annotation, builds=True)
         own = [_parameter(one, HELP.get(one.name, ""))] if part is None else part.options()
+        for parameter in own if part is not None else ():
+            get_args(parameter.annotation)[1].rich_help_panel = PANELS.get(one.name)
         for parameter in own:
             known = shown.setdefault(parameter.name, parameter)
             if known.default != parameter.default:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
+import json
+import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass, field, fields
+from functools import wraps
 from pathlib import Path
+from textwrap import wrap
+from typing import Annotated, Any
 
+import numpy as np
 import pandas as pd
 import typer
 from matplotlib.figure import Figure
@@ -26,9 +35,103 @@ def harmless(text: str, kept: str = "") -> str:
     return "".join(one if one.isprintable() or one in kept else one.encode("unicode_escape").decode() for one in text)
 
 
-def say(text: str) -> None:
-    """Prints lines."""
-    typer.echo(harmless(text, "\n"))
+@dataclass
+class Told:
+    """What a command under `--json` tells: kept until its end, and printed as one object.
+
+    Attributes:
+        lines: What else would say in words, the verdict first.
+        tables: What else would be drawn, as rows.
+        results: Results as they are saved, by their kind.
+        files: What was written, inside `folder`.
+        folder: Where.
+    """
+
+    lines: list[str] = field(default_factory=list)
+    tables: list[dict[str, Any]] = field(default_factory=list)
+    results: list[dict[str, Any]] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    folder: str | None = None
+
+
+_TOLD: ContextVar[Told | None] = ContextVar("told", default=None)
+
+
+def as_json(command: Callable[..., None]) -> Callable[..., None]:
+    """A command with an option `--json`: one JSON object on stdout in the place of lines and tables."""
+
+    @wraps(command)
+    def with_json(*, as_json: bool = False, **given: Any) -> None:
+        if not as_json:
+            command(**given)
+            return
+        told = Told()
+        token = _TOLD.set(told)
+        try:
+            command(**given)
+        finally:
+            _TOLD.reset(token)
+        typer.echo(json.dumps(_plain(asdict(told)), ensure_ascii=False, allow_nan=False))
+
+    signature, told = inspect.signature(command), "Print one JSON object to stdout, and nothing else there."
+    flag = Annotated[bool, typer.Option("--json", help=told, rich_help_panel="Output")]
+    added = inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=flag)
+    with_json.__signature__ = signature.replace(parameters=[*signature.parameters.values(), added])  # type: ignore[attr-defined]
+    with_json.__annotations__ = {**command.__annotations__, "as_json": flag}
+    return with_json
+
+
+def _plain(value: Any) -> Any:
+    """As JSON can have it: no NaN and no infinity."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_plain(part) for part in value]
+    value = value.item() if isinstance(value, np.generic) else value
+    if value is None or value is pd.NA or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    return value if isinstance(value, bool | int | float | str) else str(value)
+
+
+def rows_of(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """A table's rows in full precision, with its index where that has names."""
+    named = any(name is not None for name in table.index.names)
+    frame = table.reset_index() if named else table
+    return [dict(zip(map(str, frame), row, strict=True)) for row in frame.itertuples(index=False, name=None)]
+
+
+def record(*results: Result) -> None:
+    """Keeps results for `--json`, whole."""
+    told = _TOLD.get()
+    for result in results if told is not None else ():
+        plain = {one.name: getattr(result, one.name) for one in fields(result)}  # type: ignore[arg-type]
+        kept = {name: value for name, value in plain.items() if isinstance(value, bool | int | float | str)}
+        told.results.append({"kind": type(result).__name__, **kept, "table": rows_of(result.table)})  # type: ignore[union-attr]
+
+
+def say(text: str, indent: int | None = None) -> None:
+    """Prints lines.
+
+    Args:
+        text: Lines.
+        indent: What a line that is wider than the screen goes on with, in spaces; None leaves it to the terminal.
+    """
+    told = _TOLD.get()
+    if told is not None:
+        told.lines += [line for line in text.split("\n") if line]
+        return
+    for line in harmless(text, "\n").split("\n"):
+        if indent is None or len(line) <= console.width:
+            typer.echo(line)
+            continue
+        for part in wrap(line, console.width, subsequent_indent=" " * indent, break_long_words=False):
+            typer.echo(part)
+
+
+def conclude(*sentences: str) -> None:
+    """Says what a result comes to: the first lines of a command."""
+    for sentence in sentences:
+        say(sentence, indent=0)
 
 
 def show(table: pd.DataFrame, title: str = "", lines: bool = False) -> None:
@@ -41,6 +144,10 @@ def show(table: pd.DataFrame, title: str = "", lines: bool = False) -> None:
         title: What stands above it.
         lines: Whether to draw lines between rows.
     """
+    told = _TOLD.get()
+    if told is not None:
+        told.tables.append({"title": title, "rows": rows_of(table)})
+        return
     frame = readable(table)
     cells = {str(name): [harmless(cell, "\n") for cell in frame[name]] for name in frame}
     # Each column's widest word and widest cell; beside a cell stand two spaces and a line.
@@ -82,6 +189,7 @@ def write(
         tables: Tables by name.
     """
     written = [path for result in results for path in result.save(out)]
+    record(*results)
     out.mkdir(parents=True, exist_ok=True)
     for name, table in (tables or {}).items():
         write_text(out / f"{name}.csv", table.to_csv())
@@ -100,5 +208,9 @@ def finish(out: Path, written: Sequence[Path]) -> None:
     """Clears away what a killed command would continue from, and says what was written."""
     shutil.rmtree(out / UNFINISHED, ignore_errors=True)
     names = [path.relative_to(out) for path in written]
+    told = _TOLD.get()
+    if told is not None:
+        told.folder, told.files = str(out), list(map(str, names))
+        return
     inside = dict.fromkeys(f"{name.parts[0]}/" for name in names if len(name.parts) > 1)
     say(f"{', '.join([*(str(name) for name in names if len(name.parts) == 1), *inside])} in {out}")

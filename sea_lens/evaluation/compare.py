@@ -15,6 +15,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from sea_lens.arguments import check_arguments
+from sea_lens.cells import cell_text
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import BrokenModelWarning, InputError
 from sea_lens.evaluation.benchmark import Benchmark
@@ -38,7 +39,7 @@ from sea_lens.models.bridge import Model, check_is_model
 from sea_lens.models.distributed import shows
 from sea_lens.models.layers import spans
 from sea_lens.models.tokens import token_ids
-from sea_lens.results import Result, cell_text
+from sea_lens.results import Result
 
 TIMED_PROMPTS = 8
 EditorSource = Editor | Callable[[], Editor]

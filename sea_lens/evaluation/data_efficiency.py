@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from sea_lens.arguments import check_arguments
 from sea_lens.cache import JSON, Store, digest, name_of, write_text
+from sea_lens.cells import to_latex, to_markdown
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import BrokenModelWarning, InputError, SeaLensWarning
 from sea_lens.evaluation.benchmark import Benchmark
@@ -30,7 +31,7 @@ from sea_lens.methods.sea.sea import SEA
 from sea_lens.models.activations import Activations, BySite
 from sea_lens.models.bridge import Model, check_is_model
 from sea_lens.models.distributed import from_first, shows
-from sea_lens.results import Result, to_latex, to_markdown
+from sea_lens.results import Result
 
 PUBLISHED = SEA()
 """The published method with its published settings."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from sea_lens.cache import JSON
+from sea_lens.cells import number_text
 from sea_lens.data.questions import Questions
 from sea_lens.editing.card import library_versions
 from sea_lens.editing.controls import control_editors
@@ -154,7 +155,7 @@ class Evaluation(Result):
             told = f"Controls: {len(self.controls)}"
             if "damage_kl" in self.controls:
                 costs = self.controls["damage_kl"]
-                least, most = (f"{end:.3g}" for end in (costs.min(), costs.max()))
+                least, most = map(number_text, (costs.min(), costs.max()))
                 told += f", KL {least if least == most else f'{least} to {most}'} nats per token"
                 broken = int(self.controls["is_broken"].sum())
                 if broken:

@@ -9,12 +9,13 @@ import pandas as pd
 import torch
 
 from sea_lens.arguments import check_arguments
+from sea_lens.cells import cell_text, p_text
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
 from sea_lens.evaluation.compare import Comparison
 from sea_lens.evaluation.evaluation import Evaluation
 from sea_lens.evaluation.side_by_side import UNEDITED, broken_of, findings_of, score_cells, with_interval
-from sea_lens.results import Result, cell_text, p_text
+from sea_lens.results import Result
 from sea_lens.statistics import holm, mean_intervals, sign_flip_p_values
 
 SCORED = "held out"

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from sea_lens.cells import cell_text, number_text, p_text
 from sea_lens.evaluation.evaluation import Evaluation
-from sea_lens.results import cell_text, p_text
 
 UNEDITED = "unedited"
 """The row of the unedited model."""
@@ -96,4 +96,4 @@ def score_cells(table: pd.DataFrame, benchmark: str, headline: str) -> dict[str,
 
 def with_interval(value: float, low: float, high: float, sign: str = "") -> str:
     """A number as text, with its interval if it has one."""
-    return f"{value:{sign}.3g}" + ("" if pd.isna(low) else f" [{cell_text(low)}, {cell_text(high)}]")
+    return number_text(value, sign=sign) + ("" if pd.isna(low) else f" [{cell_text(low)}, {cell_text(high)}]")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from sea_lens.arguments import check_arguments
+from sea_lens.cells import cell_text
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
 from sea_lens.evaluation.benchmark import Benchmark
@@ -19,7 +20,7 @@ from sea_lens.evaluation.evaluation import Evaluation, Run
 from sea_lens.evaluation.side_by_side import DAMAGE, UNEDITED, broken_of, comparison_table, findings_of, score_cells
 from sea_lens.models.activations import Activations
 from sea_lens.models.bridge import Model, check_is_model
-from sea_lens.results import Result, cell_text
+from sea_lens.results import Result
 
 
 @dataclass(frozen=True, eq=False, repr=False)

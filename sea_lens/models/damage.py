@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from sea_lens.arguments import check_arguments
+from sea_lens.cells import number_text
 from sea_lens.errors import BrokenModelWarning, HookNeverFiredError, InputError, SeaLensWarning
 from sea_lens.models.bridge import EditsModels, Model, check_is_model
 from sea_lens.models.damage_limits import DamageLimits
@@ -79,7 +80,7 @@ class Damage(Result):
         if not self.perplexity_ratio <= self.limits.perplexity_ratio:
             found.append(self._perplexities((self.table["edited"] / self.table["unedited"]).to_numpy().argmax()))
         if not self.kl <= self.limits.kl:
-            found.append(f"KL {self.kl:.3g} nats per token (limit {self.limits.kl:.3g})")
+            found.append(f"KL {number_text(self.kl)} nats per token (limit {self.limits.kl:.3g})")
         if not self.repetition <= self.limits.repetition:
             found.append(f"{self.repetition:.0%} more of its answers' token pairs are repeated")
         return found
@@ -98,8 +99,7 @@ class Damage(Result):
         """One line for a screen, broken or not."""
         if self.is_broken:
             return f"{self.finding} Its scores say little."
-        told = f"KL {self.kl:.3g} nats per token (limit {self.limits.kl:.3g})"
-        told += f", {self._perplexities(self.table['kl'].to_numpy().argmax())}"
+        told = f"KL {number_text(self.kl)} nats per token (limit {self.limits.kl:.3g}), {self._perplexities(self.table['kl'].to_numpy().argmax())}"
         unread = "; the tokenizer does not know the neutral sample, so give neutral_texts"
         return f"{told}{'' if NEUTRAL in self.table.index else unread}."
 

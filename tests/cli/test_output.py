@@ -14,7 +14,9 @@ def test_tables_cut_no_cell_and_break_no_word(monkeypatch, capsys, width):
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= width
     words = set(" ".join(out.replace("│", " ").replace("┃", " ").split()).split(" "))
-    told = "log probability difference refitted accuracy control KL another 0.123 -1.23e+03 [bold]long[/bold] several lines"
+    told = (
+        "log probability difference refitted accuracy control KL another 0.123 -1,230 [bold]long[/bold] several lines"
+    )
     assert set(told.split()) <= words
     assert out.count("All of it") == 1
 
