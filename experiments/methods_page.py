@@ -7,9 +7,9 @@ from pathlib import Path
 import pandas as pd
 
 import sea_lens.methods  # noqa: F401  # registers every method
+from sea_lens.cells import to_markdown
 from sea_lens.methods.budget import method_rows
 from sea_lens.methods.method import METHODS
-from sea_lens.cells import to_markdown
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 BEGINS, ENDS = "<!-- the table begins -->\n", "<!-- the table ends -->\n"

@@ -118,10 +118,10 @@ class Grouped(TyperCommand):
             if told is not None:
                 groups.setdefault("Arguments" if one.param_type_name == "argument" else panel, []).append(told)
         last = ("Output", "Options") if len(groups["Options"]) == 1 else ("Output",)  # --help alone
-        for name, told in sorted(groups.items(), key=lambda item: item[0] in last):
-            if told:
+        for name, rows in sorted(groups.items(), key=lambda item: item[0] in last):
+            if rows:
                 with formatter.section(name):
-                    formatter.write_dl(told)
+                    formatter.write_dl(rows)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Commands to copy."""
@@ -193,7 +193,7 @@ def _group(name: str, about: str, cls: type[TyperGroup], start: Callable[..., No
         context_settings=SETTINGS,
     )
     group.callback()(start if start is not None else lambda: None)
-    made = typer.main.get_command(group)
+    made: Any = typer.main.get_command(group)
     for one in made.params:
         if one.name == "show_completion":
             one.hidden = True  # --install-completion is what people need

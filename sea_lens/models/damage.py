@@ -99,7 +99,8 @@ class Damage(Result):
         """One line for a screen, broken or not."""
         if self.is_broken:
             return f"{self.finding} Its scores say little."
-        told = f"KL {number_text(self.kl)} nats per token (limit {self.limits.kl:.3g}), {self._perplexities(self.table['kl'].to_numpy().argmax())}"
+        pair = self._perplexities(self.table["kl"].to_numpy().argmax())
+        told = f"KL {number_text(self.kl)} nats per token (limit {self.limits.kl:.3g}), {pair}"
         unread = "; the tokenizer does not know the neutral sample, so give neutral_texts"
         return f"{told}{'' if NEUTRAL in self.table.index else unread}."
 
@@ -134,8 +135,7 @@ class DamageMeter:
         limits: Past these the model counts as broken.
 
     Example:
-        >>> meter = sl.DamageMeter.of(model, [question.prompt for question in questions])
-        >>> [meter.measure(editor.scaled(strength)).is_broken for strength in (0.5, 1.0, 4.0)]
+        >>> [sl.DamageMeter.of(model).measure(editor.scaled(strength)).is_broken for strength in (0.5, 1.0, 4.0)]
         [False, False, True]
     """
 
