@@ -24,7 +24,12 @@ LEVEL = 0.05
 
 
 def verdict(
-    name: str, before: float, after: float, row: pd.Series, scale: Scale | None = None, damage: Damage | None = None
+    name: str,
+    before: float,
+    after: float,
+    row: pd.Series[Any],
+    scale: Scale | None = None,
+    damage: Damage | None = None,
 ) -> str:
     """A sentence about one change.
 
@@ -70,7 +75,7 @@ def of_effects(result: Effects) -> str:
     """About whether the answer is right; where that was not measured, about the first effect."""
     names = [str(name) for name in result.table.index]
     name = next((one for one in ("top_token", "accuracy", *names) if one in names), names[0])
-    row = result.table.loc[name]
+    row: Any = result.table.loc[name]
     scale = Scale(best=-math.inf if EFFECTS[name].less_is_better else math.inf)
     return verdict(name.replace("_", " "), row["unedited"], row["edited"], row, scale, result.damage)
 
@@ -79,21 +84,22 @@ def of_ablation(result: Ablation) -> str:
     """About the whole edit, and the layer that does most by itself."""
     rows = result.table.set_index("mode")
     scale = Scale(best=-math.inf if EFFECTS[result.effect].less_is_better else math.inf)
-    before, whole = float(rows.loc["none", "value"]), rows.loc["all"]
+    whole: Any = rows.loc["all"]
+    before: Any = rows.at["none", "value"]
     told = verdict(
         f"{result.effect.replace('_', ' ')} of all layers", before, whole["value"], whole, scale, result.damage
     )
     alone = result.table[result.table["mode"] == "only"]
     if alone.empty:
         return told
-    best = alone.iloc[int(alone["change"].abs().to_numpy().argmax())]
+    best: Any = alone.iloc[int(alone["change"].abs().to_numpy().argmax())]
     return f"{told} By itself layer {best['layer']} changes most: {number_text(best['change'], sign='+')}."
 
 
 def of_probes(result: Probes) -> str:
     """About the site that is read best."""
     table = result.table
-    row = table.loc[table["accuracy"].idxmax()]
+    row: Any = table.iloc[int(table["accuracy"].to_numpy().argmax())]
     where = f"{table.index.name or 'layer'} {row.name}"
     ends = f"{row['accuracy']:.0%} [{100 * row['accuracy_low']:.0f}, {100 * row['accuracy_high']:.0f}]"
     chance = max(0.5, float(row.get("shuffled_high", 0.5)))
@@ -111,7 +117,8 @@ def of_probes(result: Probes) -> str:
 
 def of_evaluation(result: Evaluation) -> str:
     """About the headline."""
-    name, row = result.headline.replace("_", " "), result.table.loc[result.headline]
+    name = result.headline.replace("_", " ")
+    row: Any = result.table.loc[result.headline]
     if not result.is_edited:
         ends = f"[{number_text(row['low'])}, {number_text(row['high'])}]"
         return f"unedited: {name} {number_text(row['value'])} {ends} of {result.benchmark}."
@@ -130,7 +137,8 @@ def of_tuning(result: Tuning) -> str:
     """About the setting that is chosen."""
     if not result.n_allowed:
         return f"breaks the model: {result.why_none}"
-    row, unedited = result.table.iloc[0], result.unedited
+    row: Any = result.table.iloc[0]
+    unedited = result.unedited
     told = f"score {row['score']:.1%} [{100 * row['low']:.1f}, {100 * row['high']:.1f}] against {unedited} unedited"
     told += f", KL {number_text(row['kl'])}: {describe_setting(row)}"
     if not row["low"] > unedited.share:
