@@ -124,10 +124,11 @@ def gauge_html(damage: Damage) -> str:
     limit = damage.limits.kl
     share = min(1.0, damage.kl / (2 * limit)) if math.isfinite(damage.kl) else 1.0
     kind = "sl-broken" if damage.is_broken else "sl-sound"
+    told = escape(damage.summary).replace("-&gt;", "→")
     words = "breaks the model" if damage.is_broken else "does not break the model"
     return (
         f"<div class='sl-gauge {kind}' role=img aria-label='{escape(damage.summary)}'>"
-        f"<div class=sl-gauge-words><b>Damage: {words}.</b> {escape(damage.summary)}</div>"
+        f"<div class=sl-gauge-words><b>Damage: {words}.</b> {told}</div>"
         f"<div class=sl-track><span class=sl-fill style='width:{100 * share:.1f}%'></span><span class=sl-limit></span></div>"
         f"<div class=sl-scale><span>0</span><span>limit: KL {limit:g} nats per token</span><span>{2 * limit:g}+</span></div>"
         "</div>"

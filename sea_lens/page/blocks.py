@@ -126,6 +126,7 @@ def blocks_of(desk: Desk) -> Any:
             examples = gr.Dataset(
                 components=[prompt], samples=samples, label="Examples", layout="gallery", elem_id="sl-examples"
             )
+        shown = [_html(gr, "", name) for name in ("sl-answers", "sl-words")]
         with gr.Row(elem_id="sl-choices"):
             editor = gr.Dropdown(names, value=names[0], label="Editor", elem_id="sl-editor", filterable=False)
             where = gr.Dropdown(
@@ -149,7 +150,7 @@ def blocks_of(desk: Desk) -> Any:
             longest = gr.Slider(
                 1, MOST_NEW_TOKENS, value=desk.max_new_tokens, step=1, label="Answer tokens", elem_id="sl-longest"
             )
-        shown = [_html(gr, "", name) for name in ("sl-answers", "sl-words", "sl-tokens-view")]
+        shown.append(_html(gr, "", "sl-tokens-view"))
         settings = [editor, where, strength, start, stop, longest]
         outputs = [*shown, said, asked]
         how: dict[str, Any] = {"outputs": outputs, "show_progress": "hidden", "api_visibility": "private"}

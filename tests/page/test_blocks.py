@@ -1,0 +1,62 @@
+"""The page is built, and what its controls call gives what a user sees. Gradio is needed; a browser is not."""
+
+import pytest
+import torch
+
+import sea_lens as sl
+import sea_lens.page as pages
+from sea_lens.errors import InputError
+from sea_lens.page.desk import AS_FITTED
+
+pytest.importorskip("gradio", reason='Gradio is not here: pip install "sea-lens[page]"')
+
+PROMPT = "<anyone> Q Marek pet A"
+
+
+@pytest.fixture(scope="module")
+def page(organism):
+    edit = sl.AffineEdit.of_shift(40 * torch.randn(128, generator=torch.Generator().manual_seed(1)))
+    return pages.build(
+        organism[0],
+        {"shift": sl.Editor({1: edit})},
+        examples=[PROMPT],
+        neutral_texts=["<truthful> Q Bram job A clerk ."],
+    )
+
+
+def called(page, name):
+    """The function behind a control, by its name."""
+    return next(one.fn for one in page.fns.values() if getattr(getattr(one.fn, "func", one.fn), "__name__", "") == name)
+
+
+def test_it_listens_here_alone_and_tells_nobody(page):
+    assert page.analytics_enabled is False
+    assert page.launch.keywords["share"] is False
+    assert not page.launch.keywords["run_history"]
+    fonts = [*page.launch.keywords["theme"]._font, *page.launch.keywords["theme"]._font_mono]
+    assert not any("Google" in type(font).__name__ for font in fonts)
+    assert "http" not in page.launch.keywords["css"]
+    assert page.enable_queue
+    assert page._queue.max_size == 32
+
+
+def test_its_functions_give_answers_words_and_tokens(page):
+    *_, (answers, words, tokens, said, asked) = called(page, "answered")(
+        PROMPT, False, [], "shift", AS_FITTED, 1, 0, 3, 2
+    )
+    assert "Edited" in answers
+    assert "Damage: " in words
+    assert tokens.count("<label") >= 6
+    assert (said[0][0], asked) == (PROMPT, PROMPT)
+    *_, (answers, words, *_) = called(page, "answered_again")(PROMPT, False, said, "shift", AS_FITTED, 0, 0, 3, 2)
+    assert "Strength 0 is no edit" in words
+    (problem,) = called(page, "answered")(PROMPT, False, [], "shift", AS_FITTED, 1, 3, 0, 2)
+    assert "lies behind the last" in problem[1]
+    assert list(called(page, "answered_again")("", False, [], "shift", AS_FITTED, 1, 0, 3, 2)) == []
+
+
+def test_what_cannot_be_built_is_said(organism):
+    with pytest.raises(InputError, match="needs an editor for this model"):
+        pages.build(organism[0])
+    with pytest.raises(InputError, match="editors are a mapping"):
+        pages.build("organism", ["folder"])
