@@ -52,11 +52,15 @@ def _detach(worker: Any, key: str) -> dict[str, bool]:
     return detach_from_worker(worker, key)
 
 
-def _report(worker: Any) -> list[str]:
+def _report(worker: Any) -> dict[str, Any]:
+    """What a worker serves, and the sites that lie in it."""
     from sea_lens.serving.workers import install_served
 
     served = _served(worker.vllm_config)
-    return [] if served is None else install_served(worker, served["editor"], served["fingerprint"])
+    if served is None:
+        return {"fingerprint": None, "sites": []}
+    sites = install_served(worker, served["editor"], served["fingerprint"])
+    return {"fingerprint": served["fingerprint"], "sites": sites}
 
 
 def _load_model(wrapper: Any, **options: Any) -> Any:
@@ -64,7 +68,7 @@ def _load_model(wrapper: Any, **options: Any) -> Any:
     loaded = wrapper.worker.load_model(**options)
     served = _served(wrapper.worker.vllm_config)
     if served is not None:
-        sites = _report(wrapper.worker)
+        sites = _report(wrapper.worker)["sites"]
         logger.info(
             "sea_lens edits %s here, by %s (%s).",
             ", ".join(sites) or "no layer",
@@ -118,7 +122,13 @@ def _checked(initialize: Callable[..., Any]) -> Callable[..., Any]:
         done = initialize(executor, *given, **options)
         served = _served(executor.vllm_config)
         if served is not None:
-            found = {site for sites in executor.collective_rpc(REPORT) for site in sites}
+            reports = executor.collective_rpc(REPORT)
+            if any(report["fingerprint"] != served["fingerprint"] for report in reports):
+                raise InputError(
+                    f"A worker of this engine serves no editor, or another than {served['editor']}. Set {VARIABLE} alike on "
+                    "every node that is started by hand."
+                )
+            found = {site for report in reports for site in report["sites"]}
             missing = [site for site in served["sites"] if site not in found]
             if missing:
                 raise ModelMismatchError(

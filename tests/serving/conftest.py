@@ -26,7 +26,7 @@ QUIETLY = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-START, ANSWER = 420, 120  # seconds
+START, ANSWER = 900, 300  # seconds, on a busy machine
 LENGTH = 20
 PROMPTS = ["Once upon a time there was a little", "The dog was very", "Lily and Ben went to the park because", "One"]
 

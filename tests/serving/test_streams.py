@@ -13,10 +13,10 @@ import sea_lens as sl
 from sea_lens.editing.conditions import WhenAligned
 from sea_lens.editing.sparing import NotMassive
 from sea_lens.editing.where import Both, From, GeneratedOnly, PromptOnly, Slice
-from sea_lens.errors import InputError, ModelMismatchError
+from sea_lens.errors import FileFormatError, InputError, ModelMismatchError
 from sea_lens.models.passes import tracked
 from sea_lens.models.sites import Site
-from sea_lens.serving import attach
+from sea_lens.serving import attach, plugin
 from sea_lens.serving.installing import check_engine, install
 from sea_lens.serving.requests import needs_prompts
 from sea_lens.serving.streams import by_token, hook_input, hook_output
@@ -268,3 +268,58 @@ def test_what_cannot_be_served_is_refused(plain):
     del worker.model_runner.input_batch
     with pytest.raises(ModelMismatchError, match="Runner is not known to sea_lens"):
         install(worker, editor.at_positions("prompt"))
+
+
+def test_the_plugin_installs_in_each_worker_and_stops_an_engine_that_is_edited_in_part(plain, tmp_path):
+    """With the functions that the plugin puts into vLLM's classes, and workers as above."""
+    editor = make_editor().at_positions("prompt")
+    editor.save_pretrained(tmp_path)
+    served = {"editor": str(tmp_path), "fingerprint": editor.fingerprint, "sites": [str(site) for site in editor.sites]}
+    workers = [worker_of(plain), worker_of(plain)]
+    for worker in workers:
+        worker.vllm_config.additional_config = {plugin.KEY: served}
+        worker.load_model = lambda **options: None
+        before = worker.model_runner.run()
+        plugin._load_model(SimpleNamespace(worker=worker))
+        assert not torch.equal(worker.model_runner.run(), before)
+    executor = SimpleNamespace(
+        vllm_config=workers[0].vllm_config, collective_rpc=lambda name: [plugin._report(worker) for worker in workers]
+    )
+    start = plugin._checked(lambda executor, configs: "started")
+    assert start(executor, []) == "started"
+    workers[1].vllm_config.additional_config = {}
+    with pytest.raises(InputError, match="Set SEA_LENS_EDITOR alike on every node"):
+        start(executor, [])
+    workers[1].vllm_config.additional_config = {plugin.KEY: served}
+    served["sites"].append("blocks.7.hook_resid_post")
+    with pytest.raises(ModelMismatchError, match=r"No worker of this engine has blocks\.7"):
+        start(executor, [])
+
+
+def test_an_engine_is_configured_for_its_editor(plain, tmp_path, monkeypatch):
+    monkeypatch.setenv(plugin.VARIABLE, str(tmp_path))
+    cases = [
+        (make_editor(), {"enforce_eager": True}),
+        (make_editor().at_positions(1), {"enforce_eager": True}),
+        (make_editor().at_positions("generated"), {"enforce_eager": True, "enable_prefix_caching": False}),
+        (
+            make_editor(layers=(1,)).when(WhenAligned(0, torch.ones(32), threshold=0.0)),
+            {"enforce_eager": True, "enable_prefix_caching": False, "enable_chunked_prefill": False},
+        ),
+    ]
+    create = plugin._configured(lambda args: config_of(plain))
+    for editor, wanted in cases:
+        editor.save_pretrained(tmp_path)
+        args = SimpleNamespace(
+            enforce_eager=False, enable_prefix_caching=None, enable_chunked_prefill=None, additional_config={"mine": 1}
+        )
+        create(args)
+        told = args.additional_config.pop(plugin.KEY)
+        assert told["fingerprint"] == editor.fingerprint
+        changed = {name: value for name, value in vars(args).items() if value not in (None, {"mine": 1})}
+        assert changed == wanted
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FileFormatError):
+        create(args)
+    monkeypatch.delenv(plugin.VARIABLE)
+    assert create(args).model_config.model == "tiny-llama"
