@@ -26,5 +26,6 @@ def export(
     fitted = Editor.from_pretrained(editor).scaled(strength)
     fitted = fitted.at_positions("all") if all_tokens else fitted
     export_control_vector(fitted, file)
-    layers = ", ".join(map(str, control_vectors(fitted)))
-    say(f"{file} edits layers {layers}. Use it as in: llama-server -m model.gguf --control-vector {file}")
+    layers = list(control_vectors(fitted))
+    where = f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
+    say(f"{file} edits {where}. Use it as in: llama-server -m model.gguf --control-vector {file}")
