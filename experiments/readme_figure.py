@@ -1,6 +1,6 @@
 """The README's figure, from the tables of two studies: `python -m experiments.readme_figure`.
 
-`experiments/results/real_models/methods.csv` comes from `experiments.real_models`, `experiments/results/which_method.csv` from
+`experiments/results/real_models/methods.csv` comes from `experiments.real_models`, and `which_method.csv` beside it from
 `experiments.which_method`.
 """
 
