@@ -15,6 +15,7 @@ from sea_lens.plotting.features import plot_features
 from sea_lens.plotting.knowledge import plot_edits
 from sea_lens.plotting.massive import plot_implicit_bias, plot_interventions, plot_massive_tokens
 from sea_lens.plotting.methods import plot_methods
+from sea_lens.plotting.style import styled
 from sea_lens.plotting.tokens import plot_tokens
 
 __all__ = [
@@ -41,4 +42,5 @@ __all__ = [
     "plot_tokens",
     "plot_transfer",
     "plot_tuning",
+    "styled",
 ]

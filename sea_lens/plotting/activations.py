@@ -85,7 +85,7 @@ def plot_activations(
             f"perplexity must be above 0 and below the number of points, {n_points}; {perplexity} was given. Lower it, or "
             'use method="pca".'
         )
-    figure, drawn = panels(figure, len(chosen), 3.1, 3.0)
+    figure, drawn = panels(figure, len(chosen), 2.6, 2.7)
     for axes, layer in zip(drawn, chosen, strict=True):
         sets = [activations[role][layer].double().cpu().numpy() for role in roles]
         others = [] if moved is None else [moved[layer].double().cpu().numpy()]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure, SubFigure
@@ -24,6 +25,7 @@ from sea_lens.plotting.style import (
     canvas,
     heat_map,
     in_words,
+    is_cut,
     legend_below,
     one_panel,
     page,
@@ -170,7 +172,8 @@ def plot_interactions(interactions: Interactions, *, axes: Axes | None = None) -
 def plot_effects(effects: Effects, *, figure: Figure | SubFigure | None = None) -> Figure:
     """A small panel per effect: its mean unedited and edited, the change with its interval, and that of the controls.
 
-    Intervals are of the change, drawn around the edited mean and cut where an effect cannot be, such as an accuracy above 1.
+    Intervals are of the change, drawn around the edited mean and cut where an effect cannot be, such as an accuracy above 1;
+    the title says so. Effects whose numbers are all the same, as several are of answers of one token, share a panel.
 
     Args:
         effects: From `measure_effects`.
@@ -184,9 +187,12 @@ def plot_effects(effects: Effects, *, figure: Figure | SubFigure | None = None) 
     """
     check_arguments(plot_effects, locals())
     table = effects.table
-    figure, drawn = panels(figure, len(table), 2.4, 2.2)
+    shared = _alike(table)
+    figure, drawn = panels(figure, len(shared), 2.4, 2.2)
     kinds = ["edited", "controls"][: 1 + bool(effects.n_controls)]
-    for axes, (name, row) in zip(drawn, table.iterrows(), strict=True):
+    cut = False
+    for axes, (name, also) in zip(drawn, shared.items(), strict=True):
+        row = table.loc[name]
         plain, limits = float(row["unedited"]), RANGES.get(str(name), (-np.inf, np.inf))
         axes.axhline(plain, color=INK, linestyle=":", linewidth=1, label="unedited")
         marks = [(row["edited"], row["low"], row["high"], PROMOTED, "o", "edited")]
@@ -196,15 +202,27 @@ def plot_effects(effects: Effects, *, figure: Figure | SubFigure | None = None) 
             marks.append((*controls, GREY, "s", label))
         for place, (middle, low, high, color, marker, label) in enumerate(marks):
             ends = reach([middle], [plain + low], [plain + high], *limits)
+            cut |= is_cut([plain + low], [plain + high], *limits)
             axes.errorbar([place], [middle], yerr=ends, color=color, fmt=marker, capsize=3, label=label)
         axes.set_xlim(-0.7, len(kinds) - 0.3)
         axes.set_xticks(range(len(kinds)), kinds)
-        axes.set_title(in_words(name), fontsize=9)
+        axes.set_title("\n= ".join(map(in_words, (name, *also))), fontsize=9)
     tidy(*drawn)
     legend_below(figure, drawn[:1])
-    title = f"Means over {effects.n} questions; {effects.confidence:.0%} intervals of the change{_cost(effects.damage)}"
+    intervals = f"{effects.confidence:.0%} intervals of the change{', cut where the scale ends' if cut else ''}"
+    title = f"Means over {effects.n} questions; {intervals}{_cost(effects.damage)}"
     figure.suptitle(title, fontsize=10)
     return page(figure)
+
+
+def _alike(table: pd.DataFrame) -> dict[str, list[str]]:
+    """The first effect of each kind, with those whose numbers are all the same."""
+    found: dict[str, list[str]] = {}
+    for name, row in table.iterrows():
+        numbers = row.to_numpy(dtype=float)
+        same = [one for one in found if np.allclose(table.loc[one].to_numpy(dtype=float), numbers, equal_nan=True)]
+        found.setdefault(same[0], []).append(str(name)) if same else found.update({str(name): []})
+    return found
 
 
 def plot_probes(probes: Probes, *, figure: Figure | SubFigure | None = None) -> Figure:
@@ -222,7 +240,7 @@ def plot_probes(probes: Probes, *, figure: Figure | SubFigure | None = None) -> 
     """
     check_arguments(plot_probes, locals())
     table = probes.table
-    figure = canvas(figure, 12.0, 3.9)
+    figure = canvas(figure, 9.9, 3.6)
     drawn = accuracy, margin, neutral = figure.subplots(1, 3)
     if "shuffled_accuracy" in table:
         # One layer alone gets a band of some width.

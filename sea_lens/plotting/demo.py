@@ -22,7 +22,7 @@ def plot_organism(result: OrganismResult, *, figure: Figure | SubFigure | None =
         >>> figure = sl.plotting.plot_organism(demo.run(model, world))  # doctest: +SKIP
     """
     check_arguments(plot_organism, locals())
-    figure = canvas(figure, 13.0, 3.8)
+    figure = canvas(figure, 10.8, 3.5)
     bars, gains, layers = figure.subplots(1, 3)
     table = result.table
     ends = reach(table["truthful"], table["low"], table["high"])

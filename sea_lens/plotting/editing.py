@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
 from sea_lens.analysis.subspaces import Spectra
 from sea_lens.analysis.tokens import Directions
@@ -202,6 +202,7 @@ def plot_spectra(spectra: Spectra, *, figure: Figure | SubFigure | None = None) 
             place, shift = (rank, float(kept["explained"].iloc[0])), -10 if side == "positive" else 4
             axes.annotate(str(rank), place, fontsize=8, color=color, xytext=(5, shift), textcoords="offset points")
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.set_title(f"layer {layer}", fontsize=9)
     tidy(*drawn)
     drawn[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -292,7 +293,7 @@ def plot_directions(directions: Directions, *, most: int = 12, axes: Axes | None
         for row in table.to_dict("records")
     ]
     longest = [max(10, *(len(row[column]) for row in words)) for column in (2, 3)]
-    widths = [1.0, 0.9, *(0.1 * length for length in longest)]
+    widths = [1.0, 0.6, *(0.075 * length for length in longest)]
     axes = one_panel(axes, sum(widths) + 0.6, 0.9 + 0.3 * len(words))
     axes.set_axis_off()
     drawn = axes.table(

@@ -29,6 +29,7 @@ from sea_lens.plotting.style import (
     canvas,
     heat_map,
     in_words,
+    is_cut,
     legend_below,
     one_panel,
     page,
@@ -76,7 +77,7 @@ def plot_evaluation(
     drawn = list(figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights).flat)
     for axes, group in zip(drawn, groups, strict=False):
         _draw_metrics(axes, group, evaluation)
-    drawn[0].set_title(evaluation.benchmark, fontsize=10)
+    drawn[0].set_title(f"{evaluation.benchmark}, n = {int(evaluation.table['n'].max()):,}", fontsize=10)
     if evaluation.damage is not None:
         _say(figure, evaluation.damage.summary, evaluation.is_broken)
     if len(categories):
@@ -114,6 +115,8 @@ def _draw_metrics(axes: Axes, table: pd.DataFrame, evaluation: Evaluation) -> No
     limits = [scale.low for scale in scales], [scale.high for scale in scales]
     ends = reach(score, table["low"] + shift, table["high"] + shift, *limits)
     label = "edited, with the interval of its change" if edited else "score, with its interval"
+    if is_cut(table["low"] + shift, table["high"] + shift, *limits):
+        label += ", cut at the scale's end"
     axes.errorbar(score, places, xerr=ends, fmt="D", color=PROMOTED, ecolor=INK, capsize=3, elinewidth=1, label=label)
     axes.set_yticks(places, [in_words(name) for name in table.index])
     axes.set_ylim(len(table) - 0.4, -0.6)
@@ -156,6 +159,7 @@ def _draw_categories(axes: Axes, table: pd.DataFrame, metric: str, evaluation: E
     _grid(axes)
 
 
+SHAPES = {"unedited": "D", "better": "^", "worse": "v", "neither": "o"}
 COLORS = {"unedited": GREY, "better": PROMOTED, "worse": SUPPRESSED, "neither": INK}
 
 
@@ -208,7 +212,9 @@ def plot_comparison(comparison: Comparison, *, figure: Figure | SubFigure | None
             of_kind = kinds == kind
             if of_kind.any():
                 label = kind if kind == "unedited" else f"{kind} than unedited" if kind != "neither" else kind
-                axes.scatter(scores[of_kind], places[of_kind], color=color, marker="D", s=38, zorder=3, label=label)
+                axes.scatter(
+                    scores[of_kind], places[of_kind], color=color, marker=SHAPES[kind], s=42, zorder=3, label=label
+                )
         for place, editor in enumerate(table.index):
             controls = comparison.evaluations[str(editor)][name].controls
             if headline in controls:

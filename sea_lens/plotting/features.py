@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
@@ -37,8 +39,9 @@ def plot_features(found: Features, *, most: int = 20, figure: Figure | SubFigure
     panels[0].set_ylabel("feature")
     panels[0].set_xlabel("code added (or set)")
     if fitted:
-        for side, offset, color in (("positive", 0.19, PROMOTED), ("negative", -0.19, SUPPRESSED)):
-            panels[1].barh(rows + offset, table[side], 0.36, color=color, label=side)
+        for side, offset, color, hatch in (("positive", 0.19, PROMOTED, ""), ("negative", -0.19, SUPPRESSED, "////")):
+            look: dict[str, Any] = {"color": color, "hatch": hatch, "edgecolor": "white", "linewidth": 0}
+            panels[1].barh(rows + offset, table[side], 0.36, label=side, **look)
         panels[1].set_xlim(0, 1)
         panels[1].set_xlabel("share of activations in which it is active")
         panels[1].legend(fontsize=8, frameon=False)

@@ -42,6 +42,7 @@ def plot_methods(comparison: MethodComparison, *, axes: Axes | None = None) -> F
     axes = one_panel(axes, 6.0, 3.6)
     draw_methods(axes, comparison.table.iloc[1:], comparison.more_than_chance, comparison.front)
     axes.set_ylabel(f"change of {in_words(comparison.metric)}", fontsize=8)
+    axes.set_title(f"n = {int(comparison.unedited.table['n'].max()):,} held-out questions; gray: chance", fontsize=9)
     return page(axes)
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
+from pathlib import Path
+from typing import Any
 
+import matplotlib
 import numpy as np
 from jaxtyping import Float
+from matplotlib import style as sheets
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure, SubFigure
@@ -14,17 +19,42 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
 PROMOTED, SUPPRESSED, GREY, INK = "#1b7f79", "#c8553d", "#9aa0a6", "#222222"
+SHEET = Path(__file__).with_name("sea_lens.mplstyle")
 COLUMNS = 4
 MOST_PANELS = 8
 
 
 class Drawing(Figure):
-    """A matplotlib figure that notebooks show without pyplot."""
+    """A matplotlib figure that notebooks show without pyplot, and whose fonts are embedded as Type 42."""
+
+    def savefig(self, fname: Any, **options: Any) -> None:
+        """Saves it as matplotlib does."""
+        with matplotlib.rc_context({"pdf.fonttype": 42, "ps.fonttype": 42}):  # read when a figure is saved
+            super().savefig(fname, **options)
 
     def _repr_png_(self) -> bytes:
         buffer = BytesIO()
         self.savefig(buffer, format="png", dpi=90, bbox_inches="tight")
         return buffer.getvalue()
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Figures drawn inside look like this package's: colors, sizes, line styles, and fonts of Type 42 when saved.
+
+    The style sheet is `sea_lens/plotting/sea_lens.mplstyle`. What `sl.plotting` draws needs it only where axes of your own
+    are to match.
+
+    Example:
+        >>> from matplotlib import pyplot
+        >>> with sl.plotting.styled():
+        ...     figure, axes = pyplot.subplots()
+        >>> axes.spines["top"].get_visible()
+        False
+        >>> pyplot.close(figure)
+    """
+    with sheets.context(SHEET):
+        yield
 
 
 def canvas(given: Figure | SubFigure | None, width: float, height: float) -> Figure | SubFigure:
@@ -101,6 +131,17 @@ def reach(
     last = np.minimum(np.asarray(list(high), dtype=float), np.asarray(most))
     lengths = np.stack([points - first, last - points])
     return np.asarray(np.nan_to_num(lengths).clip(min=0))
+
+
+def is_cut(
+    low: Iterable[float],
+    high: Iterable[float],
+    least: float | Sequence[float] = -np.inf,
+    most: float | Sequence[float] = np.inf,
+) -> bool:
+    """Whether `reach` cuts an interval, so that a figure can say so."""
+    first, last = (np.asarray(list(ends), dtype=float) for ends in (low, high))
+    return bool((first < np.asarray(least) - 1e-9).any() or (last > np.asarray(most) + 1e-9).any())
 
 
 def heat_map(

@@ -3,12 +3,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 from plotting.conftest import LAYERS, WIDTH, cells, containers, ends, frames, labels, plots, rendered
 
 import sea_lens as sl
 from sea_lens import plotting
 from sea_lens.errors import InputError
 from sea_lens.models.activations import BySite
+from sea_lens.plotting.style import in_words
 
 ROLES = ("positive", "negative", "neutral")
 
@@ -94,7 +96,11 @@ def test_every_effect_has_a_panel_and_no_interval_leaves_the_possible(results):
     figure = rendered(plotting.plot_effects(wide))
     limits = {"accuracy": (0, 1), "right_probability": (0, 1), "top_token": (0, 1), "total_variation": (0, 1)}
     limits |= {"rank": (1, np.inf), "answer_kl": (0, np.inf)}
-    for axes, (name, row) in zip(plots(figure), wide.table.iterrows(), strict=True):
+    table, shown = wide.table, {title.partition("\n")[0]: title for title in map(Axes.get_title, plots(figure))}
+    for axes, name in zip(plots(figure), [name for name in table.index if in_words(name) in shown], strict=True):
+        row = table.loc[name]
+        for same in shown[in_words(name)].split("\n= "):
+            np.testing.assert_allclose(table.loc[same.lower().replace(" ", "_")].astype(float), row.astype(float))
         edited, controls = axes.containers
         low, high = limits.get(name, (-np.inf, np.inf))
         assert edited.lines[0].get_ydata() == [row["edited"]]
@@ -102,7 +108,15 @@ def test_every_effect_has_a_panel_and_no_interval_leaves_the_possible(results):
         np.testing.assert_allclose(ends(edited), [expected])
         assert controls.lines[0].get_ydata() == [row["unedited"] + row["control"]]
         np.testing.assert_allclose(ends(controls), [row["unedited"] + row[["control_low", "control_high"]]])
-    assert "answer KL" in [axes.get_title() for axes in plots(figure)]
+    assert sorted(in_words(name) for name in table.index) == sorted("\n= ".join(shown.values()).split("\n= "))
+    assert "answer KL" in shown
+    assert "cut where the scale ends" in figure.get_suptitle()
+    assert (
+        "cut"
+        not in plotting.plot_effects(
+            with_table(effects, low=effects.table["change"], high=effects.table["change"])
+        ).get_suptitle()
+    )
     assert labels(figure.legends[0].get_texts()) == ["unedited", "edited", "3 controls (range)"]
     alone = plots(plotting.plot_effects(replace(effects, n_controls=0)))
     assert all(labels(axes.get_xticklabels()) == ["edited"] for axes in alone)

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -179,3 +180,13 @@ def test_one_panel_is_drawn_in_axes_given_and_several_in_a_figure_given(editor, 
 def test_notebooks_show_a_figure_that_pyplot_does_not_know(editor):
     assert plotting.plot_editor(editor)._repr_png_().startswith(b"\x89PNG")
     assert plt.get_fignums() == []
+
+
+def test_saved_figures_embed_their_fonts_as_type_42_and_the_style_sheet_does_the_same(editor, tmp_path):
+    plotting.plot_editor(editor).savefig(tmp_path / "editor.pdf")
+    assert b"/FontFile2" in (tmp_path / "editor.pdf").read_bytes()  # TrueType; Type 3 has none
+    assert b"/Type3" not in (tmp_path / "editor.pdf").read_bytes()
+    with plotting.styled():
+        inside = matplotlib.rcParams["pdf.fonttype"], matplotlib.rcParams["axes.spines.top"]
+    assert inside == (42, False)
+    assert matplotlib.rcParams["axes.spines.top"]

@@ -59,7 +59,7 @@ def test_an_edited_evaluation_shows_both_scores_and_the_interval_of_the_change(e
         (container,) = axes.containers
         np.testing.assert_allclose(container.lines[0].get_xydata()[:, 0], table["edited"])
         np.testing.assert_allclose(ends(container), table[["low", "high"]].add(table["unedited"], axis=0))
-    assert shares.get_title() == "Rolls"
+    assert shares.get_title() == "Rolls, n = 60"
 
 
 def test_no_interval_is_drawn_where_no_score_can_be(evaluation):
