@@ -221,6 +221,9 @@ class AffineEdit:
 
     # --- at work -----------------------------------------------------------------------------------------------------
 
+    def __repr__(self) -> str:
+        return f"AffineEdit({self.summary}, width {self.width}, strength {self.strength:g})"
+
     def __call__(self, h: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         """Edits activations of any leading shape; dtype and device are kept.
 
