@@ -114,12 +114,13 @@ def verdict_of(found: Evaluation, table: pd.DataFrame, refits: pd.DataFrame) -> 
     beaten: list[str] = []
     reasons: list[str] = []
     if "random editors" in table.index:
-        other = table.loc["random editors"]
+        other = dict[str, Any](table.loc["random editors"])
         least, most = round(other["share_low"] * n), round(other["share_high"] * n)
         told.append(f"random editors {least}" if least == most else f"random editors {least} to {most}")
         beaten += ["random editors"] if most >= right else []
     if "shuffled refits" in table.index:
-        told.append(f"shuffled refits {table.at['shuffled refits', 'right']:.0f} on average")
+        shuffled = dict[str, Any](table.loc["shuffled refits"])
+        told.append(f"shuffled refits {shuffled['right']:.0f} on average")
         beaten += ["shuffled refits"] if float(refits["p_value"].max()) > LEVEL else []
     costs = f"costs {row['kl']:.2g} nats per token"
     p_text = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
@@ -134,7 +135,7 @@ def verdict_of(found: Evaluation, table: pd.DataFrame, refits: pd.DataFrame) -> 
             f"[{margins['low']:+.2g}, {margins['high']:+.2g}]."
         )
     if "shuffled refits" in table.index:
-        ends = (round(table.at["shuffled refits", end] * n) for end in ("share_low", "share_high"))
+        ends = (round(shuffled[end] * n) for end in ("share_low", "share_high"))
         reasons.append(
             f"Fits on shuffled demonstrations have {' to '.join(map(str, ends))} right. One may find the same axis with "
             "either sign, and its mirror image the other: so their mean is compared."
