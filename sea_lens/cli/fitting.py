@@ -13,6 +13,7 @@ import typer
 import sea_lens.methods  # noqa: F401  # registers every method
 from sea_lens.cli.app import command, command_of_each, word_of
 from sea_lens.cli.fitting_facts import edits_facts, fit_of_facts, of_demonstrations
+from sea_lens.cli.gentle import KL, left_open, scaled_for, settled
 from sea_lens.cli.inputs import Reading, columns_in, load, read_questions, reading_of
 from sea_lens.cli.options import HELP, SHARED, Of, Options, spread
 from sea_lens.cli.output import conclude, draw, record, say, show, write
@@ -97,20 +98,24 @@ def fit(entry: MethodEntry) -> Callable[..., None]:
         activations: Optional[Path] = None,
         layers: str = "all",
         in_sequence: bool = False,
+        kl: float = KL,
+        strength: Optional[float] = None,
         *,
         settings: Options,
         reading: Reading,
         collecting: Options,
         loading: Options,
     ) -> None:
-        method, needs_neutral = entry.cls(**settings), "neutral" in entry.cls.roles
+        method, needs_neutral = entry.cls(**settled(entry, settings, model is not None)), "neutral" in entry.cls.roles
+        told = "not scaled, as there is no model to measure what it costs: see Editor.scaled_to"
         if activations is not None:
             if model is not None or demonstrations is not None:
                 raise InputError("Give either --activations, or a model and demonstrations, not both.")
             if in_sequence:
                 raise InputError("--in-sequence collects anew for every layer: give a model and demonstrations.")
             _refuse_for_collected(reading, collecting)
-            editor = method.fit(_at_layers(Activations.load(activations), layers))
+            editor = method.fit(_at_layers(Activations.load(activations), layers)).scaled(strength or 1.0)
+            told = told if strength is None else f"strength {strength:g}, as asked for"
         elif model is None or demonstrations is None:
             raise InputError(
                 "Give a model and a demonstrations file, or --activations. See `sea-lens fit METHOD --help`."
@@ -131,10 +136,13 @@ def fit(entry: MethodEntry) -> Callable[..., None]:
                 editor = fit_in_sequence(bridge, data, method, layers=chosen, **where)
             else:
                 editor = method.fit(reading.collect(bridge, data, where, None, layers, needs_neutral))
+            editor, told = scaled_for(bridge, editor, kl, strength)
         editor.save_pretrained(out)
-        say(f"{editor!r}\nsaved in {out}", indent=4)
+        say(f"{editor!r}
+{told}
+saved in {out}", indent=4)
 
-    return spread(fit_method, settings=Of(entry.cls))
+    return spread(fit_method, settings=Of(entry.cls, defaults=left_open(entry)))
 
 
 @command_of_each("Data and fitting", of_demonstrations, lambda entry: f"Try settings of {entry.name}.", default="sea")

@@ -110,7 +110,9 @@ def test_fits_are_the_librarys(sea_lens, demos, collected, tmp_path):
     assert code == 0
     activations = Activations.load(collected)
     assert same(Editor.from_pretrained(tmp_path / "one"), SEA(0.5, center=True).fit(activations))
-    assert sea_lens("fit", "sea", "organism", demos, "--out", tmp_path / "two", *FIT, *ONE_TOKEN)[0] == 0
+    assert (
+        sea_lens("fit", "sea", "organism", demos, "--out", tmp_path / "two", "--strength", 1, *FIT, *ONE_TOKEN)[0] == 0
+    )
     assert same(Editor.from_pretrained(tmp_path / "two"), Editor.from_pretrained(tmp_path / "one"))
     more = ["--ranks", "2,1", "--merge", "sum", "--layers", "0,2-3", "--feature-map", "tanh:4", "--feature-unit", 12.5]
     assert sea_lens("fit", "--activations", collected, "--out", tmp_path / "three", *more)[0] == 0

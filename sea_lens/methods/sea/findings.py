@@ -14,13 +14,17 @@ NEARLY_NOTHING = 0.01
 """Share of the norm below which an edit is reported as doing next to nothing."""
 NEARLY_ALL = 0.75
 """Share of the sites that may do next to nothing before it is warned about."""
+MUCH = 1.0
+"""Norms that all sites together move activations by, from which a warning is due. It is a rule of thumb: of 10 fits past it,
+on two embedded worlds and SmolLM2 (dequantized Q4), 9 cost over 1 nat per token of neutral text and one 0.86; of 53 below it,
+3 cost over 1 nat, one of them at 0.34 norms. What an edit costs does not follow from the activations alone."""
 MANY_CLAMPED = 0.01
 """Share of clamped entries above which it is warned about."""
 
 
 def warn_of(editor: Editor, center: bool) -> None:
     """Warns the caller of a fit if its editor does next to nothing, or clamps much."""
-    for text in (_does_nothing(editor, center), *_clamps(editor.card.reports)):
+    for text in (_does_nothing(editor, center), _compounds(editor), *_clamps(editor.card.reports)):
         if text:
             warnings.warn(text, SeaLensWarning, stacklevel=3)  # the caller of `fit`
 
@@ -54,6 +58,17 @@ def _does_nothing(editor: Editor, center: bool) -> str:
             f"by under {NEARLY_NOTHING:.0%} of their norm at {named_sites(still)}. {remedy}"
         )
     return ""
+
+
+def _compounds(editor: Editor) -> str:
+    moved = [one.displacement or 0.0 for one in editor.card.reports.values()]
+    if len(moved) < 2 or sum(moved) < MUCH:
+        return ""
+    return (
+        f"This editor moves activations by {sum(moved) / len(moved):.0%} of their norm at each of {len(moved)} sites on "
+        f"average, {sum(moved):.2g} norms together, and edits compound. On SmolLM2-135M-Instruct such edits of 15 and 30 "
+        "layers cost 2.6 to 13 nats per token, and the text was gone. Take editor.scaled_to(model, kl=0.1), or one layer."
+    )
 
 
 def _clamps(found: Mapping[Site, FitReport]) -> list[str]:
