@@ -13,8 +13,8 @@ import typer
 import sea_lens.methods  # noqa: F401  # registers every method
 from sea_lens.cli.app import command, command_of_each, word_of
 from sea_lens.cli.fitting_facts import edits_facts, fit_of_facts, of_demonstrations
-from sea_lens.cli.gentle import KL, left_open, scaled_for, settled
-from sea_lens.cli.inputs import Reading, columns_in, load, read_questions, reading_of
+from sea_lens.cli.gentle import KL, ON_REAL_MODELS, left_open, scaled_for, settled
+from sea_lens.cli.inputs import EMBEDDED, Reading, columns_in, load, read_questions, reading_of
 from sea_lens.cli.options import HELP, SHARED, Of, Options, spread
 from sea_lens.cli.output import conclude, draw, record, say, show, write
 from sea_lens.cli.verdicts import of_tuning
@@ -138,9 +138,9 @@ def fit(entry: MethodEntry) -> Callable[..., None]:
                 editor = method.fit(reading.collect(bridge, data, where, None, layers, needs_neutral))
             editor, told = scaled_for(bridge, editor, kl, strength)
         editor.save_pretrained(out)
-        say(f"{editor!r}
-{told}
-saved in {out}", indent=4)
+        say(f"{editor!r}\n{told}\nsaved in {out}", indent=4)
+        if entry.name in ON_REAL_MODELS and model is not None and model not in EMBEDDED:
+            say(ON_REAL_MODELS[entry.name], indent=0)
 
     return spread(fit_method, settings=Of(entry.cls, defaults=left_open(entry)))
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from textwrap import wrap
 from typing import Optional
 
 from sea_lens.cli.app import command
 from sea_lens.cli.inputs import Reading, columns_in, load, read_questions, reading_of
 from sea_lens.cli.options import Of, Options
-from sea_lens.cli.output import UNFINISHED, console, finish, say, show
+from sea_lens.cli.output import UNFINISHED, conclude, finish, record, say, show
 from sea_lens.data.texts import read_texts
 from sea_lens.evaluation.study import study as run_study
 from sea_lens.evaluation.study_report import readable_rows
@@ -53,11 +52,11 @@ def study(
         **longest,
         **studying,
     )
-    for line in (found.summary, *found.reasons):
-        say("\n".join(wrap(line, console.width)))
+    conclude(found.summary, *found.reasons)
+    record(found)
     show(readable_rows(found.table).rename(columns={"": "model"}))
     if "setting" in found.facts:
-        say("\n".join(wrap(f"chosen of {len(found.trials)}: {found.facts['setting']}", console.width)))
+        say(f"chosen of {len(found.trials)}: {found.facts['setting']}", indent=0)
     written = [*found.save(out), found.report(out / "study.html")]
     finish(out, written)
     say(f"report: {out / 'study.html'}")

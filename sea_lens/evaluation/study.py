@@ -95,8 +95,8 @@ def study(
         minutes: How long all of it may take. It decides how many settings are tried and, on slow models, how many questions
             are asked and how many controls are scored. At least one setting is tried, and one control of each kind.
         trials: How many settings to try instead, on all questions: the same numbers whatever the machine's speed.
-        methods: Methods to try, in their order, by name or with settings; None for mean difference, SEA (centered at 0.5 and
-            as published), ACE and Gaussian transport.
+        methods: Methods to try, in their order, by name or with settings; None for mean difference, ACE, SEA (centered at
+            0.5, and as published) and Gaussian transport.
         layers: Sets of layers to try, in their order, as for `tune`; None for single layers, a band, parts, and all.
         strengths: Strengths to try, instead of those that cost parts of `max_kl`.
         measure: What counts as right, as for `tune`. By default a right answer that is likelier per token than every wrong

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from importlib.resources import files
+from os.path import commonprefix
 from typing import Any, Protocol, runtime_checkable
 
 import jinja2
@@ -67,6 +68,10 @@ class Studied(Protocol):
         """On the held-out half."""
 
 
+TEMPLATE = 40
+"""Characters that all prompts share, from which they are taken for a template."""
+
+
 def page_of(study: Studied) -> str:
     """The page's text."""
     facts = study.facts
@@ -94,7 +99,7 @@ def page_of(study: Studied) -> str:
         rows=readable_rows(study.table),
         reasons=[reason for reason in study.reasons if not reason.startswith("Damage")],
         damage=_damage(study),
-        examples=study.examples.to_dict("records") if len(study.examples) else [],
+        examples=_examples(study.examples) if len(study.examples) else [],
         trials=_trials(study.trials) if len(study.trials) else None,
         tried=_tried(study),
         trials_figure=trials_figure(shown, before, facts["max_kl"]) if len(shown) else "",
@@ -118,6 +123,20 @@ def _damage(study: Studied) -> dict[str, Any] | None:
         for name, row in damage.table.iterrows()
     ]
     return {"said": damage.summary, "rows": rows}
+
+
+def _examples(examples: pd.DataFrame) -> list[dict[str, str]]:
+    """The rows, with what all prompts begin and end with, such as a chat template, left out of them."""
+    prompts = [str(prompt) for prompt in examples["prompt"]]
+    start = len(commonprefix(prompts)) if len(set(prompts)) > 1 else 0
+    end = len(commonprefix([prompt[start:][::-1] for prompt in prompts])) if len(set(prompts)) > 1 else 0
+    rows: list[dict[str, str]] = examples[["prompt", "unedited", "edited"]].to_dict("records")  # type: ignore[assignment]
+    if start + end < TEMPLATE:
+        return rows
+    for row, prompt in zip(rows, prompts, strict=True):
+        begun = prompt[:start].rfind(" ", prompt[:start].rfind("\n") + 1) + 1 or prompt[:start].rfind("\n") + 1
+        row["prompt"] = prompt[begun : len(prompt) - end].strip() or prompt
+    return rows
 
 
 def _tried(study: Studied) -> str:

@@ -38,7 +38,8 @@ def _does_nothing(editor: Editor, center: bool) -> str:
     )
     remedy = ("Raise" if center else f"{centering}Otherwise raise") + (
         " explained_variance, give the positive and the negative different ranks, or look at demonstrations.check() and "
-        "the token choice."
+        "the token choice. On SmolLM2-135M-Instruct and Gemma 3 270M no setting of SEA had an effect worth the name, and "
+        "MeanDifference had (docs/real_models.md)."
     )
     if editor.is_identity:
         return (
