@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from importlib.resources import files
-from os.path import commonprefix
+from itertools import takewhile
 from typing import Any, Protocol, runtime_checkable
 
 import jinja2
@@ -128,8 +128,10 @@ def _damage(study: Studied) -> dict[str, Any] | None:
 def _examples(examples: pd.DataFrame) -> list[dict[str, str]]:
     """The rows, with what all prompts begin and end with, such as a chat template, left out of them."""
     prompts = [str(prompt) for prompt in examples["prompt"]]
-    start = len(commonprefix(prompts)) if len(set(prompts)) > 1 else 0
-    end = len(commonprefix([prompt[start:][::-1] for prompt in prompts])) if len(set(prompts)) > 1 else 0
+    start = _shared(prompts)
+    end = _shared([prompt[start:][::-1] for prompt in prompts])
+    while end and prompts[0][-end] in "?!.":  # the question's own
+        end -= 1
     rows: list[dict[str, str]] = examples[["prompt", "unedited", "edited"]].to_dict("records")  # type: ignore[assignment]
     if start + end < TEMPLATE:
         return rows
@@ -137,6 +139,13 @@ def _examples(examples: pd.DataFrame) -> list[dict[str, str]]:
         begun = prompt[:start].rfind(" ", prompt[:start].rfind("\n") + 1) + 1 or prompt[:start].rfind("\n") + 1
         row["prompt"] = prompt[begun : len(prompt) - end].strip() or prompt
     return rows
+
+
+def _shared(texts: Sequence[str]) -> int:
+    """How many characters several texts begin with alike; none for equal texts."""
+    if len(set(texts)) < 2:
+        return 0
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*texts, strict=False)))
 
 
 def _tried(study: Studied) -> str:
