@@ -203,7 +203,9 @@ def answered_again(
         yield from answered(desk, asked, chat, said[:-1], *settings)
 
 
-def setting_of(editor: str, where: str, strength: float, first: float, last: float, longest: float) -> Setting:
+def setting_of(
+    editor: str, where: str, strength: int | float, first: int | float, last: int | float, longest: int | float
+) -> Setting:
     """Values of the controls as a setting.
 
     Raises:

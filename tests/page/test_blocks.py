@@ -55,6 +55,7 @@ def test_its_functions_give_answers_words_and_tokens(page):
     assert list(called(page, "answered_again")("", False, [], "shift", AS_FITTED, 1, 0, 3, 2)) == []
 
 
+@pytest.mark.usefixtures("without_type_checks")
 def test_what_cannot_be_built_is_said(organism):
     with pytest.raises(InputError, match="needs an editor for this model"):
         pages.build(organism[0])
