@@ -177,7 +177,7 @@ def run_task(
     cells: Cells, name: str, setup: Setup, task: str, own: Mapping[str, Any], seed: int, config: Mapping[str, Any]
 ) -> None:
     """Chance on the tuning questions first; then every method of the task where the model is above it."""
-    columns = truthful if task == "truthfulqa" else per_token_right
+    columns = truthful if task.startswith("truthfulqa") else per_token_right
     limits, where = config["task_limits"], f"{name}/tasks/{task}/seed {seed}"
     facts = {"model": name, "task": task, **own, "places": setup.places, "limits": limits, "seed": seed}
     chance = cells.get(f"{where}/chance", facts, lambda: at_chance(setup.model, setup.tuning, own["chance"]))
@@ -210,5 +210,5 @@ def run_tasks(cells: Cells, name: str, model: Model, config: Mapping[str, Any], 
             run_letters(cells, name, model, entry, task, own, data)
             continue
         for seed in own["seeds"]:
-            made = (halueval if task == "truthfulqa" else bbq)(model, entry, own, data, seed, folder)
+            made = (halueval if task.startswith("truthfulqa") else bbq)(model, entry, own, data, seed, folder)
             run_task(cells, name, made, task, own, seed, config)
