@@ -192,7 +192,7 @@ def plot_effects(effects: Effects, *, figure: Figure | SubFigure | None = None) 
     kinds = ["edited", "controls"][: 1 + bool(effects.n_controls)]
     cut = False
     for axes, (name, also) in zip(drawn, shared.items(), strict=True):
-        row = table.loc[name]
+        row = dict[str, Any](table.loc[name])
         plain, limits = float(row["unedited"]), RANGES.get(str(name), (-np.inf, np.inf))
         axes.axhline(plain, color=INK, linestyle=":", linewidth=1, label="unedited")
         marks = [(row["edited"], row["low"], row["high"], PROMOTED, "o", "edited")]
