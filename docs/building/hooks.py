@@ -22,6 +22,13 @@ from docs.building import figures, links, mathematics, reference  # noqa: E402
 
 COLAB = "https://colab.research.google.com/github"
 THEIRS = re.compile(r"<(style|script)\b.*?</\1>", re.DOTALL)
+COPYING = re.compile(
+    r'<div class="zeroclipboard-container">.*?</clipboard-copy>\s*</div>|<div class="clipboard-copy-txt"[^>]*>.*?</div>',
+    re.DOTALL,
+)
+CELL = re.compile(r"<td[^>]*>.*?</td>", re.DOTALL)
+"""A cell of a table, where `|` within code is escaped for GitHub and must not be here."""
+CODE = re.compile(r'<div class="highlight-ipynb[^"]*"><pre>(.*?)</pre></div>', re.DOTALL)
 SOURCES: dict[str, str] = {}
 """Page -> the file of the repository that it shows, where that is not the page itself."""
 
@@ -77,6 +84,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     if not name.startswith(("reference/", "changelog")):
         markdown = links.to_reference(markdown, reference.paths())
     repository = (config.repo_url or "").rstrip("/")
+    markdown = markdown.replace("git clone REPOSITORY", f"git clone {repository or 'REPOSITORY'}")
     markdown = links.for_site(markdown, SOURCES.get(name, f"docs/{name}"), name, repository)
     return figures.with_figures(markdown, name)
 
@@ -84,8 +92,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Equations; notebooks without their own styles and scripts, and with a link that opens them."""
     if not page.file.src_uri.endswith(".ipynb"):
-        return mathematics.of_page(html)
-    html = mathematics.of_notebook(THEIRS.sub("", html))
+        return mathematics.of_page(CELL.sub(lambda found: found[0].replace("\\|", "|"), html))
+    html = CODE.sub(r'<div class="highlight"><pre><code>\1</code></pre></div>', COPYING.sub("", THEIRS.sub("", html)))
+    html = mathematics.of_notebook(html)
     repository = (config.repo_url or "").rstrip("/")
     html = links.for_notebook(html, page.file.src_uri, repository)
     if "github.com/" in repository:
