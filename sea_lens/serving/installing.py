@@ -45,7 +45,7 @@ class Installed:
 
     def report(self) -> dict[str, bool]:
         """By name of each site of this worker, whether a token was edited there."""
-        return {str(site): self.fired[site] for site in self.here}
+        return {str(site): fired for site, fired in self.fired.items() if site in self.here}
 
 
 def install(worker: Any, editor: Editor) -> Installed:
