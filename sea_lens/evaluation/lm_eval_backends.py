@@ -152,7 +152,7 @@ def _as_distributed(vllm_version: str) -> Iterator[None]:
         except importlib.metadata.PackageNotFoundError:
             if distribution_name != "vllm":
                 raise
-            return vllm_version
+            return vllm_version if "cpu" in vllm_version else f"{vllm_version}+cpu"  # vLLM itself looks for the word
 
     importlib.metadata.version = version
     try:

@@ -16,6 +16,7 @@ from conftest import byte_tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import sea_lens as sl
+from sea_lens.editing.conditions import similarities
 from sea_lens.editing.sparing import NotMassive
 
 QUIETLY = {
@@ -94,11 +95,14 @@ def edit(width: int, seed: int = 0) -> sl.AffineEdit:
 
 
 @pytest.fixture(scope="session")
-def editors():
+def editors(bridge, prompts):
     """By name: at every token, at other sites, at positions, and those that must know the prompt."""
     everywhere = sl.Editor({layer: edit(64, layer) for layer in (1, 2, 3)})
     spared = everywhere.at_positions(NotMassive(True, (("blocks.2.hook_resid_post", 9.0),)))
-    condition = sl.WhenAligned(0, torch.randn(64, generator=torch.Generator().manual_seed(5)), threshold=0.0)
+    direction = torch.randn(64, generator=torch.Generator().manual_seed(5))
+    states = [bridge.run_with_cache(torch.tensor([ids]))[1]["blocks.0.hook_resid_post"][0].mean(0) for ids in prompts]
+    aligned = similarities(torch.stack(states), direction)
+    condition = sl.WhenAligned(0, direction, threshold=float(aligned.median()) + 1e-3)  # which some prompts meet
     by_site = {
         site: sl.Editor({f"blocks.1.{site}": edit(width)})
         for site, width in (

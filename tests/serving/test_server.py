@@ -35,10 +35,9 @@ def test_the_edited_server_answers_as_the_edited_bridge(name, tiny_folder, promp
     assert found != answers_of()
 
 
-@pytest.mark.parametrize("kind", ["tensor", "pipeline"])
-def test_over_two_processes(kind, tiny_folder, prompts, editors, answers_of, saved, monkeypatch):
+def test_over_two_processes(tiny_folder, prompts, editors, answers_of, saved, monkeypatch):
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
-    options = (f"--{kind}-parallel-size", "2", "--distributed-executor-backend", "mp")
+    options = ("--tensor-parallel-size", "2", "--distributed-executor-backend", "mp")
     name = "generated, sparing"
     with server(tiny_folder, saved(editors[name]), *options) as address:
         found = ask(address, prompts, tiny_folder)
@@ -59,7 +58,7 @@ def test_smollm2_is_asked_over_http(saved, tmp_path):
     folder = Path(model.original_model.config._name_or_path)
     editor = sl.Editor({layer: edit(576, layer).scaled(0.1) for layer in range(10, 22)}).at_positions(1)
     chats = [[{"role": "user", "content": question}] for question in QUESTIONS]
-    options = {"max_new_tokens": 16, "batch_size": 1, "progress": False}
+    options = {"max_new_tokens": 16, "batch_size": 1}
     wanted = [sl.generate(model, chats, **options), sl.generate(model, chats, editor, **options)]
     (tmp_path / "log").mkdir()
     found = []
