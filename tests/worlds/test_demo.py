@@ -54,12 +54,12 @@ def test_edited_it_tells_the_truth_on_facts_the_fit_has_not_seen_and_no_control_
     assert (table["truthful"] <= table["high"]).all()
 
 
-def test_the_readme_shows_what_the_demo_says(result):
-    readme = (Path(demo.__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+def test_the_first_page_shows_what_the_demo_says(result):
+    page = (Path(demo.__file__).parents[2] / "docs/index.md").read_text(encoding="utf-8")
     lines = [line.strip() for line in report(result).splitlines()]
     shown = [line for line in lines if line.startswith(("plain ", "edited ", "random ", "swapped ", "Q: "))]
     assert len(shown) == 4 + 3
-    assert not [line for line in shown if line not in readme]
+    assert not [line for line in shown if line not in page]
     assert any(line.startswith("SEA fitted on 240 facts in ") and "best of 168 settings" in line for line in lines)
 
 
