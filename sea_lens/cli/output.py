@@ -109,6 +109,19 @@ def record(*results: Result) -> None:
         told.results.append({"kind": type(result).__name__, **kept, "table": rows_of(result.table)})  # type: ignore[union-attr]
 
 
+def keeps(title: str, rows: list[dict[str, Any]]) -> bool:
+    """Keeps rows for `--json`, and tells whether it did: then nothing is drawn.
+
+    Args:
+        title: What they are.
+        rows: A dictionary per row.
+    """
+    told = _TOLD.get()
+    if told is not None:
+        told.tables.append({"title": title, "rows": rows})
+    return told is not None
+
+
 def say(text: str, indent: int | None = None) -> None:
     """Prints lines.
 
@@ -144,9 +157,8 @@ def show(table: pd.DataFrame, title: str = "", lines: bool = False) -> None:
         title: What stands above it.
         lines: Whether to draw lines between rows.
     """
-    told = _TOLD.get()
-    if told is not None:
-        told.tables.append({"title": title, "rows": rows_of(table)})
+    if _TOLD.get() is not None:
+        keeps(title, rows_of(table))
         return
     frame = readable(table)
     cells = {str(name): [harmless(cell, "\n") for cell in frame[name]] for name in frame}

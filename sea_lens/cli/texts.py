@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from sea_lens.cli.output import console, harmless
+from sea_lens.cli.output import console, harmless, keeps
 
 NARROWEST = 24
 """Characters below which a column of prose is hard to read: then texts stand below each other."""
@@ -21,6 +21,8 @@ def show_texts(texts: Mapping[str, str], title: str = "") -> None:
         texts: The texts by name.
         title: What stands above them.
     """
+    if keeps(title, [dict(texts)]):
+        return
     shown = {harmless(name): harmless(text, "\n") or "(nothing)" for name, text in texts.items()}
     beside = console.width // max(1, len(shown)) >= NARROWEST + 3 and len(shown) <= 3
     drawn = Table(box=box.ROUNDED, expand=beside, show_header=beside, show_lines=not beside)

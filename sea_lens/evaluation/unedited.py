@@ -30,6 +30,8 @@ whose answers they are."""
 ROTATED = 32
 """Questions whose answers are scored after another question."""
 LONGEST = 32
+LEAST_GAINED = 6
+"""Questions gained, with none lost, that the paired sign-flip test tells from chance: five have p = 0.06."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,8 @@ def why_nothing_can_be_told(
         named: The name of the measure.
     """
     asked = replace(fitting, rows=(*fitting, *held_out))
-    found = measure(model, asked)
+    chosen_by, scored = measure(model, fitting), measure(model, held_out)
+    found = Proportion(chosen_by.successes + scored.successes, chosen_by.n + scored.n)
     n, right = found.n, found.successes
     if right == n:
         return Told(found, f"the unedited model has all {n} questions right already, so none can be gained")
@@ -122,6 +125,13 @@ def why_nothing_can_be_told(
             found,
             f"the unedited model has none of {n} questions right by measure={named!r}, and an edit that gives one or two "
             "cannot be told from luck; take a measure that asks for less, such as 'preference_per_token'",
+        )
+    if scored.n - scored.successes < LEAST_GAINED:
+        return Told(
+            found,
+            f"the unedited model has {scored.successes} of the {scored.n} held-out questions right, so "
+            f"{scored.n - scored.successes} at most can be gained, and fewer than {LEAST_GAINED} cannot be told from chance; "
+            "give more questions, or harder ones",
         )
     if not isinstance(measure, Preferring):
         return Told(found)

@@ -1,6 +1,7 @@
 """What is said plain and edited: generate, and chat with piped lines."""
 
 import io
+import json
 import sys
 
 import pytest
@@ -56,6 +57,11 @@ def test_generate_shows_plain_and_edited_side_by_side(sea_lens, organism, editor
     assert "changed none" not in out
     widths = {tuple(map(len, line.split("│")[1:-1])) for line in out.splitlines() if line.startswith("│")}
     assert all(abs(one - other) <= 1 for one, other in widths)  # whatever the answers' length
+    code, out, _ = sea_lens("generate", "organism", editor_folder, *PROMPTS, *SHORT, "--strength", 100, "--json")
+    told = json.loads(out)["tables"]
+    assert [one["title"] for one in told] == PROMPTS
+    rows = [[dict(zip(columns, pair, strict=True))] for pair in zip(plain, edited, strict=True)]
+    assert [one["rows"] for one in told] == rows
     code, out, _ = sea_lens("generate", "organism", editor_folder, PROMPTS[0], *SHORT, "--strength", 0)
     assert (code, "The edit changed none of these answers." in out) == (0, True)
 

@@ -126,6 +126,16 @@ def test_nothing_is_told_where_nothing_is_right(parts):
     assert found.summary.startswith("no effect can be told: the unedited model has none of 30 questions right")
 
 
+def test_nothing_is_told_where_too_few_can_be_gained(parts):
+    model, demonstrations, questions = parts
+    few = questions[:10]
+    found = sl.study(model, demonstrations, few, **GOOD, **QUICK)
+    held_out = sl.prefer_right(model, few.split(0.5, seed=0)[1], per_token=True).right
+    assert held_out.n - held_out.successes < 6
+    assert f"{held_out.successes} of the {held_out.n} held-out questions right" in found.summary
+    assert found.trials.empty
+
+
 def test_any_measure_can_be_evaluated(parts):
     model, _, questions = parts
     asked = questions[:6]
