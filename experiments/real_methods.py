@@ -147,7 +147,7 @@ def stronger(entries: Sequence[Mapping[str, Any]], times: float) -> list[dict[st
 
 def run_method(
     cells: Cells, setup: Setup, where: str, name: str, config: Mapping[str, Any], facts: Mapping[str, Any]
-) -> Any:
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """A method's cells: its trials, and its score.
 
     Args:
@@ -162,6 +162,7 @@ def run_method(
     facts = {**facts, "method": name, "entries": entries, "limits": limits}
     with quietly():
         trials = cells.get(f"{where}/trials/{name}", facts, lambda: tune_method(setup, entries, limits["kl"]))
-        return cells.get(
+        found = cells.get(
             f"{where}/scores/{name}", facts, lambda: score_method(setup, entries, trials, limits, facts["behavior"])
         )
+    return trials, found

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import sea_lens as sl
+from experiments.real_classes import run_classes
+from experiments.real_equal import run_equal
 from experiments.real_landscape import of_all_but_held_out, of_world, run_landscape
 from experiments.real_methods import run_method
 from experiments.real_report import report
@@ -32,17 +34,24 @@ SHORT = {
 }
 
 
-def load(name: str, entry: Mapping[str, Any], where: Mapping[str, str]) -> Model:
+def load(name: str, entry: Mapping[str, Any], where: Mapping[str, str], device: str) -> Model:
     """A model by the name that the library knows it by, or from a folder of one's own."""
-    model = sl.load_model(where.get(name, entry["load"]))
+    model = sl.load_model(where.get(name, entry["load"]), device=device)
     model.cfg.default_prepend_bos = entry["begins"]  # as the model's own tokenizer says, wherever it was loaded from
     return model
 
 
 def run_methods(
-    cells: Cells, model: Model | None, name: str, data: str, seed: int, config: Mapping[str, Any], only: Any
+    cells: Cells,
+    model: Model | None,
+    name: str,
+    data: str,
+    seed: int,
+    config: Mapping[str, Any],
+    only: Any,
+    equal: bool = True,
 ) -> None:
-    """Every method on one behavior and split."""
+    """Every method on one behavior and split, as chosen and at equal damage."""
     entry, where = config["models"][name], f"{name}/{data}/seed {seed}"
     if model is None:
         setup, _ = of_world(name)
@@ -53,7 +62,7 @@ def run_methods(
         facts["times"] = entry["times"]
     for method in only or config["methods"]:
         began = time.perf_counter()
-        found = run_method(cells, setup, where, method, config, facts)
+        trials, found = run_method(cells, setup, where, method, config, facts)
         told = (
             "nothing within the limit"
             if found["chosen"] is None
@@ -64,6 +73,10 @@ def run_methods(
             )
         )
         print(f"{time.strftime('%H:%M:%S')} {where} {method}: {told} ({time.perf_counter() - began:.0f} s)", flush=True)
+        if equal:
+            found = run_equal(cells, setup, where, method, config, facts, trials)
+            told = "none" if found["chosen"] is None else f"{found['change']:+.2f} (random {max(found['random']):+.2f})"
+            print(f"{where} {method}, at a KL of {config['equal']['kl']}: {told}", flush=True)
 
 
 def run_landscapes(cells: Cells, name: str, model: Model | None, chosen: list[str], config: Mapping[str, Any]) -> None:
@@ -71,16 +84,18 @@ def run_landscapes(cells: Cells, name: str, model: Model | None, chosen: list[st
     entry, asked = config["models"][name], config["landscape"]
     if model is None:
         setup, sizes = of_world(name)
-        run_landscape(
-            cells, setup, name, {"model": name, "behavior": name, "times": entry["times"]}, sizes, " .", entry["times"]
-        )
+        facts = {"model": name, "behavior": name, "times": entry["times"]}
+        run_landscape(cells, setup, name, facts, sizes, " .", entry["times"])
+        run_classes(cells, setup, name, facts, entry["times"])
         return
     for data in chosen:
         if data in asked["behaviors"]:
             seed = asked["seed"]
             setup = behavior(model, entry, config, data, seed, cells.folder.parent / "activations")
             facts = {"model": name, "behavior": data, "seed": seed, "split": config["split"]}
-            run_landscape(cells, of_all_but_held_out(setup, model), f"{name}/{data}", facts, asked["sizes"])
+            setup = of_all_but_held_out(setup, model)
+            run_landscape(cells, setup, f"{name}/{data}", facts, asked["sizes"])
+            run_classes(cells, setup, f"{name}/{data}", facts)
 
 
 def main() -> None:
@@ -92,11 +107,13 @@ def main() -> None:
     parser.add_argument("--models", action="append", help="A model of the configuration; repeat for more.")
     parser.add_argument("--data", action="append", help="A behavior, a world or a task; repeat for more.")
     parser.add_argument("--only", action="append", choices=PARTS, help="A part; repeat for more.")
+    parser.add_argument("--seeds", action="append", type=int, help="A seed of the configuration; repeat for more.")
     parser.add_argument("--methods", action="append", help="A method of the configuration; repeat for more.")
     parser.add_argument(
         "--where", action="append", default=[], metavar="NAME=FOLDER", help="A model that lies in a folder."
     )
     parser.add_argument("--files", type=Path, help="A folder of the tasks' published files; no tasks without it.")
+    parser.add_argument("--device", default="cpu", help="Such as cuda.")
     parser.add_argument("--short", action="store_true", help="One model, one behavior, a few methods.")
     given = parser.parse_args()
     config = json.loads(given.config.read_text(encoding="utf-8"))
@@ -109,20 +126,20 @@ def main() -> None:
     cells = Cells(given.out / "cells")
     for name in models:
         world = "world" in config["models"][name]
-        model = None if world else load(name, config["models"][name], where)
+        model = None if world else load(name, config["models"][name], where, given.device)
         for part in parts:
             if part == "landscape":
                 run_landscapes(cells, name, model, chosen, config)
             if model is not None and part == "tasks" and given.files is not None:
-                run_tasks(cells, name, model, config, given.files, given.data)
+                run_tasks(cells, name, model, config, given.files, given.data, given.seeds)
             if world and part == "methods":
-                run_methods(cells, None, name, name, 0, config, methods)
+                run_methods(cells, None, name, name, 0, config, methods, not given.short)
             if model is not None and part in ("methods", "seeds"):
                 seeds = config["seeds"][:1] if part == "methods" else config["seeds"][1:]
                 for seed in seeds:
                     for data in chosen:
                         if data in config["behaviors"]:
-                            run_methods(cells, model, name, data, seed, config, methods)
+                            run_methods(cells, model, name, data, seed, config, methods, not given.short)
     report(cells, given.results or given.out / "results", given.out / "results")
 
 

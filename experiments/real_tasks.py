@@ -200,7 +200,9 @@ def run_task(
         print(f"{where} {method}: KL {found.get('kl', float('nan')):.2f} {told}", flush=True)
 
 
-def run_tasks(cells: Cells, name: str, model: Model, config: Mapping[str, Any], data: Path, only: Any) -> None:
+def run_tasks(
+    cells: Cells, name: str, model: Model, config: Mapping[str, Any], data: Path, only: Any, seeds: Any = None
+) -> None:
     """All tasks of the configuration, or those that are asked for."""
     entry, folder = config["models"][name], cells.folder.parent / "activations"
     for task, own in config["tasks"].items():
@@ -209,6 +211,6 @@ def run_tasks(cells: Cells, name: str, model: Model, config: Mapping[str, Any], 
         if "letters" in own:
             run_letters(cells, name, model, entry, task, own, data)
             continue
-        for seed in own["seeds"]:
+        for seed in [each for each in own["seeds"] if seeds is None or each in seeds]:
             made = (halueval if task.startswith("truthfulqa") else bbq)(model, entry, own, data, seed, folder)
             run_task(cells, name, made, task, own, seed, config)
