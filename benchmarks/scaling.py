@@ -8,18 +8,21 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-import matplotlib
 import pandas as pd
 import torch
+from matplotlib.ticker import LogLocator
 
 from benchmarks import worlds
 from benchmarks.memory import peak_of
 from benchmarks.timing import seconds
 from sea_lens import SEA, Activations, collect_activations
+from sea_lens.plotting.style import INK, PROMOTED, SUPPRESSED, canvas, page, tidy
 
 SHARE = 0.998
 LARGE = {"layers": 80, "d": 8192, "n": 2000, "rank": 128}
 """A 70B model: what the laws are carried on to."""
+LOOKS = ((PROMOTED, "o-"), (SUPPRESSED, "s--"), (INK, "^-."))
+POWERS = (1, 2, 4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True)
@@ -117,20 +120,25 @@ def run(folder: Path, machine: str) -> None:
 
 
 def _draw(table: pd.DataFrame, path: Path, machine: str) -> None:
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(2, 3, figsize=(12, 7), layout="constrained")
-    for column, (step, steps) in zip(axes.T, table.groupby("step", sort=False), strict=True):
-        column[0].set_title(str(step), pad=24)
-        for axis, what in zip(column, ("seconds", "megabytes"), strict=True):
-            for over, group in steps.groupby("over", sort=False):
+    figure = canvas(None, 12, 7)
+    for column, (step, steps) in zip(figure.subplots(2, 3).T, table.groupby("step", sort=False), strict=True):
+        column[0].set_title(str(step))
+        for axes, what in zip(column, ("seconds", "megabytes"), strict=True):
+            for (over, group), (color, look) in zip(steps.groupby("over", sort=False), LOOKS, strict=False):
                 slope = exponent(group["size"].tolist(), group[what].tolist())
-                axis.loglog(group["size"], group[what], "o-", label=f"{over}: {slope:.2f}")
-            axis.set(xlabel="size", ylabel=what if what == "seconds" else "peak megabytes beyond the start")
-            axis.legend(loc="lower center", bbox_to_anchor=(0.5, 0.99), ncols=3, frameon=False, fontsize=9)
-    figure.suptitle(f"Above each panel: what grows, and the exponent. {machine}", fontsize=9)
-    figure.savefig(path, dpi=120)
+                grown = group["size"] / group["size"].iloc[0]
+                label = f"{over} from {group['size'].iloc[0]:,}: {slope:.2f}"
+                axes.loglog(grown, group[what], look, color=color, label=label)
+            axes.set_xticks(POWERS, [str(power) for power in POWERS])
+            axes.minorticks_off()
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.set_xlabel("size, times the smallest")
+            axes.set_ylabel(what if what == "seconds" else "peak megabytes beyond the start")
+            axes.legend(frameon=False, fontsize=8)
+            tidy(axes)
+    figure.suptitle(f"In the legends: what grows, from where, and the exponent. {machine}", fontsize=9)
+    page(figure).savefig(path, dpi=120)
 
 
 def _estimate(table: pd.DataFrame) -> str:

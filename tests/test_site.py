@@ -18,6 +18,15 @@ def test_every_public_name_is_in_the_reference():
     assert sorted(reference.paths()) == sorted(names)
 
 
+def test_the_reference_begins_with_the_lines_that_examples_go_on_from():
+    lines = [line.strip().removeprefix(">>> ") for line in sl.__doc__.splitlines() if ">>>" in line]
+    assert reference.first_lines().splitlines() == lines  # which tests/test_examples.py runs
+    pages = dict(reference.pages())
+    index = pages.pop("reference/index.md")
+    assert index.index("\n".join(lines)) < index.index("\n## ")
+    assert [page for page, text in pages.items() if "(index.md#api-reference)" not in text] == []
+
+
 def test_every_figure_is_in_the_gallery_below_code_that_draws_it():
     text = (ROOT / "docs/gallery.md").read_text(encoding="utf-8")
     drawn = [figures.figure_of(code) for code in figures.BLOCK.findall(text)]

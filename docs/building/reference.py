@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import inspect
 from collections.abc import Iterator
 
 import sea_lens
@@ -47,15 +49,23 @@ def paths() -> dict[str, str]:
     return {name: path for names in groups().values() for name, path in names.items()}
 
 
+def first_lines() -> str:
+    """The lines that every example goes on from, as they stand in the package's docstring, to copy."""
+    lines = doctest.DocTestParser().get_examples(inspect.getdoc(sea_lens) or "")
+    return "".join(line.source for line in lines)
+
+
 def pages() -> Iterator[tuple[str, str]]:
     """Every page of the reference, relative to docs/, and its markdown."""
     lines = ["# API reference", "", "Every public name of `import sea_lens as sl`, grouped as the package is.", ""]
+    lines += ["The examples go on from these lines, and run on the embedded model, without a download:", ""]
+    lines += ["```python", first_lines().rstrip(), "```", ""]
     for package, names in groups().items():
         said = GROUPS.get(package, "")
         lines += [f"## [`sea_lens.{package}`]({package}.md)", "", said, ""]
         links = (f"[`{name}`][{path}]" for name, path in sorted(names.items(), key=_order))
         lines += [" · ".join(links), ""]
-        body = [f"# {package}", "", said, ""]
+        body = [f"# {package}", "", said, "", "The examples go on from [these lines](index.md#api-reference).", ""]
         for name, path in sorted(names.items(), key=_order):
             body += [f"::: {path}", "    options:", f"      heading: sl.{name}", f"      toc_label: {name}", ""]
         yield f"reference/{package}.md", "\n".join(body)

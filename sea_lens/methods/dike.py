@@ -70,7 +70,7 @@ class DiKE(EditsFacts):
     rescale: bool = False
 
     when_to_use: ClassVar[str] = "A few facts are to change, and other facts of the same subjects must stay."
-    equation: ClassVar[str] = r"W + (I + W_3^\top W_3)^{-1} R K^\top (\lambda E[k k^\top] + K K^\top)^{-1}"
+    equation: ClassVar[str] = "W + (I + W3^T W3)^-1 R K^T (lambda E[k k^T] + K K^T)^-1"
 
     def fit_facts(
         self,

@@ -49,7 +49,7 @@ class MEMIT(EditsFacts):
     """
 
     when_to_use: ClassVar[str] = "Facts are to change, one or thousands at once, for good and in all contexts."
-    equation: ClassVar[str] = r"W + R K^\top (\lambda E[k k^\top] + K K^\top)^{-1}"
+    equation: ClassVar[str] = "W + R K^T (lambda E[k k^T] + K K^T)^-1"
 
     def fit_facts(
         self,

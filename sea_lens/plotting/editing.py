@@ -24,6 +24,7 @@ from sea_lens.plotting.style import (
     MOST_PANELS,
     PROMOTED,
     SUPPRESSED,
+    WARNING,
     canvas,
     heat_map,
     one_panel,
@@ -310,7 +311,7 @@ def plot_directions(directions: Directions, *, most: int = 12, axes: Axes | None
     for (row, column), cell in drawn.get_celld().items():
         cell.set_linewidth(0)
         if row and column < 2:
-            cell.get_text().set_color(PROMOTED if words[row - 1][0] == "promoted" else SUPPRESSED)
+            cell.get_text().set_color(PROMOTED if words[row - 1][0] == "promoted" else WARNING)
         if not row:
             cell.get_text().set_color(GREY)
     sign = "pointing to where activations lie" if directions.oriented else "signs arbitrary"

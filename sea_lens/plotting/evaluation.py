@@ -26,6 +26,7 @@ from sea_lens.plotting.style import (
     INK,
     PROMOTED,
     SUPPRESSED,
+    WARNING,
     canvas,
     heat_map,
     in_words,
@@ -89,7 +90,7 @@ def plot_evaluation(
 def _say(figure: Figure | SubFigure, text: str, is_bad: bool) -> None:
     """A line or two above all panels."""
     width = int(14 * page(figure).get_figwidth())
-    figure.suptitle("\n".join(wrap(text, width)), fontsize=8, color=SUPPRESSED if is_bad else INK)
+    figure.suptitle("\n".join(wrap(text, width)), fontsize=8, color=WARNING if is_bad else INK)
 
 
 def _by_scale(table: pd.DataFrame) -> list[pd.DataFrame]:
@@ -244,7 +245,7 @@ def _with_damage(table: pd.DataFrame) -> list[str]:
 def _redden(axes: Axes, table: pd.DataFrame) -> None:
     for name, label in zip(map(str, table.index), axes.get_yticklabels(), strict=True):
         if name in broken_of(table):
-            label.set_color(SUPPRESSED)
+            label.set_color(WARNING)
 
 
 def plot_data_efficiency(result: DataEfficiency, *, axes: Axes | None = None) -> Figure:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure, SubFigure
 from sea_lens.arguments import check_arguments
 from sea_lens.evaluation.compare_edits import UNEDITED, EditComparison
 from sea_lens.evaluation.fact_prompts import STAY_KL
-from sea_lens.plotting.style import GREY, INK, PROMOTED, SUPPRESSED, canvas, page, reach, tidy
+from sea_lens.plotting.style import GOLD, GREY, INK, PROMOTED, SUPPRESSED, VIOLET, canvas, page, reach, tidy
 
 PANELS = {
     "efficacy": "says the new object",
@@ -16,7 +16,7 @@ PANELS = {
     "same_subject": "same subject: unchanged",
     "neighborhood": "other subjects: unchanged",
 }
-WAYS = ((PROMOTED, "o", "-"), (SUPPRESSED, "s", "--"), (INK, "^", "-."), ("#7b5ea7", "D", ":"), ("#d9a441", "v", "-"))
+WAYS = ((PROMOTED, "o", "-"), (SUPPRESSED, "s", "--"), (INK, "^", "-."), (VIOLET, "D", ":"), (GOLD, "v", "-"))
 
 
 def plot_edits(found: EditComparison, *, figure: Figure | SubFigure | None = None) -> Figure:

@@ -11,7 +11,7 @@ from sea_lens.arguments import check_arguments
 from sea_lens.evaluation.massive import Interventions
 from sea_lens.plotting.style import GREY, INK, PROMOTED, SUPPRESSED, one_panel, page, reach, tick_layers, tidy
 
-LINES = {"largest": (SUPPRESSED, "-"), "second": (PROMOTED, "--"), "third": (INK, ":"), "median": (GREY, "-")}
+LINES = {"largest": (SUPPRESSED, "-"), "second": (PROMOTED, "--"), "third": (INK, ":"), "median": (GREY, "-.")}
 
 
 def plot_massive_tokens(found: MassiveTokens, *, axes: Axes | None = None) -> Figure:

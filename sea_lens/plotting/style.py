@@ -18,7 +18,11 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
-PROMOTED, SUPPRESSED, GREY, INK = "#1b7f79", "#c8553d", "#9aa0a6", "#222222"
+PROMOTED, SUPPRESSED, GREY, INK = "#0f5f5a", "#d96c47", "#a6acb2", "#222222"
+VIOLET, GOLD = "#7b5ea7", "#e2b54f"
+"""From dark to light: INK, PROMOTED, VIOLET, SUPPRESSED, GREY, GOLD, so that a gray print keeps them apart."""
+WARNING = "#a3401f"
+"""The hue of SUPPRESSED, dark enough for text."""
 SHEET = Path(__file__).with_name("sea_lens.mplstyle")
 COLUMNS = 4
 MOST_PANELS = 8

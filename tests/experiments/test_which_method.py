@@ -70,3 +70,4 @@ def test_a_panel_per_data_set():
 def test_the_page_of_methods_has_the_table_of_all_methods():
     _, inside, _ = methods_page.parts()
     assert inside == methods_page.table()  # else: python -m experiments.methods_page
+    assert "\\" not in inside.replace(r"\|", "")  # equations in one notation, which needs no LaTeX

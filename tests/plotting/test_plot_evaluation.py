@@ -15,7 +15,7 @@ from sea_lens.errors import InputError
 from sea_lens.evaluation.data_efficiency import DataEfficiency
 from sea_lens.evaluation.evaluation import Evaluation
 from sea_lens.evaluation.metrics import COST, SHARE, Scale, mean, metric_table, metrics_by_category
-from sea_lens.plotting.style import INK, PROMOTED, SUPPRESSED
+from sea_lens.plotting.style import INK, PROMOTED, SUPPRESSED, WARNING
 
 BARE = {"control": 0, "damage": False, "progress": False}
 METRICS = [mean("share", scale=SHARE), mean("other_share"), mean("nats", scale=COST)]
@@ -118,7 +118,7 @@ def test_a_metric_that_is_not_there(evaluation):
 def test_controls_are_crosses_and_damage_stands_above_in_red_where_the_model_is_broken():
     evaluation = make_evaluation()
     controls = pd.DataFrame({name: [-0.1, 0.2] for name in evaluation.table.index})
-    for kl, color in ((0.5, INK), (7.0, SUPPRESSED)):
+    for kl, color in ((0.5, INK), (7.0, WARNING)):
         table = pd.DataFrame(
             {"texts": 1, "tokens": 9, "unedited": 8.0, "edited": 9.0, "kl": kl}, index=["neutral text"]
         )
@@ -207,7 +207,7 @@ def test_figures_of_several_editors_say_which_are_broken(organism):
         names = [tick for tick in figure.axes[0].get_yticklabels() if tick.get_text() != "unedited"]
         assert [tick.get_text().split("\n")[0] for tick in names] == ["mild", "far"]
         assert [": broken" in tick.get_text() for tick in names] == [False, True]
-        assert [to_rgb(tick.get_color()) == to_rgb(SUPPRESSED) for tick in names] == [False, True]
+        assert [to_rgb(tick.get_color()) == to_rgb(WARNING) for tick in names] == [False, True]
     assert "controls" in labels(figures[0].legends[0].get_texts())
     table = pd.DataFrame(
         {"size": [5, 5], "seed": [0, 1], "score": [0.4, 0.9], "is_broken": [False, True], "kl": [0.1, 9.0]}
