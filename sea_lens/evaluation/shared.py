@@ -11,6 +11,7 @@ from sea_lens.cache import digest
 from sea_lens.models.damage import DamageMeter
 from sea_lens.models.divergence import UneditedPredictions
 from sea_lens.models.hooks import foreign_hooks, model_facts
+from sea_lens.models.unchanged import unchanged_weights
 
 
 @dataclass
@@ -44,10 +45,14 @@ _SHARED: ContextVar[_Shared | None] = ContextVar("_SHARED", default=None)
 
 @contextmanager
 def sharing() -> Iterator[None]:
-    """A block whose evaluations share what the unedited model predicts; nothing of it is kept afterwards."""
+    """A block whose evaluations share what the unedited model predicts; nothing of it is kept afterwards.
+
+    Nobody changes the weights inside: they are read once.
+    """
     token = _SHARED.set(_Shared())
     try:
-        yield
+        with unchanged_weights():
+            yield
     finally:
         _SHARED.reset(token)
 

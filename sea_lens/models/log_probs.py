@@ -111,12 +111,12 @@ def score_stems(model: Model, stems: Sequence[Stem], n_right: Sequence[int], *, 
 
 
 def _by_question(stems: Sequence[Stem], scores: Sequence[Tensor], n_right: Sequence[int]) -> AnswerScores:
-    shape = len(stems), max(len(stem.completions) for stem in stems)
-    found, n_tokens = torch.full(shape, torch.nan, dtype=torch.float64), torch.zeros(shape, dtype=torch.long)
-    for row, (stem, own) in enumerate(zip(stems, scores, strict=True)):
-        found[row, : len(own)] = own
-        n_tokens[row, : len(own)] = torch.tensor(list(map(len, stem.completions)))
-    is_right = (torch.arange(shape[1])[None] < torch.tensor(n_right)[:, None]) & (n_tokens > 0)
+    widest = max(len(stem.completions) for stem in stems)
+    lengths = [list(map(len, stem.completions)) for stem in stems]
+    n_tokens = torch.tensor([[*row, *[0] * (widest - len(row))] for row in lengths])
+    found = torch.full(n_tokens.shape, torch.nan, dtype=torch.float64)
+    found[n_tokens > 0] = torch.cat(list(scores))  # no completion is of no tokens
+    is_right = (torch.arange(widest)[None] < torch.tensor(n_right)[:, None]) & (n_tokens > 0)
     return AnswerScores(found, n_tokens, is_right, ~is_right & (n_tokens > 0))
 
 

@@ -6,11 +6,13 @@ may equal the end token) and a left-padded batch without a mask is silently wron
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Int
@@ -222,8 +224,31 @@ class Stem:
 def stems_of(model: Model, questions: Questions) -> list[Stem]:
     """Questions with each of their answers, the right ones first.
 
+    Evaluations of several editors ask the same questions: those of the last few calls are tokens already.
+
     Raises:
         InputError: If an answer comes out as no tokens, or does not fit the model's context.
     """
-    asked = [(question.prompt, (*question.right, *question.wrong)) for question in questions]
-    return [Stem.of(model, f"Question {number}", texts) for number, texts in enumerate(tokenized_answers(model, asked))]
+    asked = tuple((question.prompt, (*question.right, *question.wrong)) for question in questions)
+    tokenizer, known = tokenizer_of(model), dict[object, list[Stem]]()
+    with suppress(TypeError):  # a tokenizer of another library need not be one that can be referred to weakly
+        known = _LAST_ASKED.setdefault(tokenizer, known)
+    size = len(tokenizer) if isinstance(tokenizer, Sized) else None  # it grows by tokens that are added
+    key = asked, size, tokenizer.bos_token_id, bool(model.cfg.default_prepend_bos), model.cfg.n_ctx
+    stems = known.pop(key, None)
+    if stems is None:
+        texts = tokenized_answers(model, asked)
+        stems = [Stem.of(model, f"Question {number}", own) for number, own in enumerate(texts)]
+    if len(stems) <= MOST_KEPT:
+        known[key] = stems
+    while len(known) > QUESTIONS_KEPT:
+        del known[next(iter(known))]
+    return list(stems)
+
+
+QUESTIONS_KEPT = 4
+"""Lists of questions whose tokens are kept: as many as evaluations go through in turns."""
+MOST_KEPT = 10_000
+"""Questions of a list, at most, for their tokens to be kept."""
+_LAST_ASKED: WeakKeyDictionary[Any, dict[object, list[Stem]]] = WeakKeyDictionary()
+"""By tokenizer, and by all that tokens depend on."""

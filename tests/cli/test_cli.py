@@ -1,7 +1,4 @@
 import inspect
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,19 +13,6 @@ from sea_lens.methods.sea.sea import SEA
 from sea_lens.models.collect import collect_activations
 
 # --- help ------------------------------------------------------------------------------------------------------------
-
-
-def test_the_module_alone_prints_the_help(tmp_path):
-    found = subprocess.run(
-        [sys.executable, "-m", "sea_lens.cli"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=tmp_path,
-        env={**os.environ, "COLUMNS": "80", "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-    assert (found.returncode, found.stderr) == (0, "")
-    assert found.stdout.startswith("Usage: sea-lens [OPTIONS] COMMAND")
 
 
 def test_the_help_fits_a_screen_in_the_order_of_the_work(sea_lens):

@@ -304,13 +304,27 @@ def test_a_card_with_control_sequences_is_printed_harmlessly(tmp_path):
     assert not any(line.lstrip().startswith("error:") for line in (out + err).splitlines())
 
 
-def test_a_real_process_says_one_line(things, tmp_path):
+AS_A_MODULE = """
+import runpy, sys
+asked, sys.argv[1:] = sys.argv[1:], []
+try:
+    runpy.run_module("sea_lens.cli", run_name="__main__", alter_sys=True)
+except SystemExit as done:
+    assert not done.code, done.code
+sys.argv[1:] = asked
+runpy.run_module("sea_lens.cli", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_a_real_process_prints_the_help_and_says_one_line(things, tmp_path):
+    """As `python -m sea_lens.cli`, alone and then with a wrong command line: one start for both."""
     ran = subprocess.run(
-        [sys.executable, "-m", "sea_lens.cli", *words("inspect {forged}", things, tmp_path)],
+        [sys.executable, "-c", AS_A_MODULE, *words("inspect {forged}", things, tmp_path)],
         capture_output=True,
         text=True,
         timeout=120,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "COLUMNS": "80", "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     assert ran.returncode == 2
+    assert ran.stdout.startswith("Usage: sea-lens [OPTIONS] COMMAND")
     assert_is_one_error(ran.stderr, "forged")

@@ -1,14 +1,12 @@
 """Two processes come to the results of one, and none waits for one that failed."""
 
 import multiprocessing
-import os
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed import run
+from torch.distributed.launcher.api import elastic_launch
 
 import sea_lens
 from sea_lens import SeaLensWarning
@@ -105,36 +103,36 @@ def test_processes_that_were_launched_but_never_joined_are_warned_about(monkeypa
         assert n_processes() == 1
 
 
-UNDER_A_LAUNCHER = """
-import sys, torch, sea_lens as sl
-torch.set_num_threads(1)
-launched = len(sys.argv) > 2
-if launched:
+def what_a_user_does(model, world):
+    """Activations at one layer, and scores of an editor that is fitted on them."""
+    demonstrations, questions = world.demonstrations()[:12], world.questions()[:12]
+    activations = sea_lens.collect_activations(model, demonstrations, batch_size=4, progress=False)
+    editor = sea_lens.MeanDifference().fit(activations)
+    result = sea_lens.evaluate_truthfulqa(model, questions, editor, batch_size=4, progress=False)
+    return activations.positive[3].tolist(), result.table["edited"].tolist()
+
+
+def under_a_launcher():
+    """What a user's script does with accelerate, on one of two processes."""
     from accelerate import Accelerator
-    assert Accelerator(cpu=True).num_processes == 2
-model, world = sl.load_organism()
-demonstrations = world.demonstrations()[:12]
-activations = sl.collect_activations(model, demonstrations, batch_size=4, progress=False)
-editor, questions = sl.MeanDifference().fit(activations), world.questions()[:12]
-result = sl.evaluate_truthfulqa(model, questions, editor, batch_size=4, progress=False)
-number = torch.distributed.get_rank() if launched else 0
-torch.save([activations.positive[3], torch.tensor(result.table["edited"].tolist())], f"{sys.argv[1]}/{launched}-{number}.pt")
-"""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(
+        reset_partial_state=True
+    )  # what other tests left in the process that this is a fork of
+    assert Accelerator(cpu=True).num_processes == n_processes() == 2
+    found = what_a_user_does(*sea_lens.load_organism("cpu"))
+    torch.distributed.destroy_process_group()
+    return found
 
 
-def test_a_users_script_under_torchrun_finds_what_it_finds_alone(tmp_path):
-    """The real launcher and accelerate's group, started once: forks do the rest of this file, in a group of torch's."""
-    script = tmp_path / "script.py"
-    script.write_text(UNDER_A_LAUNCHER)
-    root = str(Path(sea_lens.__file__).parents[1])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for before, after in (([], []), (launcher, ["launched"])):
-        command = [sys.executable, *before, str(script), str(tmp_path), *after]
-        ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-        assert ran.returncode == 0, ran.stderr[-3000:]
-    alone, *others = (
-        torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("False-0", "True-0", "True-1")
-    )
-    for found in others:
-        assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, alone, strict=True))
+def test_what_a_user_does_under_torchrun_is_what_is_found_alone(organism):
+    """The launcher's own command line, agent and environment, and the group of accelerate; workers are forks."""
+    alone = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]  # as `--standalone` is read
+    config, _, _ = run.config_from_args(run.parse_args([*alone, "--nproc-per-node", "2", "script.py"]))
+    config.start_method = "fork"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = elastic_launch(config, under_a_launcher)()
+    assert found.keys() == {0, 1}
+    assert found[0] == found[1] == what_a_user_does(*organism)

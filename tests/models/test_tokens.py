@@ -6,9 +6,18 @@ from conftest import build_bridge, byte_tokenizer
 from tokenizers import models
 from transformer_lens.model_bridge import TransformerBridge
 
+import sea_lens as sl
 from sea_lens.errors import InputError, ModelMismatchError
 from sea_lens.models import tokens as module
-from sea_lens.models.tokens import PaddedTokens, TokenizedAnswer, all_token_ids, check_context_length, join, token_ids
+from sea_lens.models.tokens import (
+    PaddedTokens,
+    TokenizedAnswer,
+    all_token_ids,
+    check_context_length,
+    join,
+    stems_of,
+    token_ids,
+)
 
 BOS, EOS = 0, 1
 
@@ -112,3 +121,19 @@ def test_impossible_rows_are_refused(llama):
     check_context_length(llama, [128], ["Text"])
     with pytest.raises(InputError, match="Text is 129 tokens long, but the model's context is 128"):
         check_context_length(llama, [129], ["Text"])
+
+
+def test_questions_that_are_asked_again_are_the_tokens_of_the_model_as_it_is(nameless, monkeypatch):
+    questions = sl.Questions.from_lists(["ab", "cd"], ["yes", ["no", "none"]], ["no", []])
+    first = stems_of(nameless, questions)
+    again = stems_of(nameless, sl.Questions.from_lists(["ab", "cd"], ["yes", ["no", "none"]], ["no", []]))
+    assert all(one is other for one, other in zip(first, again, strict=True))
+    assert stems_of(nameless, questions[:1]) == first[:1]
+    nameless.tokenizer.add_tokens(["es"])
+    longer = stems_of(nameless, questions)
+    assert [len(stem.completions[0]) for stem in longer] == [len(first[0].completions[0]) - 1, 3]
+    monkeypatch.setattr(nameless.cfg, "default_prepend_bos", False)
+    assert [stem.prompt for stem in stems_of(nameless, questions)] == [stem.prompt[1:] for stem in longer]
+    monkeypatch.setattr(nameless.cfg, "n_ctx", 2)
+    with pytest.raises(InputError, match="context is 2"):
+        stems_of(nameless, questions)
