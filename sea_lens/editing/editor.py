@@ -18,7 +18,7 @@ from sea_lens.cache import digest
 from sea_lens.editing.card import EditorCard
 from sea_lens.editing.combine import card_of_both, edits_in_sequence, in_order, summary_of
 from sea_lens.editing.edits import Edit
-from sea_lens.editing.files import MODEL_CARD, fetch_editor_folder, read_editor_files, write_editor_files
+from sea_lens.editing.files import MODEL_CARD, fetch_editor_folder, read_editor_files, words_of_card, write_editor_files
 from sea_lens.editing.fits import check_fits, check_has_points
 from sea_lens.editing.hooks import EditHooks, edited
 from sea_lens.editing.sparing import in_common, placed
@@ -311,7 +311,10 @@ class Editor(
         as_folder(save_directory, "save_directory")
         if Path(save_directory).is_file():
             raise InputError(f"{save_directory} is a file. Give the name of a folder.")
-        return super().save_pretrained(save_directory, **options)
+        told = words_of_card(self.card, self.edits, Path(save_directory)) | (
+            options.pop("model_card_kwargs", None) or {}
+        )
+        return super().save_pretrained(save_directory, model_card_kwargs=told, **options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         write_editor_files(save_directory, self.edits, self.card, self.where)

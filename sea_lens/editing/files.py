@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from sea_lens.editing.edits import Edit
 from sea_lens.editing.registry import edit_of_0_1, from_plain, to_plain
 from sea_lens.editing.where import From, Where
 from sea_lens.errors import FileFormatError
-from sea_lens.models.sites import Site
+from sea_lens.models.sites import Site, named_sites
 
 FORMAT = "sea_lens.editor/2"
 FORMAT_OF_0_1 = "sea_lens.editor/1"
@@ -30,16 +31,20 @@ MODEL_CARD = """---
 {{ card_data }}
 ---
 
-An activation editor made with sea_lens. Its method, settings, model and demonstrations stand in `config.json` under `card`.
+An activation editor made with sea_lens: method {{ method }}, fitted on {{ fitted_on }}, editing {{ sites }}.
+Settings, demonstrations and versions stand in `config.json` under `card`.
 
 ```python
 import sea_lens as sl
 
-model = sl.load_model("the/model")  # the one that the card names
-editor = sl.Editor.from_pretrained("this/repository")
+model = sl.load_model("{{ model }}")  # or where your folder of it is
+editor = sl.Editor.from_pretrained("{{ folder }}")  # or its name on the hub
 print(sl.generate(model, [{"role": "user", "content": "..."}], editor))  # or a plain text
 ```
+
+<!-- written by sea_lens, and again whenever an editor is saved here; without this line, the file stays as it is -->
 """
+WRITTEN = "<!-- written by sea_lens, "
 
 
 def write_editor_files(folder: Path, edits: Mapping[Site, Edit], card: EditorCard, where: Where | None) -> None:
@@ -59,6 +64,22 @@ def write_editor_files(folder: Path, edits: Mapping[Site, Edit], card: EditorCar
     save_tensors(tensors, folder / TENSORS, {"format": FORMAT})
     config["sha256"] = _digest(config, folder / TENSORS)
     write_text(folder / CONFIG, json.dumps(config, indent=1) + "\n")
+    readme = folder / "README.md"
+    if readme.exists() and WRITTEN in readme.read_text(encoding="utf-8", errors="replace"):
+        readme.unlink()  # of the editor before; the hub's mixin writes one where there is none
+
+
+def words_of_card(card: EditorCard, sites: Iterable[Site], folder: Path) -> dict[str, str]:
+    """What fills in the model card of an editor that is saved to a folder."""
+    n, model = card.n_demonstrations, "MODEL" if card.model is None else card.model.name
+    words = {
+        "method": card.method,
+        "fitted_on": ("" if n is None else f"{n:,} demonstrations with ") + ("a model" if model == "MODEL" else model),
+        "sites": named_sites(list(sites)),
+        "model": model,
+        "folder": folder.resolve().name,
+    }
+    return {name: re.sub(r"[`\"\n\r]", " ", text) for name, text in words.items()}
 
 
 def read_editor_files(folder: Path) -> tuple[dict[Site, Edit], EditorCard, Where | None]:

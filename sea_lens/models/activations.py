@@ -18,7 +18,7 @@ from sea_lens.errors import FileFormatError, InputError
 from sea_lens.models.bridge import Model, ModelInfo
 from sea_lens.models.by_site import BySite as BySite
 from sea_lens.models.sinks import Sinks
-from sea_lens.models.sites import Site, choose_sites
+from sea_lens.models.sites import Site, choose_sites, named_sites
 
 Role = Literal["neutral", "positive", "negative"]
 ROLES: tuple[Role, ...] = ("neutral", "positive", "negative")
@@ -26,6 +26,8 @@ TokenChoice = Literal["last", "last_content", "mean"] | int
 """Which token's activation stands for a text: see `sea_lens.collect_activations`."""
 
 FORMAT = "sea_lens.activations/2"
+SHOWN = 4
+"""Shapes that an error names."""
 FORMAT_OF_0_1 = "sea_lens.activations/1"
 
 
@@ -62,16 +64,17 @@ class Activations:
         object.__setattr__(self, "sides", {role: self.sides[role] for role in ROLES if role in self.sides})
         sites = {role: list(side) for role, side in self.sides.items()}
         if not sites or not next(iter(sites.values())) or any(found != self.sites for found in sites.values()):
-            named = {role: [str(site) for site in found] for role, found in sites.items()}
-            raise InputError(f"All roles must have the same layers, at least one; they have {named}.")
+            named = "; ".join(f"{role} {named_sites(found) or 'none'}" for role, found in sites.items())
+            raise InputError(f"All roles must have the same layers, at least one; they have: {named}.")
         shapes = {(role, site): tuple(side[site].shape) for role, side in self.sides.items() for site in side}
         of_name: dict[str, set[tuple[int, ...]]] = {}
         for (_, site), shape in shapes.items():
             of_name.setdefault(site.name, set()).add(shape)
         if any(len(found) > 1 for found in of_name.values()) or any(len(shape) != 2 for shape in shapes.values()):
+            first = {shape: f"{shape} first at {role} {site}" for (role, site), shape in reversed(shapes.items())}
             raise InputError(
                 "All activations of a site must be [n, width] with one n and one width, row i belonging to demonstration i "
-                f"in every role; the shapes are { ({f'{role} {site}': shape for (role, site), shape in shapes.items()}) }."
+                f"in every role; the shapes are {', '.join([*first.values()][: -SHOWN - 1 : -1])}."
             )
         if len({shape[0] for shape in shapes.values()}) > 1 or self.n == 0:
             raise InputError(

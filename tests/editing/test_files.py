@@ -94,13 +94,28 @@ def test_the_model_card_names_the_library_and_shows_its_use(folder):
     assert "library_name: sea_lens" in card
     assert "activation-editing" in card
     assert "```python\nimport sea_lens as sl" in card
-    assert "sl.Editor.from_pretrained(" in card
+    assert "method sea, fitted on 20 demonstrations with tiny-llama, editing layers 0-2" in card
+    assert 'sl.load_model("tiny-llama")' in card
+    assert f'sl.Editor.from_pretrained("{folder.name}")' in card
     assert 'sl.generate(model, [{"role": "user", "content": "..."}], editor)' in card
 
 
-def test_saving_again_overwrites(editor, folder):
+def test_saving_again_overwrites_and_leaves_a_card_of_your_own_alone(editor, folder):
+    readme = folder / "README.md"
     editor.scaled(0.5).at_layers([2]).save_pretrained(folder)
     assert same(Editor.from_pretrained(folder), editor.scaled(0.5).at_layers([2]))
+    assert "editing layers 2." in readme.read_text()
+    readme.write_text("Mine.")
+    editor.save_pretrained(folder)
+    assert readme.read_text() == "Mine."
+
+
+def test_a_card_cannot_break_out_of_the_code_it_shows(editor, tmp_path):
+    info = replace(editor.card.model, name='a"); import os  # `\n```')
+    Editor(editor.edits, replace(editor.card, model=info)).save_pretrained(tmp_path)
+    line = next(line for line in (tmp_path / "README.md").read_text().splitlines() if "load_model" in line)
+    assert line.startswith('model = sl.load_model("a ); import os  #')
+    assert line.count('"') == 2
 
 
 def test_one_edit_at_several_layers_can_be_saved(tmp_path):

@@ -313,11 +313,29 @@ def test_positive_equal_to_negative_is_exactly_the_identity(n, center):
     assert torch.equal(editor[0](h), h)
 
 
+def test_the_ranks_of_many_layers_are_said_in_a_line():
+    neutral, positive, _ = (torch.tensor(side) for side in sides(30))
+    cut = {layer: torch.arange(neutral.shape[1]) < 2 + layer for layer in range(12)}  # a rank of its own per layer
+    layers = {layer: positive * kept for layer, kept in cut.items()}
+    data = Activations.from_tensors(
+        neutral={layer: neutral * kept for layer, kept in cut.items()}, positive=layers, negative=layers
+    )
+    with pytest.warns(SeaLensWarning, match="edits nothing") as caught:
+        editor = SEA(0.9).fit(data)
+    ranks = [int(report["rank_positive"]) for report in editor.card.reports.values()]
+    assert min(ranks) < max(ranks)
+    assert f"(ranks: {min(ranks)} to {max(ranks)} positive, {min(ranks)} to {max(ranks)} negative)" in str(
+        caught[0].message
+    )
+
+
 def test_a_dominant_mean_edits_next_to_nothing_until_it_is_centered():
     rng = np.random.default_rng(0)
     mean = 20 * rng.standard_normal(D)
     data = activations([mean + rng.standard_normal((50, D)) for _ in ROLES])
-    with pytest.warns(SeaLensWarning, match=r"edits (next to )?nothing.*1\+1.*try center=True") as caught:
+    with pytest.warns(
+        SeaLensWarning, match=r"edits (next to )?nothing.*ranks: 1 positive, 1 negative.*try center=True"
+    ) as caught:
         editor = SEA(0.998).fit(data)
     assert len(caught) == 1
     assert editor.card.reports[Site(0)].displacement < 0.01

@@ -77,9 +77,13 @@ def test_neutral_activations_may_be_missing(tmp_path):
     ("changes", "message"),
     [
         ({"neutral": {0: torch.zeros(5, 2, 4), 2: torch.zeros(5, 2, 4)}}, r"must be \[n, width\]"),
-        ({"positive": tensors(1, n=4)}, r"one n and one width.*positive blocks\.0.*\(4, 4\)"),
+        ({"positive": tensors(1, n=4)}, r"one n and one width.*\(4, 4\) first at positive blocks\.0"),
         ({"positive": {0: torch.zeros(5, 4), 2: torch.zeros(5, 3)}}, "one n and one width"),
-        ({"negative": tensors(2, layers=(0, 1))}, "same layers.*'negative'"),
+        (
+            {role: {k: torch.zeros(5, k) for k in range(4, 34)} for role in ROLES},
+            r"are (\([^)]*\) first at [^,]*(, )?){4}\.$",
+        ),
+        ({"negative": tensors(2, layers=(0, 1))}, "same layers.*positive layers 0,2; negative layers 0-1"),
         ({role: tensors(0, n=0) for role in ROLES}, "at least one"),
         ({"neutral": {}, "positive": {}, "negative": {}}, "same layers, at least one"),
         ({"positive": torch.zeros(5, 4)}, "positive must be a mapping .* of tensors, and a tensor of "),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from sea_lens.editing.card import FitReport
 from sea_lens.editing.editor import Editor
@@ -31,7 +31,9 @@ def warn_of(editor: Editor, center: bool) -> None:
 
 def _does_nothing(editor: Editor, center: bool) -> str:
     found = editor.card.reports
-    ranks = {site.layer: f"{one['rank_positive']}+{one['rank_negative']}" for site, one in found.items()}
+    ranks = ", ".join(
+        f"{_range(one[f'rank_{side}'] for one in found.values())} {side}" for side in ("positive", "negative")
+    )
     centering = (
         "Activations share a dominant mean, and both subspaces may be little more than it: try center=True, at one layer or "
         "at a small strength first, for centered edits of many layers can break a model. "
@@ -44,14 +46,14 @@ def _does_nothing(editor: Editor, center: bool) -> str:
     if editor.is_identity:
         return (
             "This editor edits nothing: at every layer the positive and the negative subspace are the same, so their "
-            f"projectors cancel (ranks by layer: {ranks}). {remedy}"
+            f"projectors cancel (ranks: {ranks}). {remedy}"
         )
     moved = {site: one.displacement or 0.0 for site, one in found.items()}
     still = [site for site, share in moved.items() if share < NEARLY_NOTHING]
     if len(still) == len(moved):
         return (
             f"This editor edits next to nothing: it moves the neutral activations by at most {max(moved.values()):.2%} of "
-            f"their norm at any layer (ranks by layer: {ranks}). {remedy}"
+            f"their norm at any layer (ranks: {ranks}). {remedy}"
         )
     if len(still) >= NEARLY_ALL * len(moved):
         return (
@@ -59,6 +61,12 @@ def _does_nothing(editor: Editor, center: bool) -> str:
             f"by under {NEARLY_NOTHING:.0%} of their norm at {named_sites(still)}. {remedy}"
         )
     return ""
+
+
+def _range(ranks: Iterable[float]) -> str:
+    """One rank, or the lowest and the highest of several: a line, however many layers there are."""
+    known = sorted(int(rank) for rank in ranks)
+    return f"{known[0]}" if known[0] == known[-1] else f"{known[0]} to {known[-1]}"
 
 
 def _compounds(editor: Editor) -> str:
