@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +13,8 @@ from sea_lens.methods.budget import method_rows
 from sea_lens.methods.method import METHODS
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
+PAPER = re.compile(r"([^;\s][^;]*?),? arXiv (\d{4}\.\d{5})")
+"""A paper that is named before its number on arXiv, of which there may be several between semicolons."""
 BEGINS, ENDS = "<!-- the table begins -->\n", "<!-- the table ends -->\n"
 
 
@@ -21,6 +24,7 @@ def table() -> str:
     rows = pd.DataFrame(method_rows(own)).sort_values("method")
     rows = rows.assign(
         **{name: [f"`{cell}`" for cell in rows[name]] for name in ("method", "equation")},
+        source=[PAPER.sub(r"[\1](https://arxiv.org/abs/\2)", cell) for cell in rows["source"]],
         **{"when to use it": [cell[0].lower() + cell[1:].rstrip(".") for cell in rows["when to use it"]]},
     )
     return to_markdown(rows)
