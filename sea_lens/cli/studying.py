@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Optional
 
@@ -10,8 +12,10 @@ from sea_lens.cli.inputs import Reading, columns_in, load, read_questions, readi
 from sea_lens.cli.options import Of, Options
 from sea_lens.cli.output import UNFINISHED, conclude, finish, record, say, show
 from sea_lens.data.texts import read_texts
+from sea_lens.errors import FileFormatError
 from sea_lens.evaluation.study import study as run_study
 from sea_lens.evaluation.study_report import readable_rows
+from sea_lens.evaluation.study_result import Study
 
 STUDYING = Of(run_study, without=("methods", "neutral_texts", "max_new_tokens", "seed"))
 
@@ -37,6 +41,7 @@ def study(
     columns = reading_of("auto", columns_in(questions, reading.columns), None)["columns"]
     asked = read_questions(questions, columns=columns)
     texts = None if neutral is None else _paragraphs(neutral)
+    before = _earlier(out)
     bridge = load(model, loading, [demonstrations, questions])
     if reading.answer_ending is not None:
         fitted = fitted.with_answer_ending(reading.answer_ending)
@@ -52,14 +57,30 @@ def study(
         **longest,
         **studying,
     )
+    if before:
+        found = replace(found, facts={**found.facts, "replaced": before})
     conclude(found.summary, *found.reasons)
     record(found)
     show(readable_rows(found.table).rename(columns={"": "model"}))
     if "setting" in found.facts:
-        say(f"chosen of {len(found.trials)}: {found.facts['setting']}", indent=0)
+        say(f"chosen of {len(found.trials)} of {found.facts['planned']} planned: {found.facts['setting']}", indent=0)
+    conclude(*found.told)
     written = [*found.save(out), found.report(out / "study.html")]
     finish(out, written)
     say(f"report: {out / 'study.html'}")
+
+
+def _earlier(out: Path) -> str:
+    """What is said of results that lie in the folder already; empty where there are none."""
+    there = out / "study.json"
+    if not there.exists():
+        return ""
+    made = datetime.fromtimestamp(there.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
+    try:
+        verdict = f" (its verdict: {Study.load(out).verdict})"
+    except FileFormatError:
+        verdict = ""
+    return f"It replaces the results of a study of {made} in {out}{verdict}."
 
 
 def _paragraphs(path: Path) -> list[str]:

@@ -13,7 +13,7 @@ STEPS = 60
 """Measurements at most; a smooth edit needs three to eight."""
 
 
-def strength_for(kl_at: Callable[[float], float], kl: float, tolerance: float = 0.03) -> float:
+def strength_for(kl_at: Callable[[float], float], kl: float, tolerance: float = 0.03, steps: int = STEPS) -> float:
     """A factor of an editor's strength at which its KL is the one asked for.
 
     KL grows with the square of a small strength. So the search goes by powers: through the last two points, or where these
@@ -23,6 +23,7 @@ def strength_for(kl_at: Callable[[float], float], kl: float, tolerance: float = 
         kl_at: The KL at a factor; infinite where the model overflows.
         kl: In nats per token.
         tolerance: Relative to `kl`.
+        steps: Measurements at most.
 
     Raises:
         InputError: If `kl` is no finite number above zero, `tolerance` not inside (0, 1), or there is no such factor.
@@ -37,7 +38,7 @@ def strength_for(kl_at: Callable[[float], float], kl: float, tolerance: float = 
         )
     low, high = (0.0, 0.0), (math.inf, math.inf)  # factors with their KLs, below and above the one asked for
     factor = 1.0
-    for _ in range(STEPS):
+    for _ in range(steps):
         found = kl_at(factor)
         if abs(found - kl) <= tolerance * kl:
             return factor

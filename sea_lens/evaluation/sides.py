@@ -37,6 +37,11 @@ class SidesApart:
     p_value: float
 
     @property
+    def is_tested(self) -> bool:
+        """Whether there are enough demonstrations to conclude anything."""
+        return self.n >= ENOUGH_TO_TELL
+
+    @property
     def is_certain(self) -> bool:
         """Whether they are told apart better than chance would."""
         return self.p_value <= LEVEL
@@ -44,6 +49,10 @@ class SidesApart:
     @property
     def told(self) -> str:
         """In words."""
+        if not self.is_tested:
+            few = "1 demonstration is" if self.n == 1 else f"{self.n} demonstrations are"
+            what = "whether the model tells positives from negatives"
+            return f"{few} too few to test {what}: give {ENOUGH_TO_TELL} at least"
         what = f"in {self.right} of {self.n} demonstrations that the direction was not fitted on ({self.where}"
         if self.is_certain:
             return f"the model tells positives from negatives {what}, p = {self.p_value:.2g})"
@@ -69,6 +78,8 @@ def sides_apart(collected: Sequence[Activations], seed: int = 0) -> SidesApart:
         120
     """
     n = collected[0].n
+    if n < 2:  # there is no other half
+        return SidesApart(0, n, "", 1.0)
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randperm(n, generator=generator)[:MOST_ROWS]
     signs = 2.0 * torch.randint(2, (DRAWS + 1, len(rows)), generator=generator, dtype=torch.float64) - 1

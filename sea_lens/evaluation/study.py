@@ -13,28 +13,23 @@ import pandas as pd
 
 from sea_lens.arguments import check_arguments
 from sea_lens.cache import Store, digest
+from sea_lens.data.confounds import DemonstrationCheck
 from sea_lens.data.demonstrations import Demonstrations
 from sea_lens.data.questions import Questions
-from sea_lens.editing.controls import control_editors
 from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.evaluation.apart import check_apart
 from sea_lens.evaluation.compare import kept_in
 from sea_lens.evaluation.contenders import chosen_methods
 from sea_lens.evaluation.evaluation import check_model, check_questions
-from sea_lens.evaluation.sides import ENOUGH_TO_TELL, sides_apart
-from sea_lens.evaluation.study_confirm import EVERY, HeldOut, of_shuffled, table_of, unedited_only
+from sea_lens.evaluation.sides import sides_apart
+from sea_lens.evaluation.study_clock import Clock
+from sea_lens.evaluation.study_confirm import EVERY, HeldOut, shuffled_pair, table_of, unedited_only
+from sea_lens.evaluation.study_plans import FREE_STRENGTHS, SHARES, STUDIED, TOKENS, plans, studied_layers
 from sea_lens.evaluation.study_result import Study, verdict_of
-from sea_lens.evaluation.study_search import Clock, best_of, run_trials, trials_table
-from sea_lens.evaluation.study_trials import (
-    FREE_STRENGTHS,
-    SHARES,
-    STUDIED,
-    TOKENS,
-    Trials,
-    plans,
-    studied_layers,
-)
-from sea_lens.evaluation.unedited import answer_tokens, sized, why_nothing_can_be_told
+from sea_lens.evaluation.study_search import best_of, run_trials, trials_table
+from sea_lens.evaluation.study_sizes import needs_neutral, sized
+from sea_lens.evaluation.study_trials import Trials
+from sea_lens.evaluation.unedited import answer_tokens, why_nothing_can_be_told
 from sea_lens.methods.budget import tried
 from sea_lens.methods.mean_difference import MeanDifference
 from sea_lens.methods.measures import NamedMeasure, measure_of
@@ -42,6 +37,7 @@ from sea_lens.methods.method import Method
 from sea_lens.models.bridge import Model, ModelInfo, weights_digest
 from sea_lens.models.damage import DamageMeter
 from sea_lens.models.damage_limits import DamageLimits
+from sea_lens.statistics import Proportion
 
 MAX_KL = 0.5
 """Up to half a nat per token every text reads well; see `DamageLimits`."""
@@ -49,7 +45,7 @@ EXAMPLE_TOKENS = 40
 """Length of answers that are shown, at most."""
 SETTINGS_PER_METHOD = 2
 """Of a method that is given by name, so many settings are tried."""
-FORMAT = "sea_lens.study/1"
+FORMAT = "sea_lens.study/2"
 
 
 def study(
@@ -79,8 +75,9 @@ def study(
     makes of them: where it is at chance, or has none or all of them right, nothing can be told, and it is steered no further.
     The questions are split into two halves. On the fitting half, methods, tokens of the fit and layers are tried in a fixed
     order, each at the strengths that cost 80 % and 30 % of `max_kl`, as many as there is time for. The best, by the mean
-    probability of right against wrong answers, is measured once on the held-out half, beside random editors that move every
-    token as far, and beside its own refits on shuffled demonstrations, scaled to the same cost.
+    probability of right against wrong answers, is measured once on the held-out half: beside random editors that move every
+    token as far, beside the same directions scaled until they cost as much, and beside its own refits on shuffled
+    demonstrations, at the same cost.
 
     Example:
         >>> options = {"methods": [sl.SEA(0.5, center=True)], "layers": ["first:3"], "control": 1, "shuffles": 0}
@@ -92,8 +89,9 @@ def study(
         model: A TransformerBridge with a tokenizer, unedited.
         demonstrations: To fit on. Neutral answers are the model's own where a method needs them and there are none.
         questions: Others than those of the demonstrations, with right and (unless answers are measured) wrong answers.
-        minutes: How long all of it may take. It decides how many settings are tried and, on slow models, how many questions
-            are asked and how many controls are scored. At least one setting is tried, and one control of each kind.
+        minutes: How long all of it may take. It decides how many settings are tried and, on slow models, how many
+            demonstrations are read, how many questions are asked and how many controls are scored. At least one setting is
+            tried, and one control of each kind; a study that took longer, for that or as the machine slowed down, says so.
         trials: How many settings to try instead, on all questions: the same numbers whatever the machine's speed.
         methods: Methods to try, in their order, by name or with settings; None for mean difference, ACE, SEA (centered at
             0.5, and as published) and Gaussian transport.
@@ -104,7 +102,7 @@ def study(
         max_kl: What an edit may cost, in nats per token on prompts and neutral text; None for no limit.
         neutral_texts: Texts that the edit should leave alone, such as French ones for an edit that makes a model answer in
             French; None for `sl.neutral_texts(model)`.
-        control: How many random editors to score beside the best.
+        control: How many random directions to score beside the best, each at its length and at its cost.
         shuffles: How many refits on shuffled demonstrations to score beside it, each with its mirror image.
         max_new_tokens: Longest greedy answer, for the measures of answers.
         seed: Of the split, the controls and the intervals.
@@ -134,37 +132,57 @@ def study(
     check_apart(demonstrations, (), questions)
     how = measure_of(measure, questions, max_new_tokens, batch_size)
     checked = demonstrations.check(model)
-    fitting, held_out = questions.split(0.5, seed)
+    all_fitting, all_held_out = questions.split(0.5, seed)
     with kept_in(folder) as kept:
         asking = {"measure": measure, "max_new_tokens": max_new_tokens, "seed": seed, "max_kl": max_kl}
         known = {"model": weights_digest(model), "demonstrations": demonstrations.fingerprint}
         known |= {"questions": questions.fingerprint, "texts": digest(neutral_texts)}
         store = Store(kept, "study", {"format": FORMAT, **known, **asking})
         seconds = None if trials is not None else 60 * minutes
-        fitting, held_out, per_question = sized(
-            model, fitting, held_out, how, seconds, 2 + control + 2 * shuffles, store
+        longest = answer_tokens(model, demonstrations)
+        tokens = TOKENS[:1] if longest == 1 else TOKENS
+        writes = needs_neutral(chosen, demonstrations)
+        sizes = sized(
+            model,
+            demonstrations,
+            (all_fitting, all_held_out),
+            how,
+            seconds,
+            2 * (1 + control + shuffles),
+            store,
+            tokens=tokens,
+            neutral_tokens=longest if writes else 0,
         )
+        given_demonstrations, demonstrations = len(demonstrations), sizes.demonstrations
+        fitting, held_out = sizes.fitting, sizes.held_out
+        without = [method for method in chosen if "neutral" in method.roles]
+        if writes and not sizes.writes_neutral and len(without) < len(chosen):
+            writes, chosen = False, [method for method in chosen if method not in without]
+        else:
+            without = []
         facts: dict[str, Any] = {
             "model": str(ModelInfo.of(model).name),
             "n_layers": int(model.cfg.n_layers),
-            "demonstrations": f"{len(demonstrations)} of {demonstrations.source}",
+            "demonstrations": f"{given_demonstrations} of {demonstrations.source}",
             "questions": f"{len(questions)} of {questions.source}",
+            "n_demonstrations": len(demonstrations),
+            "n_demonstrations_given": given_demonstrations,
             "n_fitting": len(fitting),
+            "n_fitting_given": len(all_fitting),
             "n_held_out": len(held_out),
+            "n_held_out_given": len(all_held_out),
+            "no_neutral": ", ".join(dict.fromkeys(method.name for method in without)),
             **asking,
             "minutes": minutes,
             "trials_asked": trials,
-            "control": control,
-            "shuffles": shuffles,
+            "control_asked": control,
+            "shuffles_asked": shuffles,
         }
         told = why_nothing_can_be_told(model, fitting, held_out, how, measure)
         if told.why:
             summary = f"no effect can be told: {told.why}."
-            empty = pd.DataFrame()
-            table = unedited_only(told.right)
-            return Study("no effect", summary, (), table, empty, empty, checked, facts | _spent(started, 0, 0))
-        longest = answer_tokens(model, demonstrations)
-        if any("neutral" in method.roles for method in chosen) and any(row.neutral is None for row in demonstrations):
+            return _nothing(summary, told.right, checked, facts | _spent(started, 0, 0))
+        if writes:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", SeaLensWarning)  # cut where the other answers end, as is meant
                 demonstrations = demonstrations.with_neutral_answers(
@@ -186,29 +204,23 @@ def study(
             None if folder is None else kept,
             progress,
         )
-        tokens = TOKENS[:1] if longest == 1 else TOKENS
         apart = sides_apart([tries.activations(MeanDifference(), token) for token in tokens], seed)
         facts["apart"] = apart.told
-        if not apart.is_certain and len(demonstrations) >= ENOUGH_TO_TELL:
+        if apart.is_tested and not apart.is_certain:
             summary = f"no effect can be told: {apart.told}."
-            empty = pd.DataFrame()
-            return Study(
-                "no effect",
-                summary,
-                (),
-                unedited_only(told.right),
-                empty,
-                empty,
-                checked,
-                facts | _spent(started, 0, 0),
-            )
+            return _nothing(summary, told.right, checked, facts | _spent(started, 0, 0))
         given = FREE_STRENGTHS if strengths is None else strengths
         is_scaled = strengths is None and max_kl is not None
         sets = studied_layers(model.cfg.n_layers) if layers is None else list(layers)
         planned = plans(tokens, chosen, sets, SHARES if is_scaled else (), given)
         facts["unedited_right"], facts["unedited_score"] = tries.score(None)
-        clock = Clock(started, seconds, trials, per_question * len(held_out), control, shuffles)
-        found, left_out = run_trials(tries, planned, clock, progress)
+        clock = Clock(started, seconds, trials, tries.pace[-1] * len(held_out), control, shuffles)
+        if seconds is not None:
+            began = time.perf_counter()
+            meter.unedited_answers(3, shown_tokens)
+            clock.texts = time.perf_counter() - began
+        facts["resumed"] = sum(plan.name in tries.known for plan in planned)
+        found, left_out = run_trials(tries, planned, clock, len(held_out), progress)
         facts |= {"left_out": left_out, **_spent(started, len(found), len(planned))}
         best = best_of(tries, found, meter, max_kl, shown_tokens)
         table_of_trials = trials_table(found, best, max_kl)
@@ -220,23 +232,35 @@ def study(
             )
             table = unedited_only(told.right)
             return Study("breaks the model", summary, (), table, table_of_trials, pd.DataFrame(), checked, facts)
-        plan, trial = best
+        plan, trial, cost = best
         editor = tries.editor(plan, trial)
         options = {"measure": measure, "max_new_tokens": max_new_tokens, "seed": seed}
         options |= {"batch_size": batch_size}
-        scored = HeldOut(model, held_out, neutral_texts, kept, shown_tokens, options, progress)
-        edited, each = scored.edited(editor)
-        facts["control"], facts["shuffles"] = clock.room(each, control, shuffles)
-        others = of_shuffled(tries, plan, facts["shuffles"], seed)
-        random = control_editors(editor, facts["control"], seed)
-        found_on_held_out, refits = scored.beside(edited, editor, random, others)
-    table = table_of(found_on_held_out, refits)
-    verdict, summary, reasons = verdict_of(found_on_held_out, table, refits)
+        meters = meter, tries.meter
+        scored = HeldOut(model, held_out, neutral_texts, meters, cost, kept, shown_tokens, options, progress)
+        beside = scored.beside(
+            scored.edited(editor),
+            editor,
+            (control, shuffles),
+            clock,
+            seed,
+            lambda number: shuffled_pair(tries, plan, seed, number),
+        )
+    facts |= {"control": beside.random, "shuffles": beside.shuffles}
+    table = table_of(beside)
+    verdict, summary, reasons = verdict_of(beside, table)
     setting = f"{plan.setting}, fitted on the {plan.token} token{'s' if plan.token == 'mean' else ''}"
     facts["setting"] = f"{setting}, layers {plan.layers}, strength {trial.strength:.3g}"
-    examples = found_on_held_out.damage.examples if found_on_held_out.damage is not None else pd.DataFrame()
+    damage = beside.evaluation.damage
+    examples = damage.examples if damage is not None else pd.DataFrame()
     facts |= _spent(started, len(found), len(planned))
-    return Study(verdict, summary, reasons, table, table_of_trials, examples, checked, facts, found_on_held_out, editor)
+    tried = table_of_trials, examples, checked, facts
+    return Study(verdict, summary, reasons, table, *tried, beside.evaluation, editor, beside.controls)
+
+
+def _nothing(summary: str, right: Proportion, checked: DemonstrationCheck, facts: dict[str, Any]) -> Study:
+    """A study that stopped before anything was steered."""
+    return Study("no effect", summary, (), unedited_only(right), pd.DataFrame(), pd.DataFrame(), checked, facts)
 
 
 def _chosen(methods: Sequence[str | Method] | None) -> list[Method]:

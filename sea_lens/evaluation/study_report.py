@@ -67,7 +67,17 @@ class Studied(Protocol):
     def evaluation(self) -> Evaluation | None:
         """On the held-out half."""
 
+    @property
+    def controls(self) -> pd.DataFrame:
+        """A row per control."""
 
+    @property
+    def told(self) -> Sequence[str]:
+        """What was left out, taken over or replaced."""
+
+
+FEW_TO_SHUFFLE = 4
+"""Demonstrations below which shuffles of their sides are seldom different."""
 TEMPLATE = 40
 """Characters that all prompts share, from which they are taken for a template."""
 
@@ -92,11 +102,14 @@ def page_of(study: Studied) -> str:
         measured=f"On {asked} {held_out}; {MEASURED[facts['measure']]}.",
         effect_figure=effect_figure(study.table),
         effect_caption=(
-            "Dots are shares that are right. Thin lines are 95 % Wilson intervals; broad bars are the range over random "
-            "editors, which move every token exactly as far in other directions, and over refits on demonstrations whose "
-            "sides are shuffled, each with its mirror image. Margin: nats of right over wrong answers; KL: nats per token."
+            "Dots are shares that are right. Thin lines are 95 % Wilson intervals; broad bars are the range over controls: "
+            "random editors that move every token exactly as far in other directions; the same ones scaled until they cost "
+            "what the edit costs; and refits on demonstrations whose sides are shuffled, each with its mirror image. Margin: "
+            "nats of right over wrong answers; KL: what it costs, in nats per token, of controls on every fourth text, as "
+            "mean and range."
         ),
         rows=readable_rows(study.table),
+        controls=_controls(study.controls),
         reasons=[reason for reason in study.reasons if not reason.startswith("Damage")],
         damage=_damage(study),
         examples=_examples(study.examples) if len(study.examples) else [],
@@ -112,6 +125,27 @@ def page_of(study: Studied) -> str:
         limits=_limits(study),
         made=_made(study),
     )
+
+
+def _controls(controls: pd.DataFrame) -> dict[str, Any] | None:
+    if not len(controls):
+        return None
+    rows = [
+        [
+            f"{row['control']} {row['number']}",
+            f"{row['factor']:.2g}" if str(row["control"]).startswith("random") else "",
+            str(row["right"]),
+            f"{row['change']:+.1%}",
+            *([f"{row['margin']:+.2f}"] if "margin" in row else []),
+            f"{row['kl']:.2g}",
+            f"x {row['perplexity_ratio']:.3g}",
+            "yes" if row["is_broken"] else "",
+        ]
+        for row in controls.to_dict("records")
+    ]
+    margin = ["margin gained"] if "margin" in controls else []
+    columns = ["control", "times the edit's length", "right", "change", *margin, "KL", "perplexity", "breaks the model"]
+    return {"columns": columns, "rows": rows}
 
 
 def _damage(study: Studied) -> dict[str, Any] | None:
@@ -203,8 +237,15 @@ def _limits(study: Studied) -> list[str]:
             "smaller effects are not told from none."
         )
         found.append(
-            f"Beating {facts['control']} random editors says that the direction matters. It is no p-value below "
+            f"Beating random editors of {facts['control']} directions says that the direction matters (same length), and "
+            f"that the effect is not what any damage of this size does (same cost). It is no p-value below "
             f"{1 / (1 + max(1, facts['control'])):.2g}."
+        )
+    few = int(facts.get("n_demonstrations", FEW_TO_SHUFFLE))
+    if study.evaluation is not None and facts["shuffles"] and few < FEW_TO_SHUFFLE:
+        found.append(
+            f"{few} demonstration{' has' if few == 1 else 's have'} few shuffles: a shuffled refit is often the edit itself "
+            "or its mirror image."
         )
     if measure not in MATCH_OF:
         found.append("It says which answers the model prefers, and not what it writes. Read the answers above.")
@@ -232,7 +273,7 @@ def _made(study: Studied) -> list[tuple[str, str]]:
         "max_kl": "limit of KL",
         "minutes": "minutes",
         "trials": "trials made",
-        "control": "random editors",
+        "control": "random directions",
         "shuffles": "shuffles, each with its mirror image",
         "seed": "seed",
         "seconds": "seconds",
@@ -252,6 +293,12 @@ def readable_rows(table: pd.DataFrame) -> pd.DataFrame:
     for name, (called, form) in CELLS.items():
         if name in table and table[name].notna().any():
             cells[called] = ["" if pd.isna(value) else form.format(value) for value in table[name]]
+            if f"{name}_low" in table:
+                ends = table[[f"{name}_low", f"{name}_high"]].itertuples(index=False)
+                cells[called] = [
+                    text if pd.isna(low) else f"{text} [{form.format(low)}, {form.format(high)}]"
+                    for text, (low, high) in zip(cells[called], ends, strict=True)
+                ]
     if "p" in cells:
         cells["p"] = [
             "<0.001" if text and value < 0.001 else text
@@ -265,5 +312,6 @@ CELLS = {
     "margin": ("margin", "{:+.2f}"),
     "kl": ("KL", "{:.2g}"),
     "perplexity_ratio": ("perplexity", "x {:.3g}"),
+    "broken": ("broken", "{:.0f}"),
 }
 """Columns of a study's rows: what they are called, and how they are written."""

@@ -14,7 +14,10 @@ from sea_lens.cache import write_text
 from sea_lens.data.confounds import DemonstrationCheck
 from sea_lens.editing.editor import Editor
 from sea_lens.evaluation.evaluation import Evaluation
+from sea_lens.evaluation.study_confirm import Beside
+from sea_lens.evaluation.study_controls import SAME_COST, SAME_LENGTH, SHUFFLED, of_costs
 from sea_lens.evaluation.study_report import page_of, readable_rows
+from sea_lens.evaluation.study_told import told_of
 from sea_lens.results import Result
 from sea_lens.statistics import Proportion
 
@@ -31,19 +34,20 @@ class Study(Result):
         >>> options = {"methods": [sl.SEA(0.5, center=True)], "layers": ["first:3"], "control": 1, "shuffles": 0}
         >>> found = sl.study(model, demonstrations, questions, trials=1, progress=False, **options)
         >>> found.table.index.tolist()
-        ['unedited', 'edited', 'random editors']
+        ['unedited', 'edited', 'random, same length', 'random, same cost']
 
     Attributes:
-        verdict: `"works"`: better on held-out questions than chance, than every random editor and than shuffled refits on
-            average, and the model is whole. `"breaks the model"`: the best editor is past a limit of damage, or all were.
-            `"no effect"`: neither, or nothing could be told.
+        verdict: `"works"`: better on held-out questions than chance, than every random editor of its length and of its cost,
+            and than shuffled refits on average, and the model is whole. `"breaks the model"`: the best editor is past a limit
+            of damage, or all were. `"no effect"`: neither, or nothing could be told.
         summary: The verdict in a sentence, with its numbers.
         reasons: What speaks for and against it, a sentence each.
-        table: One row per model: `unedited`, `edited`, and, as their means, `random editors` and `shuffled refits`. On the
-            held-out questions: how many are `right` of `n`, the `share`, from `share_low` to `share_high` (a Wilson interval;
-            of several editors their range); the `change` from the unedited model, from `change_low` to `change_high` (a
-            paired interval; of several editors their range), with its `p_value`; of log-probabilities the mean `margin` of
-            right over wrong in nats; and `kl` and `perplexity_ratio` as of `Damage` (of several on every fourth text).
+        table: One row per model: `unedited`, `edited`, and, as their means, `random, same length`, `random, same cost` and
+            `shuffled refits`. On the held-out questions: how many are `right` of `n`, the `share`, from `share_low` to
+            `share_high` (a Wilson interval; of several editors their range); the `change` from the unedited model, from
+            `change_low` to `change_high` (a paired interval; of several editors their range), with its `p_value`; of
+            log-probabilities the mean `margin` of right over wrong in nats; `kl` and `perplexity_ratio` as of `Damage` (of
+            several on every fourth text, with the range `kl_low` to `kl_high`), and how many of several are `broken`.
         trials: All that was tried, on the fitting questions: `token`, `method`, `layers`, `strength`, what is chosen by
             (`score`), `right` of `n`, `kl` and `perplexity_ratio` on every fourth text, whether it may be chosen (`allowed`),
             and which one was (`chosen`).
@@ -52,6 +56,9 @@ class Study(Result):
         facts: What was studied and how, as plain values.
         evaluation: The editor on the held-out questions, question by question; None where nothing was steered.
         editor: The best editor; None where nothing was steered.
+        controls: One row per control: which kind (`control`) and `number` of it, its length as a `factor` of the edit's (1
+            for refits), how many questions are `right`, the `change`, the `margin` of log-probabilities, and on every fourth
+            text its `kl` and `perplexity_ratio`, and whether it `is_broken`.
     """
 
     verdict: str
@@ -64,9 +71,15 @@ class Study(Result):
     facts: Mapping[str, Any]
     evaluation: Evaluation | None = None
     editor: Editor | None = field(default=None)
+    controls: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reasons", tuple(self.reasons))
+
+    @property
+    def told(self) -> Sequence[str]:
+        """What was left out for want of time, taken over from an earlier run, or replaced, a sentence each."""
+        return told_of(self.facts)
 
     def report(self, path: str | Path = "study.html") -> Path:
         """Writes one self-contained HTML page: the verdict, effect, controls and damage, texts side by side, and the trials.
@@ -94,51 +107,59 @@ class Study(Result):
         return readable_rows(self.table)
 
     def _below(self) -> str:
-        return "\n".join(self.reasons)
+        return "\n".join([*self.reasons, *self.told])
 
 
-def verdict_of(found: Evaluation, table: pd.DataFrame, refits: pd.DataFrame) -> tuple[Verdict, str, list[str]]:
+def verdict_of(beside: Beside, table: pd.DataFrame) -> tuple[Verdict, str, list[str]]:
     """The verdict on an editor, in a word, in a sentence and with reasons.
 
     Args:
-        found: The editor on the held-out questions, with its damage.
+        beside: The editor on the held-out questions, with its damage, and its controls.
         table: As that of a `Study`.
-        refits: Shuffled refits, with the `p_value` of the editor's difference from their mean.
     """
+    found = beside.evaluation
     row, plain = (dict[str, Any](table.loc[name]) for name in ("edited", "unedited"))
     n, right, before = int(row["n"]), int(row["right"]), int(plain["right"])
     low, high = Proportion(right, n).interval()
     p_value, change = float(row["p_value"]), float(row["change"])
     against = f"{right} of {n} [{100 * low:.1f}, {100 * high:.1f}] against {before} of {n} unedited"
-    told = [against]
+    at = {str(name): dict[str, Any](values) for name, values in table.iterrows()}
+    told: list[str] = []
     beaten: list[str] = []
-    reasons: list[str] = []
-    if "random editors" in table.index:
-        other = dict[str, Any](table.loc["random editors"])
-        least, most = round(other["share_low"] * n), round(other["share_high"] * n)
-        told.append(f"random editors {least}" if least == most else f"random editors {least} to {most}")
-        beaten += ["random editors"] if most >= right else []
-    if "shuffled refits" in table.index:
-        shuffled = dict[str, Any](table.loc["shuffled refits"])
-        told.append(f"shuffled refits {shuffled['right']:.0f} on average")
-        beaten += ["shuffled refits"] if float(refits["p_value"].max()) > LEVEL else []
+    of_random: list[str] = []
+    for name, words in {SAME_LENGTH: "of the same length", SAME_COST: "of the same cost"}.items():
+        if name not in at:
+            continue
+        ends = [round(at[name][end] * n) for end in ("share_low", "share_high")]
+        of_random.append(f"{_span(*ends)} ({words.removeprefix('of the ')})")
+        if ends[1] >= right:
+            broken = int(at[name]["broken"])
+            some = beside.controls[beside.controls["control"] == name]
+            whole = int(some.loc[~some["is_broken"].astype(bool), "right"].max()) if broken < len(some) else -1
+            though = ", though only such as break the model," if broken and whole < right else ""
+            beaten.append(f"random editors {words}{though}")
+    told += [f"random editors {', '.join(of_random)}"] if of_random else []
+    if SHUFFLED in at:
+        told.append(f"shuffled refits {at[SHUFFLED]['right']:.0f} on average")
+        beaten += [SHUFFLED] if beside.p_value > LEVEL else []
     costs = f"costs {row['kl']:.2g} nats per token"
     p_text = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
-    reasons.append(
+    reasons = [
         f"On {n} held-out questions the editor changes the share that is right by {change:+.1%} "
         f"[{row['change_low']:+.1%}, {row['change_high']:+.1%}], {p_text} (paired sign-flip test)."
-    )
-    margins = found.table.loc["margin"] if "margin" in found.table.index else None
-    if margins is not None:
+    ]
+    if "margin" in found.table.index:
+        margins = found.table.loc["margin"]
         reasons.append(
             f"Right answers gain {margins['change']:+.2g} nats over wrong ones "
             f"[{margins['low']:+.2g}, {margins['high']:+.2g}]."
         )
-    if "shuffled refits" in table.index:
-        ends = (round(shuffled[end] * n) for end in ("share_low", "share_high"))
+    reasons += of_costs(beside.controls, beside.kl) if len(beside.controls) else []
+    if SHUFFLED in at:
+        fits = [round(at[SHUFFLED][end] * n) for end in ("share_low", "share_high")]
         reasons.append(
-            f"Fits on shuffled demonstrations have {' to '.join(map(str, ends))} right. One may find the same axis with "
-            "either sign, and its mirror image the other: so their mean is compared."
+            f"Fits on shuffled demonstrations, scaled to the edit's share of the limit, have {_span(*fits)} right. One may "
+            "find the same axis with either sign, and its mirror image the other: so their mean is compared."
         )
     damage = found.damage
     if damage is not None:
@@ -147,11 +168,15 @@ def verdict_of(found: Evaluation, table: pd.DataFrame, refits: pd.DataFrame) -> 
         past = damage.finding.removeprefix("This edit breaks the model: ").rstrip(".")
         return "breaks the model", f"breaks the model: {past}; {against}, which says little.", reasons
     if p_value <= LEVEL and change > 0 and not beaten:
-        return "works", f"works: {'; '.join([*told, costs])}.", reasons
+        return "works", f"works: {'; '.join([against, *told, costs])}.", reasons
     if p_value <= LEVEL and change < 0:
         why = f"and worse ({p_text})"
     elif p_value > LEVEL:
         why = f"which chance gives too ({p_text})"
     else:
         why = f"and {' and '.join(beaten)} do as much ({p_text})"
-    return "no effect", f"no effect: {against}, {why}; {'; '.join([*told[1:], costs])}.", reasons
+    return "no effect", f"no effect: {against}, {why}; {'; '.join([*told, costs])}.", reasons
+
+
+def _span(least: int, most: int) -> str:
+    return f"{least}" if least == most else f"{least} to {most}"

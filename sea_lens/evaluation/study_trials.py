@@ -1,11 +1,12 @@
-"""What a study tries: methods, tokens and layers in a fixed order, each at the strength that costs so much and no more."""
+"""The trials of a study: each plan fitted, scaled to the strength that costs so much and no more, and measured once."""
 
 from __future__ import annotations
 
 import math
+import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -18,83 +19,22 @@ from sea_lens.data.demonstrations import Demonstrations
 from sea_lens.data.questions import Questions
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import HookNeverFiredError, InputError, ModelMismatchError, SeaLensWarning
-from sea_lens.methods.ace import ACE
+from sea_lens.evaluation.study_plans import Plan
 from sea_lens.methods.budget import own_site, sites_to_collect
-from sea_lens.methods.gaussian_transport import GaussianTransport
-from sea_lens.methods.mean_difference import MeanDifference
 from sea_lens.methods.measures import Measure, Preferring
-from sea_lens.methods.method import Method, settings_of
-from sea_lens.methods.sea.sea import SEA
+from sea_lens.methods.method import Method
 from sea_lens.methods.settings import layer_sets, sites_of
 from sea_lens.models.activations import Activations, TokenChoice
 from sea_lens.models.bridge import Model
 from sea_lens.models.collect import collect_activations
 from sea_lens.models.damage import DamageMeter
 
-STUDIED: tuple[Method, ...] = (
-    MeanDifference(),
-    ACE(),
-    SEA(0.5, center=True),
-    GaussianTransport(),
-    SEA(0.998, center=False),
-)
-"""What a study tries unasked, first what did best on two real models and a small one (docs/real_models.md)."""
-TOKENS: tuple[TokenChoice, ...] = ("mean", "last")
-SHARES = (0.8, 0.3)
-"""Parts of what may be spent, in KL, that each is tried at."""
-FREE_STRENGTHS = (1.0, 0.5, 2.0, 4.0)
-"""What is tried where there is no limit on KL."""
 LARGEST = 4.0
 """The largest strength that is looked for: far beyond a method's own, a fit on noise is blown up to the size of an effect."""
 NEAR = (0.6, 1.15)
 """How near to a KL is near enough, relative to it."""
 LOOKS = 6
 """Strengths that are measured at most, on the way to a KL."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is to be tried.
-
-    Attributes:
-        token: The token of the fit.
-        method: The method with its settings.
-        layers: A set of layers, as `tune` names them.
-        share: The part of the limit of KL that it may cost; 0 where the strength is given.
-        strength: The strength; 0 where it follows from the cost.
-        shuffled: Twice the seed by which the sides of the demonstrations are shuffled; one more for the mirror image, with
-            the shuffled sides exchanged. None where they are as they are.
-    """
-
-    token: TokenChoice
-    method: Method
-    layers: str
-    share: float = 0.0
-    strength: float = 0.0
-    shuffled: int | None = None
-
-    @property
-    def setting(self) -> str:
-        """Method and settings in words."""
-        usual = {one.name: one.default for one in fields(self.method)}  # type: ignore[arg-type]
-        told = [self.method.name]
-        for name, value in settings_of(self.method).items():
-            if value != usual[name] or name in ("explained_variance", "center"):
-                spoken = name.replace("_", " ")
-                is_word = isinstance(value, bool)
-                told.append((spoken if value else f"no {spoken}") if is_word else f"{spoken} {value}")
-        return ", ".join(told)
-
-    @property
-    def name(self) -> str:
-        """What its numbers are kept under."""
-        return f"{self.direction} | {self.share:g} | {self.strength:g}"
-
-    @property
-    def direction(self) -> str:
-        """The same but for the strength."""
-        own = f"{self.token} | {self.setting} | {self.layers}"
-        return own if self.shuffled is None else f"{own} | shuffled {self.shuffled}"
 
 
 @dataclass(frozen=True)
@@ -118,37 +58,6 @@ class Trial:
     score: float = math.nan
 
 
-def studied_layers(n_layers: int) -> list[str]:
-    """Sets of layers in the order in which they are tried: single ones, a band, parts, all of them."""
-    middle, third, late = n_layers // 2, n_layers // 3, 2 * n_layers // 3
-    band = f"{third}-{late}"
-    most, half = f"first:{max(1, 3 * n_layers // 4)}", f"last:{max(1, n_layers // 2)}"
-    names = [f"{middle}", band, f"{third}", f"{late}", most, half, "all", f"{5 * n_layers // 6}"]
-    found: dict[tuple[int, ...], str] = {}
-    for name, layers in layer_sets(names, range(n_layers), n_layers).items():
-        found.setdefault(tuple(layers), name)
-    return list(found.values())
-
-
-def plans(
-    tokens: Sequence[TokenChoice],
-    methods: Sequence[Method],
-    layers: Sequence[str],
-    shares: Sequence[float],
-    strengths: Sequence[float],
-) -> list[Plan]:
-    """All that may be tried. The first ones differ from each other in everything, the last in what matters least."""
-    levels = [(share, 0.0) for share in shares] or [(0.0, strength) for strength in strengths]
-    ranked = [
-        (place + row + token + 3 * level, level, token, place, Plan(tokens[token], method, name, *levels[level]))
-        for place, method in enumerate(methods)
-        for row, name in enumerate(layers if own_site(method) is None else ["all"])
-        for token in range(len(tokens))
-        for level in range(len(levels))
-    ]
-    return [plan for *_, plan in sorted(ranked, key=lambda each: each[:4])]
-
-
 @dataclass(frozen=True, eq=False)
 class Trials:
     """Fits, scales and measures what is planned, each once.
@@ -164,6 +73,8 @@ class Trials:
         store: Where numbers are kept as they come.
         folder: Where activations are kept.
         progress: Whether to show progress bars.
+        pace: Seconds that a question took, each time that questions were asked.
+        looks: Seconds that damage took, each time.
     """
 
     model: Model
@@ -176,6 +87,8 @@ class Trials:
     store: Store | None = None
     folder: Path | None = None
     progress: bool = True
+    pace: list[float] = field(default_factory=list, init=False, repr=False)
+    looks: list[float] = field(default_factory=list, init=False, repr=False)
     _sides: dict[tuple[object, ...], Activations] = field(default_factory=dict, init=False, repr=False)
     _fits: dict[tuple[object, ...], Editor | str] = field(default_factory=dict, init=False, repr=False)
     _costs: dict[str, list[tuple[float, float, float]]] = field(default_factory=dict, init=False, repr=False)
@@ -211,11 +124,15 @@ class Trials:
                 )
         return self._sides[key]
 
+    def is_fitted(self, plan: Plan) -> bool:
+        """Whether the fit of a plan is there."""
+        return _fit_of(plan) in self._fits
+
     def direction(self, plan: Plan) -> Editor | str:
         """The editor of a plan at the method's own strength; or why there is none."""
         n_layers = self.model.cfg.n_layers
         sets = layer_sets([plan.layers], range(n_layers), n_layers)
-        key = (plan.token, plan.setting) if plan.shuffled is None else (plan.direction,)
+        key = _fit_of(plan)
         if key not in self._fits:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", SeaLensWarning)  # what an edit costs is measured
@@ -251,7 +168,9 @@ class Trials:
 
     def cost(self, editor: Editor) -> tuple[float, float]:
         """KL and the ratio of perplexities on the meter's texts."""
+        began = time.perf_counter()
         (found,) = self.meter.measure_all([editor])
+        self.looks.append(time.perf_counter() - began)
         return found.kl, found.perplexity_ratio
 
     def strength_at(self, editor: Editor, kl: float, key: str) -> tuple[float, float, float]:
@@ -295,6 +214,12 @@ class Trials:
 
     def score(self, editor: Editor | None) -> tuple[int, float]:
         """How many questions are right under an editor, and what is chosen by."""
+        began = time.perf_counter()
+        found = self._score(editor)
+        self.pace.append((time.perf_counter() - began) / len(self.questions))
+        return found
+
+    def _score(self, editor: Editor | None) -> tuple[int, float]:
         margins = self.margins(self.questions, editor)
         if margins is not None:
             return int((margins > 0).sum()), float(margins.sigmoid().mean())
@@ -315,6 +240,11 @@ class Trials:
         with torch.no_grad():
             ((_, margins),) = self.measure.margins_of_each(self.model, questions, [editor])
         return margins
+
+
+def _fit_of(plan: Plan) -> tuple[object, ...]:
+    """What the fit is kept under: one for all layers, but for shuffled sides, which are fitted where they are used."""
+    return (plan.token, plan.setting) if plan.shuffled is None else (plan.direction,)
 
 
 def _between(below: tuple[float, ...] | None, above: tuple[float, ...] | None, kl: float, start: float) -> float:

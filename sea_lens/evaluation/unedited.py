@@ -1,29 +1,21 @@
-"""What the unedited model makes of questions, before anything is steered: how many, how fast, and whether it can be told."""
+"""What the unedited model makes of questions, before anything is steered: whether an effect could be told."""
 
 from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from sea_lens.cache import Store
 from sea_lens.data.demonstrations import Demonstrations
 from sea_lens.data.questions import Questions
+from sea_lens.evaluation.study_sizes import spread
 from sea_lens.methods.measures import MATCH_OF, Measure, NamedMeasure, Preferring
 from sea_lens.models.bridge import Model
 from sea_lens.models.log_probs import score_answers
 from sea_lens.models.tokens import tokenized_answers
 from sea_lens.statistics import Proportion
 
-SIZES = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
-"""Numbers of questions that a slow model is asked, so that small differences of speed change nothing."""
-PER_TRIAL, TO_CONFIRM = 0.012, 0.25
-"""Shares of the time that one trial's questions, and the questions of the confirmation, may take."""
-TIMED = 8
-"""Questions that speed is measured on."""
 SAME_ANSWERS = 1.0
 """Nats by which answers are likelier after their own question than after another one, below which the model does not tell
 whose answers they are."""
@@ -52,54 +44,6 @@ def answer_tokens(model: Model, demonstrations: Demonstrations) -> int:
     rows = [(str(row.prompt), (row.positive, row.negative)) for row in demonstrations[:64]]
     lengths = [len(one.ids) - one.answer_start for row in tokenized_answers(model, rows) for one in row]
     return min(LONGEST, max(1, math.ceil(statistics.median(lengths))))
-
-
-def sized(
-    model: Model,
-    fitting: Questions,
-    held_out: Questions,
-    measure: Measure,
-    seconds: float | None,
-    passes: int,
-    store: Store,
-) -> tuple[Questions, Questions, float]:
-    """As many questions of both halves as there is time for, and the seconds that one takes.
-
-    Args:
-        model: The model.
-        fitting: The half to choose by.
-        held_out: The half to score on.
-        measure: How they are asked.
-        seconds: Time for all; None for all questions.
-        passes: How often the held-out half will be asked.
-        store: Where sizes are kept, so that a run that goes on asks the same questions.
-    """
-    if seconds is None:
-        return fitting, held_out, 0.0
-    kept = [row for row in store.rows() if isinstance(row, dict) and set(row) == {"sizes"}]
-    some = fitting[:TIMED]
-    measure(model, some[:1])  # what is tried once per model
-    began = time.perf_counter()
-    measure(model, some)
-    each = (time.perf_counter() - began) / len(some)
-    if kept:
-        sizes: Any = kept[0]["sizes"]
-        n_fitting, n_held_out = (int(size) for size in sizes)
-    else:
-        n_fitting = _size(PER_TRIAL * seconds / each, len(fitting))
-        n_held_out = _size(TO_CONFIRM * seconds / each / passes, len(held_out))
-        store.append({"sizes": [n_fitting, n_held_out]})
-    return _spread(fitting, n_fitting), _spread(held_out, n_held_out), each
-
-
-def _size(wanted: float, there: int) -> int:
-    return there if wanted >= there else min(there, max((size for size in SIZES if size <= wanted), default=SIZES[0]))
-
-
-def _spread(questions: Questions, n: int) -> Questions:
-    """So many questions, evenly spread over those there are."""
-    places = [number * len(questions) // n for number in range(n)]
-    return replace(questions, rows=tuple(questions[place] for place in places))
 
 
 def why_nothing_can_be_told(
@@ -151,7 +95,7 @@ def why_nothing_can_be_told(
 
 def _own_answers(model: Model, questions: Questions) -> float:
     """By how much answers are likelier after their own question than after another one, in nats, on average."""
-    some = _spread(questions, min(ROTATED, len(questions)))
+    some = spread(questions, min(ROTATED, len(questions)))
     rows = [replace(row, prompt=other.prompt) for row, other in zip(some, _turned(list(some)), strict=True)]
     own, others = (
         score_answers(model, asked, progress=False).by_answer().logsumexp(1)

@@ -266,13 +266,23 @@ class DamageMeter:
         prompts = self.asked[: max(0, n)]
         if not prompts:
             return pd.DataFrame()
+        edited = unedited = self.unedited_answers(n, max_new_tokens)
+        with suppress(HookNeverFiredError):  # none of these is edited
+            edited = self._said(prompts, max_new_tokens, editor)
+        return examples_of(self.model, prompts, unedited, edited)
+
+    def unedited_answers(self, n: int = 3, max_new_tokens: int = 24) -> list[str]:
+        """Greedy continuations of the first prompts by the unedited model, which are made once.
+
+        Args:
+            n: How many prompts it continues.
+            max_new_tokens: Length of a continuation.
+        """
+        prompts = self.asked[: max(0, n)]
         key = (len(prompts), max_new_tokens)
         if key not in self._answers:
             self._answers[key] = self._said(prompts, max_new_tokens, None)
-        edited = self._answers[key]
-        with suppress(HookNeverFiredError):  # none of these is edited
-            edited = self._said(prompts, max_new_tokens, editor)
-        return examples_of(self.model, prompts, self._answers[key], edited)
+        return self._answers[key]
 
     def _said(self, prompts: Sequence[str], max_new_tokens: int, editor: EditsModels | None) -> list[str]:
         return greedy_answers(

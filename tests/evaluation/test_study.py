@@ -11,8 +11,13 @@ import sea_lens as sl
 from sea_lens.errors import FileFormatError, InputError
 from sea_lens.evaluation.apart import check_apart
 from sea_lens.evaluation.sides import sides_apart
+from sea_lens.evaluation.study_clock import Clock
+from sea_lens.evaluation.study_confirm import Beside, table_of
+from sea_lens.evaluation.study_controls import SAME_COST, SAME_LENGTH, of_costs, random_pair
+from sea_lens.evaluation.study_plans import STUDIED, plans, studied_layers
 from sea_lens.evaluation.study_report import page_of
-from sea_lens.evaluation.study_trials import STUDIED, plans, studied_layers
+from sea_lens.evaluation.study_result import verdict_of
+from sea_lens.evaluation.study_told import told_of
 from sea_lens.models.sites import named_layers
 
 GOOD = {"methods": [sl.SEA(0.5, center=True)], "layers": ["2", "first:3"], "control": 2, "shuffles": 1}
@@ -47,7 +52,8 @@ def test_an_edit_that_works_is_said_to_work_with_numbers_that_hold(parts, works)
     assert works.table.at["edited", "right"] == edited.right.successes
     assert works.table.at["edited", "margin"] == pytest.approx(edited.table["margin"].mean(), abs=1e-6)
     assert (works.table.at["edited", "share_low"], works.table.at["edited", "share_high"]) == edited.right.interval()
-    assert works.table.loc["random editors", "share_high"] < works.table.at["edited", "share"]
+    for kind in (SAME_LENGTH, SAME_COST):
+        assert works.table.loc[kind, "share_high"] < works.table.at["edited", "share"]
     damage = sl.measure_damage(model, [row.prompt for row in held_out], works.editor, examples=0)
     assert works.table.at["edited", "kl"] == pytest.approx(damage.kl, rel=1e-4)
     assert f"costs {damage.kl:.2g} nats per token" in works.summary
@@ -57,6 +63,82 @@ def test_a_mirror_image_takes_the_place_of_its_shuffle(works):
     assert works.evaluation.controls.shape[0] == GOOD["control"]
     row = works.table.loc["shuffled refits"]
     assert row["share_low"] <= row["share"] <= row["share_high"]
+
+
+def test_a_direction_that_costs_more_is_shortened_until_it_costs_the_same(parts):
+    model, _, questions = parts
+    # Along the direction that the unembedding hardly reads a step costs little, and elsewhere one of its length costs much.
+    unread = torch.linalg.svd(model.W_U.detach().float())[0][:, -1]
+    site = sl.Site(model.cfg.n_layers - 1)
+    editor = sl.Editor({site: sl.AffineEdit.of_shift(4 * unread)})
+    meter = sl.DamageMeter.of(model, [row.prompt for row in questions])
+    own = meter.measure(editor)
+    longer, shorter = random_pair(editor, own, 0, 0, meter)
+    assert longer.damage.kl > 4 * own.kl
+    assert shorter.factor < 0.6
+    assert shorter.damage.kl == pytest.approx(own.kl, rel=0.15)
+    again = sl.measure_damage(model, [row.prompt for row in questions], shorter.editor, examples=0)
+    assert again.kl == pytest.approx(shorter.damage.kl, rel=1e-4)
+
+
+def test_controls_of_one_cost_cost_what_the_edit_does(works):
+    kinds = works.controls.groupby("control")
+    assert kinds.size().to_dict() == {SAME_LENGTH: 2, SAME_COST: 2, "shuffled refits": 2}
+    own = works.table.at["edited", "kl"]  # on all texts
+    assert works.controls.loc[works.controls["control"] == SAME_COST, "kl"].between(0.6 * own, 1.7 * own).all()
+    assert works.table.at[SAME_COST, "kl"] == pytest.approx(kinds["kl"].mean()[SAME_COST])
+    assert sum(line.startswith("Random editors of the same") for line in works.reasons) == 2
+
+
+def test_the_stricter_control_decides(works):
+    def verdict(kind, right, is_broken=False):
+        controls = works.controls.copy()
+        controls.loc[controls["control"] == kind, ["right", "is_broken"]] = right, is_broken
+        beside = Beside(works.evaluation, controls, 0.2, 0.001, 2, 1)
+        return verdict_of(beside, table_of(beside))[:2]
+
+    best = int(works.table.at["edited", "right"])
+    for kind, words in {SAME_LENGTH: "of the same length", SAME_COST: "of the same cost"}.items():
+        assert verdict(kind, best - 1)[0] == "works"
+        said, summary = verdict(kind, best)
+        assert said == "no effect"
+        assert f"random editors {words} do as much" in summary
+    assert "though only such as break the model" in verdict(SAME_LENGTH, best, True)[1]
+    told = of_costs(works.controls.assign(kl=9.0, is_broken=True), 0.3)
+    assert "far more than the edit" in told[0]
+    assert "2 of 2 break the model" in told[0]
+    assert "2 of 2 could not be brought near" in told[1]
+
+
+def test_what_was_cut_is_told_and_time_is_kept_for_controls():
+    facts = {"trials": 10, "planned": 160, "trials_asked": None, "minutes": 8.0, "seconds": 1140.0, "resumed": 3}
+    facts |= {
+        "control": 1,
+        "control_asked": 5,
+        "n_held_out": 24,
+        "n_held_out_given": 200,
+        "shuffles": 2,
+        "shuffles_asked": 2,
+    }
+    told = " ".join(told_of(facts))
+    assert "10 of 160 planned settings, as many as there was time for in 8 minutes" in told
+    assert "used 24 of 200 held-out questions, 1 of 5 random directions." in told
+    assert "took 19.0 minutes, and 8 were asked for" in told
+    assert "3 of its settings were tried there" in told
+    assert told_of({**facts, "trials": 160, "seconds": 1.0, "resumed": 0, "control": 5, "n_held_out": 200}) == []
+    clock = Clock(0.0, 100.0, None, 1.0, 5, 2, look=0.5, took=[9.0, 2.0], made=2)
+    assert clock.confirming(1, 1) < clock.kept_back <= 50.0
+    assert not Clock(0.0, 100.0, 3, 1.0, 5, 2, made=2).is_over(fits=True)  # trials are counted, and time is not
+    assert clock.is_over(fits=False)  # time ran out long ago
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_few_demonstrations_are_said_to_be_few(parts, n):
+    generator = torch.Generator().manual_seed(0)
+    sides = {role: {0: torch.randn(n, 16, generator=generator)} for role in SIDES}
+    found = sides_apart([sl.Activations.from_tensors(**sides)])
+    assert not found.is_tested
+    assert found.told.startswith(f"{n} demonstration{'s are' if n > 1 else ' is'} too few to test")
 
 
 def test_the_best_trial_within_the_limit_is_chosen(works):
@@ -91,7 +173,7 @@ def test_shuffled_demonstrations_have_no_effect(parts):
 
 
 def test_an_edit_that_breaks_the_model_is_said_to_break_it(parts):
-    free = sl.study(*parts, **{**GOOD, "shuffles": 0, "control": 1}, strengths=[16.0], max_kl=None, **QUICK)
+    free = sl.study(*parts, **{**GOOD, "shuffles": 0, "control": 0}, strengths=[16.0], max_kl=None, **QUICK)
     assert free.verdict == "breaks the model"
     assert free.evaluation.damage.is_broken
     assert "which says little" in free.summary
