@@ -1,6 +1,7 @@
 """The house: imports run one way, importing the package is quick, and each public name can be had."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,22 @@ ORDER = [
 ]
 
 
+@cache
+def nodes():
+    """What each of our files is made of."""
+    return {path: list(ast.walk(ast.parse(path.read_text(encoding="utf-8")))) for path in PACKAGE.rglob("*.py")}
+
+
+@cache
 def imports():
-    """Every import of one of our modules in another: (importer, imported, level of the importer's folder, of the other's)."""
-    for path in PACKAGE.rglob("*.py"):
+    """Every import of one of our modules in another: (importer, imported)."""
+    return list(_imports())
+
+
+def _imports():
+    for path, found in nodes().items():
         importer = path.relative_to(PACKAGE).with_suffix("").parts
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in found:
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "sea_lens":
                 yield importer, (*node.module.split(".")[1:], "")
 
@@ -71,8 +83,8 @@ def test_isinstance_is_not_asked_of_what_other_libraries_make():
     """From Python 3.12 it overlooks attributes that `__getattr__` gives, as a bridge's blocks are: no model would pass."""
     theirs = {"Model", "ModelConfig", "Tokenizer", "HasTokenizer", "ReadsTexts", "KeyValueCache"}
     asked = []
-    for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for path, found in nodes().items():
+        for node in found:
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "isinstance":
                 names = {name.id for name in ast.walk(node.args[1]) if isinstance(name, ast.Name)}
                 asked += [(str(path.relative_to(PACKAGE)), node.lineno)] if names & theirs else []

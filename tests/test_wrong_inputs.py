@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import with_few_tasks
 
 import sea_lens as sl
 from sea_lens import errors
@@ -671,6 +672,7 @@ def world(organism, tmp_path_factory):
 @pytest.mark.usefixtures("without_type_checks")
 def test_every_wrong_input_is_refused_in_our_words(world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    with_few_tasks(monkeypatch)
     found = {said: verdict(thunk) for said, thunk in cases(world)}
     assert len(found) > 600
     assert {said: what for said, what in found.items() if what != "ours"} == {}

@@ -8,6 +8,8 @@ import sys
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
@@ -240,6 +242,13 @@ def demos(organism, tmp_path_factory):
     path = tmp_path_factory.mktemp("cli") / "demos.jsonl"
     organism[1].demonstrations()[:30].to_jsonl(path)
     return path
+
+
+def with_few_tasks(monkeypatch):
+    """Of lm-eval's own tasks, one folder: all of their thousands take seconds to be read."""
+    if find_spec("lm_eval") is not None:
+        manager = import_module("lm_eval.tasks.manager")
+        monkeypatch.setattr(manager, "__file__", str(Path(manager.__file__).parent / "hellaswag" / "manager.py"))
 
 
 def assert_is_one_error(err, *parts):

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import build_bridge
+from conftest import build_bridge, with_few_tasks
 
 from sea_lens.errors import HookNeverFiredError, InputError, ModelMismatchError
 from sea_lens.evaluation.evaluation import Evaluation
-from sea_lens.evaluation.lm_eval import evaluate_lm_eval
+from sea_lens.evaluation.lm_eval import _task_manager, evaluate_lm_eval
 from sea_lens.evaluation.lm_eval_backends import left_as_it_was
 from sea_lens.evaluation.lm_eval_results import OF_FEW, STDERR_ONLY, score_table
 from sea_lens.evaluation.metrics import SHARE, Scale
@@ -326,3 +326,10 @@ def test_what_cannot_be_run_is_refused(llama, folder, tmp_path, editor_of):
         evaluate_lm_eval(llama, ["local_colors"], beyond, task_folder=folder, limit=1, progress=False)
     with pytest.raises(ModelMismatchError, match="A TransformerBridge is needed"):
         evaluate_lm_eval(llama.original_model, ["local_told"])
+
+
+def test_tasks_of_its_own_are_known_and_others_refused(monkeypatch):
+    with_few_tasks(monkeypatch)
+    assert "hellaswag" in _task_manager(["hellaswag"], None).all_tasks
+    with pytest.raises(InputError, match=r"lm-eval has no task no_such_task_here\. List its tasks"):
+        _task_manager(["hellaswag", "no_such_task_here"], None)
