@@ -9,6 +9,7 @@ import sea_lens as sl
 from experiments.real_methods import kept, stronger
 from experiments.real_setup import Cells, Setup, changes, quietly
 from sea_lens.editing.strength import strength_for
+from sea_lens.errors import InputError
 
 MOST = 16.0
 """Times the strength it has: what does no damage there does nothing, and is not made to."""
@@ -18,7 +19,7 @@ def scaled_to(setup: Setup, editor: sl.Editor, kl: float) -> tuple[sl.Editor, fl
     """An editor at a KL on a part of the texts, and how much stronger it is; None where a strength within `MOST` has none."""
     try:
         factor = strength_for(lambda factor: setup.first_look.measure(editor.scaled(factor)).kl, kl)
-    except sl.InputError:
+    except InputError:
         return None
     return (editor.scaled(factor), factor) if factor <= MOST else None
 

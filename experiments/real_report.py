@@ -25,6 +25,8 @@ STYLES = {
     ("smollm2", "glad"): (PROMOTED, "s", "--"),
     ("gemma3", "french"): (SUPPRESSED, "^", "-."),
     ("gemma3", "glad"): (GREY, "D", ":"),
+    ("smollm2", "formal"): (PROMOTED, "v", "-"),
+    ("gemma3", "formal"): (SUPPRESSED, "P", "-"),
     ("organism", "organism"): (INK, "o", "-"),
     ("bias-organism", "bias-organism"): (PROMOTED, "s", "--"),
 }
