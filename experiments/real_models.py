@@ -20,13 +20,14 @@ import sea_lens as sl
 from experiments.real_classes import run_classes
 from experiments.real_equal import run_equal
 from experiments.real_landscape import of_all_but_held_out, of_world, run_landscape
+from experiments.real_lm_eval import run_lm_eval
 from experiments.real_methods import run_method
 from experiments.real_report import report
 from experiments.real_setup import HERE, Cells, behavior
 from experiments.real_tasks import run_tasks
 from sea_lens.models.bridge import Model
 
-PARTS = ("methods", "landscape", "tasks", "seeds", "report")
+PARTS = ("methods", "landscape", "tasks", "lm-eval", "seeds", "equal", "report")
 SHORT = {
     "models": ["smollm2"],
     "data": ["french"],
@@ -49,9 +50,9 @@ def run_methods(
     seed: int,
     config: Mapping[str, Any],
     only: Any,
-    equal: bool = True,
+    equal: bool,
 ) -> None:
-    """Every method on one behavior and split, as chosen and at equal damage."""
+    """Every method on one behavior and split, as chosen, or at equal damage too."""
     entry, where = config["models"][name], f"{name}/{data}/seed {seed}"
     if model is None:
         setup, _ = of_world(name)
@@ -77,6 +78,19 @@ def run_methods(
             found = run_equal(cells, setup, where, method, config, facts, trials)
             told = "none" if found["chosen"] is None else f"{found['change']:+.2f} (random {max(found['random']):+.2f})"
             print(f"{where} {method}, at a KL of {config['equal']['kl']}: {told}", flush=True)
+
+
+def run_other_tasks(cells: Cells, model: Model, name: str, config: Mapping[str, Any], files: Path) -> None:
+    """lm-eval's tasks under the edits that the configuration names, as `run_methods` chose them."""
+    entry, asked = config["models"][name], config["lm_eval"]
+    for data, methods in asked["edits"].items():
+        where = f"{name}/{data}/seed 0"
+        setup = behavior(model, entry, config, data, 0, cells.folder.parent / "activations")
+        facts = {"model": name, "behavior": data, "seed": 0, "split": config["split"], "places": dict(setup.places)}
+        for method in methods:
+            _, found = run_method(cells, setup, where, method, config, facts)
+            if found["chosen"] is not None:
+                run_lm_eval(cells, setup, where, method, config, facts, files, found["chosen"])
 
 
 def run_landscapes(cells: Cells, name: str, model: Model | None, chosen: list[str], config: Mapping[str, Any]) -> None:
@@ -132,14 +146,16 @@ def main() -> None:
                 run_landscapes(cells, name, model, chosen, config)
             if model is not None and part == "tasks" and given.files is not None:
                 run_tasks(cells, name, model, config, given.files, given.data, given.seeds)
-            if world and part == "methods":
-                run_methods(cells, None, name, name, 0, config, methods, not given.short)
-            if model is not None and part in ("methods", "seeds"):
-                seeds = config["seeds"][:1] if part == "methods" else config["seeds"][1:]
-                for seed in seeds:
+            if model is not None and part == "lm-eval" and given.files is not None:
+                run_other_tasks(cells, model, name, config, given.files)
+            if world and part in ("methods", "equal"):
+                run_methods(cells, None, name, name, 0, config, methods, part == "equal")
+            if model is not None and part in ("methods", "seeds", "equal"):
+                drawn = {"methods": config["seeds"][:1], "seeds": config["seeds"][1:], "equal": config["seeds"]}[part]
+                for seed in [each for each in drawn if given.seeds is None or each in given.seeds]:
                     for data in chosen:
                         if data in config["behaviors"]:
-                            run_methods(cells, model, name, data, seed, config, methods, not given.short)
+                            run_methods(cells, model, name, data, seed, config, methods, part == "equal")
     report(cells, given.results or given.out / "results", given.out / "results")
 
 

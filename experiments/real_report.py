@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
-from experiments.real_setup import HERE, Cells
+from experiments.real_setup import HERE, Cells, changes
 from sea_lens.plotting.methods import draw_methods
 from sea_lens.plotting.style import GREY, INK, PROMOTED, SUPPRESSED, canvas, legend_below, page, tidy
 from sea_lens.statistics import holm
 
 RESULTS = HERE / "results" / "real_models"
 WORLDS = ("organism", "bias-organism")
+BASE = "mean-difference"
+"""What other methods are compared with."""
 LEAST_METHODS = 3
 """Of a panel."""
 BROKEN = 0.5
@@ -69,6 +72,57 @@ def method_rows(cells: Cells) -> pd.DataFrame:
     return table.sort_values(["model", "data", "seed", "change"], ascending=[True, True, True, False])
 
 
+def equal_rows(cells: Cells) -> pd.DataFrame:
+    """One row per model, data, split and method at one KL, and the paired difference from mean difference there."""
+    rows = []
+    for name, facts, found in cells.all():
+        if "/equal/" not in name:
+            continue
+        row = {"model": facts["model"], "data": facts["behavior"], "seed": facts["seed"], "method": facts["method"]}
+        if found["chosen"] is not None:
+            row |= {
+                "place": found["chosen"]["place"],
+                "strength": found["chosen"]["strength"],
+                **{key: found[key] for key in ("n", "change", "low", "high", "p", "kl")},
+                "control_low": min(found["random"], default=float("nan")),
+                "control_high": max(found["random"], default=float("nan")),
+                "by_question": found["by_question"],
+            }
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    if table.empty or "by_question" not in table:
+        return table
+    parts = []
+    for _, group in table.groupby(["model", "data", "seed"]):
+        own = group.set_index("method")
+        own["p_holm"] = holm([float(value) for value in own["p"]]).numpy()
+        base = own["by_question"].get(BASE)
+        others = [method for method in own.index if method != BASE and isinstance(own.at[method, "by_question"], list)]
+        if isinstance(base, list) and others:
+            apart = {method: changes(*map(torch.tensor, (own.at[method, "by_question"], base))) for method in others}
+            corrected = holm([apart[method]["p"] for method in others])
+            for method, p in zip(others, corrected, strict=True):
+                for key in ("change", "low", "high"):
+                    own.loc[method, f"apart_{key}"] = apart[method][key]
+                own.loc[method, "apart_p_holm"] = float(p)
+        parts.append(own.reset_index())
+    table = pd.concat(parts).drop(columns="by_question")
+    table["more_than_chance"] = (table["p_holm"] <= 0.05) & (table["low"] > table["control_high"])
+    return table.sort_values(["model", "data", "seed", "change"], ascending=[True, True, True, False])
+
+
+def lm_eval_rows(cells: Cells) -> pd.DataFrame:
+    """One row per model, edit and metric of lm-eval."""
+    return pd.DataFrame(
+        [
+            {"model": facts["model"], "data": facts["behavior"], "method": facts["method"], **row}
+            for name, facts, found in cells.all()
+            if "/lm-eval/" in name
+            for row in found
+        ]
+    )
+
+
 def landscape_rows(cells: Cells) -> pd.DataFrame:
     """One row per model, data, method, factor and value."""
     rows = [
@@ -93,7 +147,7 @@ def task_rows(cells: Cells) -> tuple[pd.DataFrame, pd.DataFrame]:
         if "/tasks/" not in name:
             continue
         if name.endswith("/chance"):
-            chances.append({"model": facts["model"], "task": facts["task"], **found})
+            chances.append({"model": facts["model"], "task": facts["task"], "seed": facts.get("seed", 0), **found})
         elif found["chosen"] is not None:
             rows += [
                 {
@@ -227,6 +281,7 @@ def report(cells: Cells, out: Path, figures: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     tables = {"methods": method_rows(cells), "landscape": landscape_rows(cells)}
     tables["chance"], tables["tasks"] = task_rows(cells)
+    tables |= {"equal": equal_rows(cells), "lm_eval": lm_eval_rows(cells)}
     for name, table in tables.items():
         if len(table):
             table.to_csv(out / f"{name}.csv", index=False, float_format="%.4g")
