@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from sea_lens.arguments import check_fields
@@ -15,6 +13,7 @@ from sea_lens.editing.registry import from_plain, to_plain
 from sea_lens.errors import FileFormatError
 from sea_lens.models.bridge import ModelInfo
 from sea_lens.models.sites import Site
+from sea_lens.versions import versions_of
 
 
 @dataclass(frozen=True)
@@ -167,16 +166,4 @@ def _setting(value: Any) -> Any:
 
 def library_versions() -> dict[str, str]:
     """Installed versions of the libraries that decide what an editor does."""
-    return dict(_installed())
-
-
-@cache
-def _installed() -> dict[str, str]:
-    """Read once: finding them takes a tenth of a small fit."""
-    versions = {}
-    for name in ("sea-lens", "torch", "transformer-lens"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions
+    return versions_of("sea-lens", "torch", "transformer-lens")

@@ -6,7 +6,6 @@ import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from sea_lens.models.damage import Damage
 from sea_lens.models.hooks import attached_editors, foreign_hooks
 from sea_lens.models.unchanged import known_weights
 from sea_lens.results import Result, readable, screen
+from sea_lens.versions import versions_of
 
 SHOWN = 3
 """Answers of both models that a screen shows."""
@@ -254,12 +254,7 @@ def provenance(
         packages: Further packages whose versions matter.
     """
     described = ModelInfo.of(model)
-    versions: dict[str, JSON] = dict(library_versions())
-    for name in ("transformers", *packages):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
+    versions: dict[str, JSON] = {**library_versions(), **versions_of("transformers", *packages)}
     made_by: dict[str, JSON] | None = None
     if editor is not None:
         made_by = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from importlib.resources import files
 from itertools import takewhile
 from typing import Any, Protocol, runtime_checkable
@@ -15,6 +14,7 @@ from sea_lens.data.confounds import DemonstrationCheck
 from sea_lens.evaluation.evaluation import Evaluation
 from sea_lens.evaluation.study_figures import effect_figure, legend, trials_figure
 from sea_lens.methods.measures import MATCH_OF
+from sea_lens.versions import versions_of
 
 HUES = {"works": "works", "no effect": "no-effect", "breaks the model": "breaks"}
 MEASURED = {
@@ -281,7 +281,7 @@ def _made(study: Studied) -> list[tuple[str, str]]:
     rows = [(told, str(study.facts[name])) for name, told in names.items() if name in study.facts]
     left_out = study.facts.get("left_out", {})
     rows += [("could not be tried", f"{name}: {why}") for name, why in left_out.items()]
-    return [*rows, ("sea_lens", version("sea-lens"))]
+    return [*rows, *versions_of("sea-lens").items()]
 
 
 def readable_rows(table: pd.DataFrame) -> pd.DataFrame:

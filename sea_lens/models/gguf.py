@@ -23,9 +23,13 @@ from sea_lens.cache import whole_folder
 from sea_lens.errors import InputError, ModelMismatchError
 from sea_lens.models.bridge import Model
 from sea_lens.models.gguf_files import GGUF, check_magic
+from sea_lens.models.gguf_tokens import check_tokenizer
+from sea_lens.versions import versions_of
 
 CACHE_VARIABLE = "SEA_LENS_CACHE"
 FACTS = "gguf.json"
+MADE_AS = 2
+"""Folders made before this are made anew: their tokenizers were not checked."""
 
 
 def dequantized(model: GGUF, dtype: torch.dtype) -> Path:
@@ -36,11 +40,11 @@ def dequantized(model: GGUF, dtype: torch.dtype) -> Path:
 
     Raises:
         InputError: If the file is no GGUF, damaged, or in parts, or a library is missing.
-        ModelMismatchError: If transformers does not know its architecture.
+        ModelMismatchError: If transformers does not know its architecture, or makes a wrong tokenizer of it.
     """
     dtype = torch.float32 if dtype == torch.float64 else dtype  # which holds all that a file has
     check_magic(model)
-    kept, key = cache_folder() / "models", f"{model.sha256()[:16]}-{str(dtype).removeprefix('torch.')}"
+    kept, key = cache_folder() / "models", f"{model.sha256()[:16]}-{str(dtype).removeprefix('torch.')}-{MADE_AS}"
     found = next(kept.glob(f"*-{key}"), None)
     if found is not None:
         return found
@@ -77,7 +81,7 @@ def _convert(model: GGUF, folder: Path, dtype: torch.dtype) -> None:
 
     Raises:
         InputError: If the file is damaged.
-        ModelMismatchError: If transformers does not know its architecture.
+        ModelMismatchError: If transformers does not know its architecture, or makes a wrong tokenizer of it.
         OSError: If there is no room.
     """
     source = folder / "source"  # apart from other files, of which transformers would take a tokenizer
@@ -91,8 +95,9 @@ def _convert(model: GGUF, folder: Path, dtype: torch.dtype) -> None:
         except OSError:  # as Windows asks for a privilege
             shutil.copyfile(model.pieces[0], file)
     with _one_sentence(model):
-        facts = _facts(file, dtype)
+        facts, tokens = _facts(file, dtype)
         read, tokenizer = _read(file, dtype)
+    check_tokenizer(model.name, tokenizer, tokens)
     # What was read from GGUF refuses to be saved, so that its weights go into a plain model of the same kind.
     if hasattr(read.config, "quantization_config"):
         del read.config.quantization_config
@@ -128,19 +133,20 @@ def _read(file: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _facts(file: Path, dtype: torch.dtype) -> dict[str, Any]:
-    """What is kept of a file's header beside the weights."""
+def _facts(file: Path, dtype: torch.dtype) -> tuple[dict[str, Any], list[str]]:
+    """What is kept of a file's header beside the weights, and its tokens."""
     from gguf import GGUFReader
 
     reader = GGUFReader(file)
-    begins = reader.get_field("tokenizer.ggml.add_bos_token")
-    return {
+    begins, tokens = (reader.get_field(f"tokenizer.ggml.{name}") for name in ("add_bos_token", "tokens"))
+    facts = {
         "file": file.name,
         "dtype": str(dtype),
         "add_bos_token": None if begins is None else bool(begins.contents()),
         "tensor_types": dict(Counter(one.tensor_type.name for one in reader.tensors)),
-        "made_with": {package: version(package) for package in ("sea-lens", "transformers", "gguf")},
+        "made_with": versions_of("sea-lens", "transformers", "gguf"),
     }
+    return facts, [] if tokens is None else tokens.contents()
 
 
 @contextmanager

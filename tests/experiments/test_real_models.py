@@ -4,14 +4,16 @@ import json
 import warnings
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
 import sea_lens as sl
+from experiments.real_equal import run_equal, scaled_to
 from experiments.real_judge import JUDGES
-from experiments.real_methods import chosen_of, method_of_entry, run_method, stronger
+from experiments.real_methods import chosen_of, kept, method_of_entry, run_method, stronger
 from experiments.real_page import PAGE, filled, named, tables
-from experiments.real_report import landscape_rows, method_rows
+from experiments.real_report import equal_rows, landscape_rows, method_rows
 from experiments.real_setup import HERE, Cells, behavior, split_rows
 
 CONFIG = json.loads((HERE / "real_models.json").read_text(encoding="utf-8"))
@@ -69,12 +71,22 @@ def test_a_run_that_was_killed_goes_on(llama, tmp_path):
     prompts = [{row.prompt for row in part} for part in (setup.demonstrations, setup.tuning, setup.held_out)]
     assert len(set.union(*prompts)) == 10
     cells, facts = Cells(tmp_path / "cells"), {"model": "tiny", "behavior": "glad", "seed": 0}
-    found = run_method(cells, setup, "tiny/glad", "mean-difference", config, facts)
+    trials, found = run_method(cells, setup, "tiny/glad", "mean-difference", config, facts)
     assert found["chosen"]["kl"] <= 5.0
     assert found["change"] == pytest.approx(sum(found["by_question"]) / 5, abs=1e-4)
     assert len(found["by_question"]) == found["n"] == 5
     again = run_method(cells, None, "tiny/glad", "mean-difference", config, facts)  # reads, and computes nothing
-    assert again == found
+    assert again == (trials, found)
+    config = {**config, "equal": {"kl": 0.001, "random": 1}}
+    equal = run_equal(cells, setup, "tiny/glad", "mean-difference", config, facts, trials)
+    editor = scaled_to(setup, kept(setup, config["methods"]["mean-difference"])[0][1], 0.001)[0]
+    assert setup.first_look.measure(editor).kl == pytest.approx(0.001, rel=0.04)
+    base = equal["by_question"]
+    other = {**facts, "method": "ace"}
+    cells.get("tiny/glad/equal/ace", other, lambda: {**equal, "by_question": [value + 0.5 for value in base]})
+    apart = equal_rows(cells).set_index("method")
+    assert apart.at["ace", "apart_change"] == pytest.approx(0.5)
+    assert pd.isna(apart.at["mean-difference", "apart_change"])
     with pytest.raises(AttributeError):
         run_method(cells, None, "tiny/glad", "mean-difference", config, {**facts, "seed": 1})
     table = method_rows(cells)

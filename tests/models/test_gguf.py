@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, models, normalizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sea_lens.cache import HOUR, whole_folder
 from sea_lens.errors import InputError, ModelMismatchError
 from sea_lens.models.gguf import dequantized
 from sea_lens.models.gguf_files import GGUF, PACKAGED, find_gguf
+from sea_lens.models.gguf_tokens import check_tokenizer, share_kept_whole
 from sea_lens.models.loading import load_model
 from sea_lens.models.tokens import token_ids
 
@@ -243,3 +245,26 @@ def test_what_a_kill_leaves_is_taken_by_nobody_and_removed_later(tmp_path):
         with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "model"):
             raise ZeroDivisionError
         assert list(tmp_path.iterdir()) == remain
+
+
+def test_a_tokenizer_that_cuts_up_the_words_of_its_vocabulary_is_refused():
+    """As transformers 5.17 makes it of Gemma's file: the same tokens, read by another algorithm."""
+    letters = "abcdefgh"
+    words = [f"▁{one}{two}{three}" for one in letters for two in letters for three in letters[:2]]
+    pairs = sorted({word[:2] for word in words}), sorted({word[:3] for word in words})
+    tokens = ["<unk>", "▁", *letters, *pairs[0], *pairs[1], *words]
+    merges = [(whole[:-1], whole[-1]) for whole in (*pairs[0], *pairs[1], *words)]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    right = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>"))
+    wrong = Tokenizer(models.Unigram([(token, -float(len(token) ** 2)) for token in tokens], unk_id=0))
+    made = []
+    for each in (right, wrong):
+        each.normalizer = normalizers.Replace(" ", "▁")
+        made.append(PreTrainedTokenizerFast(tokenizer_object=each))
+    assert [share_kept_whole(each, tokens) for each in made] == [1.0, 0.0]
+    check_tokenizer("tiny.gguf", made[0], tokens)
+    with pytest.raises(
+        ModelMismatchError, match=r"wrong tokenizer of tiny.gguf: only 0%.*pip install --upgrade transformers"
+    ):
+        check_tokenizer("tiny.gguf", made[1], tokens)
+    assert share_kept_whole(made[1], tokens[:20]) is None  # too few words to tell
