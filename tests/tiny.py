@@ -51,6 +51,11 @@ ARCHITECTURES = ["gpt2", "llama", "gemma2", "mistral", "qwen2", "gpt-neox"]
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 N_LAYERS, D_MODEL = 3, 32
 PNG = b"\x89PNG\r\n\x1a\n"
+IDS = torch.randint(2, 258, (3, 9), generator=torch.Generator().manual_seed(0))
+MASK = torch.ones_like(IDS)
+MASK[0, :3] = MASK[1, :1] = 0
+GIVEN = {"attention_mask": MASK, "position_ids": (MASK.cumsum(1) - 1).clamp_min(0)}
+"""Three texts, two of them padded on the left."""
 LOADERS = ("load_organism", "load_bias_organism", "load_knowledge_organism")
 EMBEDDED = {name: cache(getattr(sea_lens, name)) for name in LOADERS}
 """Loaded once for all tests; hooks come and go, weights are never touched."""
@@ -109,6 +114,14 @@ def build_bridge(architecture: str, dtype: torch.dtype = torch.float32, **change
 def low_rank(directions, eigenvalues, shift=None, restore_norm=True, **options):
     """An edit as SEA's: symmetric, and with the token's norm restored."""
     return AffineEdit.of_eigenvalues(directions, eigenvalues, shift, restore_norm=restore_norm, **options)
+
+
+def edit(width: int) -> AffineEdit:
+    """One that moves a token by about its own length, and keeps its norm."""
+    generator = torch.Generator().manual_seed(width)
+    basis = torch.linalg.qr(torch.randn(width, 3, generator=generator))[0]
+    shift = 0.5 * torch.randn(width, generator=generator)
+    return AffineEdit.of_eigenvalues(basis, torch.tensor([1.0, -1.0, 2.0]), shift, restore_norm=True)
 
 
 def make_editor(layers=(0, 2), site="resid_post", strength=1.0, seed=0):

@@ -12,7 +12,8 @@ from sea_lens.editing.where import Where
 from sea_lens.errors import ModelMismatchError, SeaLensWarning
 from sea_lens.models.bridge import UNKNOWN_MODEL, Model, ModelInfo, check_is_model
 from sea_lens.models.down_projection import check_key_width
-from sea_lens.models.plain import is_plain, places_of, plain_info
+from sea_lens.models.no_model import no_model_error
+from sea_lens.models.plain import check_no_virtual_tokens, is_plain, places_of, plain_info
 from sea_lens.models.points import points_of
 from sea_lens.models.sites import Site, check_layers
 
@@ -56,6 +57,10 @@ def check_fits(
         theirs = plain_info(model)
         check_sizes(edits, theirs)
         places_of(model, sites)
+        if where is not None:
+            check_no_virtual_tokens(model)
+    elif not hasattr(model, "original_model"):
+        raise no_model_error(model)
     else:
         check_is_model(model)
         theirs = ModelInfo.of(model)

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 from weakref import WeakSet
 
@@ -21,6 +20,7 @@ from sea_lens.cache import digest
 from sea_lens.data.prompts import Tokenizer as Tokenizer
 from sea_lens.data.prompts import tokenizer_of as tokenizer_of
 from sea_lens.errors import ModelMismatchError, SeaLensWarning
+from sea_lens.models.no_model import advice, named
 
 UNKNOWN_MODEL = "unknown model"
 """Stands in a description for the name of a model that only its sizes are known of."""
@@ -109,15 +109,7 @@ def check_is_model(model: object) -> None:
     if wrapped is not None and _is_model(model):
         _warn_of_dropout(wrapped)
         return
-    what = "None" if model is None else f"a {type(model).__name__}"
-    if isinstance(model, str | Path):
-        how = f"Load it first: sea_lens.load_model({str(model)!r})."
-    elif isinstance(model, torch.nn.Module) and hasattr(model, "config"):
-        name = getattr(model.config, "name_or_path", "") or "its name"
-        how = f"Wrap it first: sea_lens.load_model({name!r}, hf_model=model, tokenizer=tokenizer)."
-    else:
-        how = "Make one with sea_lens.load_model(name)."
-    raise ModelMismatchError(f"A TransformerBridge is needed, and {what} was given. {how}")
+    raise ModelMismatchError(f"A TransformerBridge is needed, and {named(model)} was given. {advice(model)}")
 
 
 _MODELS: WeakSet[torch.nn.Module] = WeakSet()

@@ -59,10 +59,15 @@ def down_projection(model: Model, layer: int) -> DownProjection:
         layer: Whose.
 
     Raises:
-        ModelMismatchError: If it is a mixture of experts, or the weights are quantized or not in memory.
+        ModelMismatchError: If it is a mixture of experts, has an adapter, or the weights are quantized or not in memory.
     """
     check_layers([layer], model.cfg.n_layers)
     module = _last_map(model, layer)
+    if "base_layer" in module._modules:
+        raise ModelMismatchError(
+            f"The MLP's last matrix of layer {layer} has an adapter around it (PEFT), so it cannot be edited in place. Merge "
+            "the adapter (model.merge_and_unload()) and wrap what comes out, or attach the activation edit."
+        )
     weight = getattr(module, "weight", None)
     if not isinstance(weight, nn.Parameter) or not weight.is_floating_point() or is_quantized(module) or weight.is_meta:
         raise ModelMismatchError(

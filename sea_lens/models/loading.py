@@ -15,6 +15,7 @@ from sea_lens.errors import InputError, ModelMismatchError, SeaLensWarning
 from sea_lens.models.bridge import Model, check_is_model
 from sea_lens.models.gguf import apply_facts, dequantized
 from sea_lens.models.gguf_files import find_gguf, gguf_of_repository
+from sea_lens.models.plain import to_wrap
 from sea_lens.models.quantization import (
     QuantizationConfig,
     QuantizationName,
@@ -76,7 +77,7 @@ def load_model(
         gguf_file: A GGUF file in the folder or repository; `"repo/name:file.gguf"` says the same. It is needed only if there
             are several.
         options: Passed on to `TransformerBridge.boot_transformers`: `hf_model=` and `tokenizer=` to wrap a Hugging Face model
-            that you have, `trust_remote_code=True` for checkpoints with code of their own.
+            that you have, with PEFT's adapters or without, `trust_remote_code=True` for checkpoints with code of their own.
 
     A GGUF file is dequantized to `dtype` (`"auto"` is float32) by transformers and kept as an ordinary folder in
     `~/.cache/sea_lens`, or where the environment variable `SEA_LENS_CACHE` says: 15 s for SmolLM2, and as fast as any folder
@@ -109,6 +110,8 @@ def load_model(
         raise InputError(
             "hf_model= is loaded already. Quantize it as you load it: leave quantization and gguf_file out."
         )
+    if wrapped is not None:
+        options["hf_model"] = wrapped = to_wrap(wrapped)
     gguf = None if wrapped is not None else find_gguf(name, gguf_file, revision, options.get("token"))
     if gguf is not None:
         folder = dequantized(gguf, _dtype(dtype, None))

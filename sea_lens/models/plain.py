@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import TypeIs
 
-from sea_lens.errors import ModelMismatchError
+from sea_lens.errors import InputError, ModelMismatchError
 from sea_lens.models.bridge import FwdHook, ModelInfo, plain_name
+from sea_lens.models.no_model import named
 from sea_lens.models.sites import Site
 
 ATTENTION = ("self_attn", "attn", "self_attention", "attention")
@@ -25,6 +26,9 @@ ATTENTION_OUT = ("o_proj", "out_proj", "c_proj", "dense", "wo")
 MLP = ("mlp", "feed_forward")
 MLP_OUT = ("down_proj", "c_proj", "fc2", "fc_out", "dense_4h_to_h", "w2")
 """The names that transformers gives them; the first that is there."""
+
+BOTH_WAYS = ("xlnet", "cpmant")
+"""Kinds that transformers counts among those that write text, and whose tokens see those after them."""
 
 SITES = ("resid_pre", "attn.hook_z", "attn_out", "mlp.hook_post", "mlp_out", "resid_post", "unembed.hook_in")
 """The sites that a plain model has."""
@@ -80,20 +84,37 @@ def is_plain(model: object) -> TypeIs[nn.Module]:
     )
 
 
+def to_wrap(model: object) -> nn.Module:
+    """What a TransformerBridge is made around: a Hugging Face model, and of PEFT's the model with the adapters in it.
+
+    Raises:
+        InputError: If it is none.
+        ModelMismatchError: If it has an encoder, reads text in both directions, is compiled, or puts virtual tokens before
+            every text.
+    """
+    if not is_plain(model):
+        raise InputError(
+            f"hf_model= takes a Hugging Face language model, and {named(model)} was given. Load one with transformers' "
+            "AutoModelForCausalLM.from_pretrained(name), or leave hf_model out."
+        )
+    _check_left_to_right(model)
+    _check_not_compiled(model)
+    check_no_virtual_tokens(model)
+    inside = getattr(model, "get_base_model", None)
+    return inside() if callable(inside) else model
+
+
 def plain_info(model: nn.Module) -> ModelInfo:
     """The facts of a plain model that editors must agree on.
 
     Raises:
-        ModelMismatchError: If it has an encoder, or no blocks that can be found.
+        ModelMismatchError: If it has an encoder, reads text in both directions, was compiled, or has no blocks that can be
+            found.
     """
-    config = _text_config(model)
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelMismatchError(
-            f"{type(model).__name__} has an encoder and a decoder, and sea_lens works with models that write text from left "
-            "to right. Give a decoder-only language model."
-        )
+    _check_left_to_right(model)
+    _check_not_compiled(model)
     name = plain_name(str(getattr(model.config, "name_or_path", "") or type(model).__name__))
-    return ModelInfo(name, len(_blocks(model)), int(config.hidden_size), "raw")
+    return ModelInfo(name, len(_blocks(model)), int(_text_config(model).hidden_size), "raw")
 
 
 def places_of(model: nn.Module, sites: Sequence[Site]) -> dict[Site, Place]:
@@ -107,7 +128,7 @@ def places_of(model: nn.Module, sites: Sequence[Site]) -> dict[Site, Place]:
     for site in sites:
         if site.layer is None:
             unembedding = model.get_output_embeddings()  # type: ignore[operator]
-            place = Place(unembedding, "input") if site.name == "unembed.hook_in" else None
+            place = Place.of(unembedding, "input") if site.name == "unembed.hook_in" else None
         elif site.layer >= len(blocks):
             raise ModelMismatchError(f"The site {site} is beyond this model's {len(blocks)} layers.")
         else:
@@ -141,6 +162,70 @@ def _text_config(model: nn.Module) -> Any:
     return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
 
+def check_no_virtual_tokens(model: nn.Module) -> None:
+    """Refuses a model that puts tokens of its own before every text, for an editor that must know where its tokens stand.
+
+    Raises:
+        ModelMismatchError: If it is PEFT's, after prompt tuning, prefix tuning or p-tuning.
+    """
+    config = getattr(model, "active_peft_config", None)
+    if getattr(config, "is_prompt_learning", False):
+        raise ModelMismatchError(
+            f"{type(config).__name__.removesuffix('Config')} puts {getattr(config, 'num_virtual_tokens', 'its')} virtual "
+            "tokens before every text, so positions and prompts are not those that editors are fitted on. Attach "
+            'editor.at_positions("all"), or take a model without them.'
+        )
+
+
+def _check_not_compiled(model: nn.Module) -> None:
+    """Refuses what `torch.compile` made one graph of. Blocks that are compiled one by one run hooks as they should.
+
+    Raises:
+        ModelMismatchError: If it is, from the outside in to what runs the blocks.
+    """
+    runner = runner_of(model)
+    for each in model.modules():
+        whole = "_orig_mod" in each._modules or getattr(each, "_compiled_call_impl", None) is not None
+        if whole or hasattr(vars(each).get("forward"), "_torchdynamo_orig_callable"):
+            raise ModelMismatchError(
+                f"This {type(model).__name__} is compiled (torch.compile), and a graph runs no hooks that come after it. "
+                "Give the model as it was before."
+            )
+        if each is runner:
+            return
+
+
+def _check_left_to_right(model: nn.Module) -> None:
+    """Refuses a model in which a token sees those after it.
+
+    Raises:
+        ModelMismatchError: If it has an encoder, or its tokens do.
+    """
+    why = "has an encoder and a decoder" if getattr(_text_config(model), "is_encoder_decoder", False) else None
+    if why is None and _reads_both_ways(model):
+        why = "reads text in both directions"
+    if why is not None:
+        raise ModelMismatchError(
+            f"{type(model).__name__} {why}, and sea_lens works with models that write text from left to right. Give a "
+            "decoder-only language model."
+        )
+
+
+def _reads_both_ways(model: nn.Module) -> bool:
+    """By what its attention says of itself, or else by what models of its kind are for."""
+    runner, blocks = _runner_and_blocks(model)
+    said = {each.is_causal for each in blocks.modules() if isinstance(getattr(each, "is_causal", None), bool)}
+    if said:
+        return True not in said
+    if getattr(runner, "is_decoder", None) is False:  # T5's encoder
+        return True
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
+
+    config = _text_config(model)
+    kind, is_decoder = getattr(config, "model_type", None), getattr(config, "is_decoder", False)
+    return (kind in MASKED and not (is_decoder or getattr(config, "causal", False))) or kind in BOTH_WAYS
+
+
 def runner_of(model: nn.Module) -> nn.Module:
     """The module that runs the blocks. Every caller goes through it, also those that go around the outer modules' hooks."""
     return _runner_and_blocks(model)[0]
@@ -151,7 +236,14 @@ def _blocks(model: nn.Module) -> nn.ModuleList:
 
 
 def _runner_and_blocks(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
-    found = find_blocks(model, getattr(_text_config(model), "num_hidden_layers", None))
+    n_layers = getattr(_text_config(model), "num_hidden_layers", None)
+    # A model that sees has other blocks as well, and perhaps as many.
+    decoder = getattr(model, "get_decoder", lambda: None)()
+    if isinstance(decoder, nn.Module) and decoder is not model:
+        found = find_blocks(decoder, n_layers)
+        if found is not None:
+            return decoder, found[1]
+    found = find_blocks(model, n_layers)
     if found is None:
         raise ModelMismatchError(
             f"The blocks of a {type(model).__name__} cannot be found. Wrap the model: sea_lens.load_model(name, "
@@ -198,7 +290,16 @@ def _child(module: nn.Module, names: Sequence[str]) -> nn.Module | None:
 
 def _last_map(module: nn.Module | None, names: Sequence[str]) -> nn.Module | None:
     """The one module of a name, at any depth; None of a mixture of experts, which has one for each."""
-    if module is None or any("expert" in path for path, _ in module.named_modules()):
+    inside = [] if module is None else list(_inside(module))
+    if any("expert" in name for name, _ in inside):
         return None
-    found = [each for path, each in module.named_modules() if path.rpartition(".")[2] in names]
+    found = [each for name, each in inside if name in names]
     return found[0] if len(found) == 1 else None
+
+
+def _inside(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """All modules in one, by their own names; but not what is in an adapter, whose name anyone may choose."""
+    for name, child in module.named_children():
+        yield name, child
+        if "base_layer" not in child._modules:  # a map with PEFT's adapters around it
+            yield from _inside(child)

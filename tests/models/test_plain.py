@@ -5,33 +5,28 @@ import copy
 import pytest
 import torch
 from conftest import ARCHITECTURES, build_bridge
-from tiny import make_editor
+from tiny import GIVEN, IDS, MASK, edit, make_editor
 from torch import nn
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, pipeline
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
 
 import sea_lens as sl
 from sea_lens.errors import HookNeverFiredError, ModelMismatchError
-from sea_lens.models.plain import SITES
+from sea_lens.models.plain import SITES, plain_info
 from sea_lens.models.sites import Site, widths_of
-
-IDS = torch.randint(2, 258, (3, 9), generator=torch.Generator().manual_seed(0))
-MASK = torch.ones_like(IDS)
-MASK[0, :3] = MASK[1, :1] = 0
-GIVEN = {"attention_mask": MASK, "position_ids": (MASK.cumsum(1) - 1).clamp_min(0)}
 
 
 def plain_of(bridge) -> nn.Module:
     """The model that the bridge was made around, before it was."""
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(bridge.original_model.config).eval()
-
-
-def edit(width: int) -> sl.AffineEdit:
-    """One that moves a token by about its own length, and keeps its norm."""
-    generator = torch.Generator().manual_seed(width)
-    basis = torch.linalg.qr(torch.randn(width, 3, generator=generator))[0]
-    shift = 0.5 * torch.randn(width, generator=generator)
-    return sl.AffineEdit.of_eigenvalues(basis, torch.tensor([1.0, -1.0, 2.0]), shift, restore_norm=True)
 
 
 @torch.no_grad()
@@ -147,19 +142,69 @@ def test_editors_nest_and_edit_what_a_model_around_it_runs(llama):
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("without_type_checks")
 def test_what_cannot_be_edited_is_refused(llama):
     plain = plain_of(llama)
     cases = [
         (plain, sl.Editor({Site(0, "ln2.hook_out"): edit(32)}), "no module stands for"),
         (plain, sl.Editor({7: edit(32)}), "7"),
         (plain, sl.Editor({0: edit(8)}), "d_model 8"),
-        (nn.Linear(2, 2), sl.Editor({0: edit(32)}), "TransformerBridge is needed"),
+        (nn.Linear(2, 2), sl.Editor({0: edit(32)}), r"TransformerBridge or .* language model, and a Linear was given"),
+        ("gpt2", sl.Editor({0: edit(32)}), r"a str was given\. Load it first: sea_lens.load_model\('gpt2'\)"),
+        (type(plain), sl.Editor({0: edit(32)}), "the class LlamaForCausalLM was given. Make a model first"),
+        (nn.DataParallel(plain), sl.Editor({0: edit(32)}), r"Give the model in it, its \.module"),
+        (plain.model, sl.Editor({Site(None, "unembed.hook_in"): edit(32)}), "no module stands for unembed"),
     ]
     for model, editor, words in cases:
         with pytest.raises(ModelMismatchError, match=words):
             editor.check(model)
     with pytest.raises(HookNeverFiredError, match="no forward pass reached"), make_editor().attached(plain):
         pass
+
+
+SMALL = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+BERT = SMALL | {"model_type": "bert", "architectures": ["BertModel"]}
+KINDS = [
+    BERT,
+    BERT | {"is_decoder": True},
+    SMALL | {"model_type": "deberta-v2"},
+    SMALL | {"model_type": "gemma3_text", "head_dim": 8, "num_key_value_heads": 2},
+    SMALL | {"model_type": "gemma3_text", "head_dim": 8, "num_key_value_heads": 2, "use_bidirectional_attention": True},
+    {"model_type": "xlnet", "vocab_size": 64, "d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 16},
+    {"model_type": "bloom", "vocab_size": 64, "hidden_size": 16, "n_layer": 2, "n_head": 2},
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("facts", KINDS, ids=lambda facts: f"{facts['model_type']}-{list(facts)[-1]}")
+def test_models_are_refused_whose_tokens_see_those_after_them(facts):
+    torch.manual_seed(0)
+    kind = facts["model_type"]
+    model = AutoModel.from_config(AutoConfig.for_model(**facts)).eval()
+    text = torch.arange(2, 10)[None]
+    other = text.clone()
+    other[0, -1] = 30
+    first, second = (model(ids)[0][:, :-1] for ids in (text, other))
+    if torch.allclose(first, second, atol=1e-5):
+        assert plain_info(model).n_layers == 2, kind
+    else:
+        with pytest.raises(ModelMismatchError, match="reads text in both directions"):
+            plain_info(model)
+
+
+@torch.no_grad()
+def test_the_blocks_are_those_that_read_text_in_a_model_that_sees():
+    """Once the first list of as many blocks as the text has layers was taken, and that was the images'."""
+    sees = SMALL | {"model_type": "clip_vision_model", "image_size": 28, "patch_size": 14}
+    facts = {"model_type": "llava", "vision_config": sees, "text_config": SMALL | {"model_type": "llama"}}
+    model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(**facts, image_token_index=5)).eval()
+    text, ones = torch.arange(6, 12)[None], sl.Editor({1: edit(16)})
+    plain = model(text).logits
+    with ones.attached(model):
+        found = model(text).logits
+    with ones.attached(model.get_decoder()):
+        assert torch.equal(found, model(text).logits)
+    assert not torch.equal(found, plain)
 
 
 @pytest.mark.usefixtures("without_type_checks")
