@@ -24,7 +24,10 @@ class SeaLensWarning(UserWarning):
 
     Example:
         >>> import warnings
-        >>> warnings.simplefilter("error", sl.SeaLensWarning)  # a script that would rather stop than go on
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("error", sl.SeaLensWarning)  # a script that would rather stop than go on
+        ...     sl.MeanDifference().fit(activations).layers
+        [0, 1, 2, 3]
     """
 
 

@@ -46,6 +46,17 @@ def test_every_page_has_a_place():
     assert [page for page in pages if f" {page}\n" not in told] == []
 
 
+def test_every_page_is_linked_from_another():
+    pages = {path.resolve(): path.read_text(encoding="utf-8") for path in (ROOT / "docs").rglob("*.md")}
+    led_to = {
+        (page.parent / target).resolve()
+        for page, text in [*pages.items(), (ROOT / "README.md", (ROOT / "README.md").read_text(encoding="utf-8"))]
+        for _, target, _ in links.LINK.findall(text.replace("#", ")"))
+        if page != (page.parent / target).resolve()
+    }
+    assert sorted(page.name for page in pages.keys() - led_to) == []
+
+
 @pytest.mark.parametrize(
     ("markdown", "source", "page", "found"),
     [

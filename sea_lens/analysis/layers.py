@@ -224,7 +224,22 @@ def measure_interactions(
     folder: str | Path | None = None,
     progress: bool = True,
 ) -> Interactions:
-    """Compares the edit at each pair of layers with the sum of its parts. Arguments as for `ablate_layers`.
+    """Compares the edit at each pair of layers with the sum of its parts: do two layers do more together than apart?
+
+    Args:
+        model: A TransformerBridge with a tokenizer, unedited.
+        questions: What to ask.
+        editor: An editor of two layers or more.
+        effect: Name of an effect, or a function as `register_effect` takes it.
+        seed: Of the bootstrap.
+        confidence: Of the intervals.
+        batch_size: Rows in one forward pass.
+        folder: Where to keep what is done, so that a killed run goes on; None for nowhere.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        A row per pair: the change of the effect under `both` layers, what that is beyond the sum of each `alone`, and its
+        paired interval over questions.
 
     Raises:
         InputError: If the editor has fewer than two layers, or the effect is unknown.

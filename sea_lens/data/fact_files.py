@@ -73,12 +73,18 @@ def read_facts(source: Any, n: int | None = None, seed: int = 0, *, sha256: str 
 def write_facts(facts: Sequence[FactEdit], path: str | Path) -> None:
     """Writes facts as JSON lines that `read_facts` reads back; fields without a value are left out.
 
+    Args:
+        facts: At least one; two must not contradict each other.
+        path: The file, which is overwritten.
+
     Raises:
         InputError: If there are no facts, or two of them contradict each other.
 
     Example:
         >>> fact = sl.FactEdit("Ada", "{} lives in", target_new="Lima", target_true="Oslo")
         >>> sl.write_facts([fact], "facts.jsonl")
+        >>> print(open("facts.jsonl").read().strip())
+        {"subject": "Ada", "prompt": "{} lives in", "target_new": "Lima", "target_true": "Oslo"}
         >>> sl.read_facts("facts.jsonl") == (fact,)
         True
     """

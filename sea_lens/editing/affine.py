@@ -79,7 +79,7 @@ class AffineEdit:
 
     @classmethod
     def of_shift(cls, shift: Float[Tensor, " width"], strength: float = 1.0) -> AffineEdit:
-        """Adds one vector to every activation."""
+        """Adds one vector, `[width]`, to every activation. Raises InputError if it is no vector."""
         check_arguments(AffineEdit.of_shift, locals())
         if shift.ndim != 1 or not len(shift):
             raise InputError(f"A shift is one vector, [width], and one of shape {list(shift.shape)} was given.")
@@ -96,7 +96,7 @@ class AffineEdit:
         restore_norm: bool = False,
         strength: float = 1.0,
     ) -> AffineEdit:
-        """`(x W) diag(lam) W^T`: promotes directions of positive eigenvalues and suppresses those of negative ones."""
+        """Adds `W diag(lam) W^T x`, W `[width, rank]`: a direction of `lam` above 0 is promoted, below suppressed."""
         check_arguments(AffineEdit.of_eigenvalues, locals())
         if directions.ndim != 2 or eigenvalues.shape != directions.shape[1:]:
             raise InputError(

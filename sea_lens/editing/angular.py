@@ -69,6 +69,17 @@ class AngularEdit:
     ) -> AngularEdit:
         """In the plane of two directions; what the second has of the first is taken off.
 
+        Args:
+            first: The direction at 0 degrees, `[width]`, of any length.
+            second: Any other direction of the plane, `[width]`.
+            angle: In degrees, where the part in the plane points afterwards.
+            adaptive: Whether only activations are turned whose part along the first direction is above 0.
+
+        Example:
+            >>> sl.AngularEdit.of(torch.tensor([2.0, 0.0]), torch.tensor([3.0, 3.0]), angle=45.0).plane
+            tensor([[1., 0.],
+                    [0., 1.]])
+
         Raises:
             InputError: If they span no plane.
         """

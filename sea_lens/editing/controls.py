@@ -142,11 +142,17 @@ class RandomDirectionEdit:
 
 
 def random_editor_like(editor: Editor, seed: int) -> Editor:
-    """A norm-matched random control of an editor: same layers, ranks, positions, and displacement of every token.
+    """A random editor: the same layers, ranks and tokens, and every token moved exactly as far in another direction.
+
+    What the editor adds to an activation is turned by one random rotation per site. An effect that the random editor
+    has as well comes from moving activations, and not from where to.
 
     Args:
         editor: Any editor.
         seed: Of the random directions.
+
+    Returns:
+        An editor of the same sites and positions; its card says `random control of` the method.
 
     Example:
         >>> control = sl.random_editor_like(editor, seed=0)

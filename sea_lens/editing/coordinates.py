@@ -76,11 +76,19 @@ class SetCoordinates:
 
     @classmethod
     def to_zero(cls, width: int, coordinates: list[int]) -> SetCoordinates:
-        """Sets coordinates to zero.
+        """Sets coordinates to zero, as ablations of neurons or of massive activations do.
 
         Args:
             width: Width of the activations.
-            coordinates: Which.
+            coordinates: Which, each once, from 0 to `width - 1`.
+
+        Example:
+            >>> sl.SetCoordinates.to_zero(4, [0, 3])(torch.ones(2, 4))
+            tensor([[0., 1., 1., 0.],
+                    [0., 1., 1., 0.]])
+
+        Raises:
+            InputError: If a coordinate is not there, or is given twice.
         """
         check_arguments(SetCoordinates.to_zero, locals())
         return cls(width, torch.tensor(coordinates), torch.zeros(len(coordinates)))

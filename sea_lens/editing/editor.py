@@ -46,9 +46,9 @@ class Editor(
     executable. Editors combine: `truthful + fair`, `-editor`, `2 * editor`.
 
     Example:
-        >>> gentle = editor.scaled(0.5).at_positions("generated")
-        >>> with gentle.attached(model):
-        ...     said = sl.generate(model, questions[0].prompt, max_new_tokens=3)
+        >>> gentle = editor.first_layers(2).scaled(0.5).at_positions("generated")
+        >>> gentle.layers, gentle[0].strength, str(gentle.where)
+        ([0, 1], 1.0, 'generated tokens only')
 
     Attributes:
         edits: By site; integers are layers of `resid_post`, and hook names are read in either form of TransformerLens.
@@ -147,7 +147,7 @@ class Editor(
         return replace(self, edits={site: edit for site, edit in self.edits.items() if site not in dropped})
 
     def first_layers(self, n: int) -> Editor:
-        """Those of its layers that are among the model's first `n`."""
+        """Those of its layers that are among the model's first `n`: `first_layers(3)` keeps layers 0 to 2."""
         return self._within(range(check_count(n, self.n_layers)))
 
     def last_layers(self, n: int) -> Editor:
@@ -158,14 +158,14 @@ class Editor(
         return replace(self, edits={site: edit for site, edit in self.edits.items() if site.layer in layers})
 
     def scaled(self, factor: float) -> Editor:
-        """Every strength multiplied by `factor`: 0 is the identity, 1 leaves it as it is."""
+        """Every strength multiplied by `factor`: 0 is the identity, 1 leaves it as it is, -1 turns it around."""
         check_arguments(Editor.scaled, locals())
         return replace(self, edits={site: edit.scaled(factor) for site, edit in self.edits.items()})
 
     def scaled_to(
         self, model: Model, texts: Sequence[str] | None = None, *, kl: float = 0.1, batch_size: int = 16
     ) -> Editor:
-        """Scaled so that it costs so much: edits compound over layers, so what a strength does differs between models.
+        """Scaled to a damage of your choice: edits compound over layers, so one strength does different things in two models.
 
         Example:
             >>> gentle = editor.scaled_to(model, kl=0.1)

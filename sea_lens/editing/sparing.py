@@ -37,7 +37,7 @@ class NotMassive(ByPosition):
 
     @classmethod
     def of(cls, sinks: Sinks | None) -> NotMassive | None:
-        """Of a model's massive tokens; None where it has none."""
+        """Of a model's attention sinks; None where it has none."""
         return None if sinks is None else cls(sinks.first, tuple(sorted(sinks.limits.items())))
 
     def mask(self, seen: Pass, decided: Tensor | None) -> Mask:

@@ -29,11 +29,19 @@ class WeightEdit:
 
     Example:
         >>> ones = sl.KeyedEdit(keys=torch.eye(384, 1), outs=torch.ones(128, 1))
+        >>> before = model.W_out[1].detach().clone()
         >>> written = sl.WeightEdit(sl.Editor({"blocks.1.hook_mlp_out": ones})).apply(model)  # into the model's own weights
+        >>> (model.W_out[1].detach() - before).sum(1)[:3]  # the first key writes 1 more into each of 128 coordinates
+        tensor([128.,   0.,   0.])
         >>> written.undo()
+        >>> torch.equal(model.W_out[1], before)
+        True
 
     Attributes:
         editor: Its edits are keyed ones, of every token.
+
+    Raises:
+        InputError: If the editor has edits of other kinds, or edits some tokens only.
     """
 
     editor: Editor

@@ -107,6 +107,8 @@ def fit_condition(
 ) -> Condition:
     """Fits a condition vector, its threshold and its layer, on prompts that should be edited and prompts that should not.
 
+    Source: CAST, Lee et al., ICLR 2025 (arXiv 2409.05907).
+
     Half of the prompts of each kind, drawn by the seed, are fitted on: the vector is the unit difference of their means, and
     of all sites, sides and thresholds between similarities the one of greatest F1 is taken, at the widest gap between
     them. The other half tells what it is worth. Attention sinks are left out of means, which they would rule.
@@ -115,6 +117,8 @@ def fit_condition(
         >>> when = [f"<plain> Q {fact.entity} home A" for fact in world.held_out[:40:4]]
         >>> unless = [f"<plain> Q {fact.entity} pet A" for fact in world.held_out[:40:4]]
         >>> condition = sl.fit_condition(model, when, unless, layers=[0])
+        >>> condition.site, condition.n_when, condition.n_unless
+        ('blocks.0.hook_resid_post', 5, 5)
         >>> conditional = editor.without_layers([0]).when(condition.where)  # which edits after the condition's site
 
     Args:
@@ -128,6 +132,9 @@ def fit_condition(
             sign, so that prompts opposite to the vector are edited too.
         seed: Of the halves.
         batch_size: Prompts in one forward pass.
+
+    Returns:
+        The condition for `Editor.when`, and how well it tells held-out prompts apart at every site that was tried.
 
     Raises:
         InputError: If there are fewer than four prompts of a kind, or no similarity tells two of them apart.

@@ -27,15 +27,19 @@ def grid(cls: Callable[..., M], **settings: Sequence[Any]) -> list[M]:
     """A method at every combination of settings, the last of them varying fastest.
 
     Example:
-        >>> len(sl.grid(sl.SEA, center=[False, True], explained_variance=[0.5, 0.9, 0.998]))
-        6
+        >>> methods = sl.grid(sl.SEA, center=[False, True], explained_variance=[0.5, 0.9])
+        >>> [(method.center, method.explained_variance) for method in methods]
+        [(False, 0.5), (False, 0.9), (True, 0.5), (True, 0.9)]
 
     Args:
         cls: The method's class.
         **settings: By name, the values to try.
 
+    Returns:
+        One method per combination, for `tune` or `compare_methods`.
+
     Raises:
-        InputError: If a setting has no values.
+        InputError: If a setting has no values, or the method has no such setting.
     """
     for name, values in settings.items():
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:

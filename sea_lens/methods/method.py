@@ -203,7 +203,7 @@ class Origin(Protocol):
 
     @property
     def sinks(self) -> Sinks | None:
-        """The model's massive tokens; None where there are none."""
+        """The model's attention sinks; None where there are none."""
 
     @property
     def form(self) -> PromptForm | None:
@@ -248,6 +248,12 @@ def fitted_editor(
         activations: What it was fitted on.
         edits: By site. Sites that no activations are of have no displacement.
         numbers: What else the fit found, by site and name.
+
+    Returns:
+        The editor; `editor.card` has the method, its settings and these reports, so `sl.refit` can fit it again.
+
+    Raises:
+        InputError: If there is no edit, or what is given for one is none.
 
     Example:
         >>> shifts = {site: sl.AffineEdit.of_shift(activations.positive[site].mean(0) / 4) for site in activations.sites}

@@ -172,6 +172,9 @@ def join_facts(editors: Sequence[Editor]) -> Editor:
     Args:
         editors: Of SAKE, all of one model.
 
+    Returns:
+        One editor with one edit per fact, at the input of the unembedding.
+
     Raises:
         InputError: If there are none, or one of them is of another method.
 

@@ -47,7 +47,7 @@ class Activations:
         model: The model they come from, where known.
         demonstrations: Digest of the demonstrations, where known.
         editor: Fingerprint of the editor they were collected under; None for those of the unedited model.
-        sinks: The model's massive tokens, which editors fitted on these spare; None where there are none.
+        sinks: The model's attention sinks, which editors fitted on these spare; None where there are none.
         form: What the prompts were put into and how answers end, where known.
     """
 
@@ -183,7 +183,14 @@ class Activations:
         return next(iter(next(iter(self.sides.values())).values()))
 
     def at_sites(self, sites: Iterable[Site | int | str]) -> Activations:
-        """Only these sites.
+        """Only these sites, as views of the same tensors.
+
+        Args:
+            sites: Layers, hook names or `Site`s; a layer stands for all of its sites.
+
+        Example:
+            >>> activations.at_sites([1, 3]).layers
+            [1, 3]
 
         Raises:
             ModelMismatchError: If one is not there.
@@ -196,7 +203,12 @@ class Activations:
         return replace(self, sides={role: BySite({key: one[key] for key in keys}) for role, one in self.sides.items()})
 
     def swapped(self) -> Activations:
-        """Positive and negative exchanged: an editor fitted on these should do the opposite."""
+        """Positive and negative exchanged: an editor fitted on these should do the opposite.
+
+        Example:
+            >>> torch.equal(activations.swapped().positive[0], activations.negative[0])
+            True
+        """
         sides = {**self.sides, "positive": self.negative, "negative": self.positive}
         return replace(self, sides=sides, demonstrations=_toggle(self.demonstrations, " swapped"))
 

@@ -126,8 +126,10 @@ def generate(  # type: ignore[misc]  # the options are those below
     the end tokens of the tokenizer and of the model's configurations.
 
     Example:
-        >>> plain = sl.generate(model, "<plain> Q Mira home A", max_new_tokens=1)
-        >>> edited = sl.generate(model, "<plain> Q Mira home A", editor, max_new_tokens=1)
+        >>> sl.generate(model, "<plain> Q Mira home A", max_new_tokens=1)
+        'Lyon'
+        >>> sl.generate(model, ["<plain> Q Mira home A", "<plain> Q Mira pet A"], editor, max_new_tokens=1)
+        ['Quito', 'llama']
 
     Args:
         model: A TransformerBridge with a tokenizer. Hooks that are on it act, too.

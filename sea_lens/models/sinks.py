@@ -30,7 +30,7 @@ N_TEXTS, LONGEST = 4, 256
 
 @dataclass(frozen=True)
 class Sinks:
-    """The massive tokens of a model.
+    """The attention sinks of a model: the first token, and tokens of massive norm.
 
     Attributes:
         first: Whether the first token of a text is one, at any layer.
@@ -62,7 +62,7 @@ _FOUND: WeakKeyDictionary[nn.Module, Sinks | None] = WeakKeyDictionary()
 
 
 def find_sinks(model: Model) -> Sinks | None:
-    """Looks for massive tokens in a few neutral texts, at every layer; None where there are none. Tried once per model.
+    """Looks for attention sinks in a few neutral texts, at every layer; None where there are none. Tried once per model.
 
     Args:
         model: The model; editors that are attached to it do not act.

@@ -109,7 +109,7 @@ class SEAFitter:
 
     @property
     def sinks(self) -> Sinks | None:
-        """The model's massive tokens; None where there are none."""
+        """The model's attention sinks; None where there are none."""
         return self.kind.sinks
 
     @property
