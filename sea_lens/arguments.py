@@ -116,11 +116,10 @@ def check_arguments(function: Callable[..., object], given: Mapping[str, object]
         if name not in given or name in CHECKED_FIRST or _fits(given[name], hint, name):
             continue
         elsewhere = [other for other in hints if other != name and _is_ours(hints[other])]
-        order = ""
-        if any(_fits(given[name], hints[other], other) for other in elsewhere) and given[name] is not None:
-            own = inspect.signature(function).parameters.values()
-            names = [one.name for one in own if one.kind is not one.KEYWORD_ONLY and one.name not in ("self", "cls")]
-            order = f" The order is ({', '.join(names)})."
+        own = inspect.signature(function).parameters.values()
+        names = [one.name for one in own if one.kind is not one.KEYWORD_ONLY and one.name not in ("self", "cls")]
+        fits_elsewhere = given[name] is not None and any(_fits(given[name], hints[other], other) for other in elsewhere)
+        order = f" The order is ({', '.join(names)})." if fits_elsewhere and name in names else ""
         raise InputError(_sentence(name, given[name], hint) + order)
 
 
@@ -274,7 +273,9 @@ def shown(value: object) -> str:
     if value is None or isinstance(value, str | int | float | list | tuple | dict | bytes | os.PathLike | torch.dtype):
         return reprlib.repr(value)
     kind = type(value).__name__
-    return f"a tensor of {value.dtype} and shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {kind}"
+    if isinstance(value, Tensor):
+        return f"a tensor of {value.dtype} and shape {tuple(value.shape)}"
+    return f"a{'n' * (kind[0] in 'AEIO')} {kind}"
 
 
 def _expected(hint: Any, name: str) -> str:
@@ -328,5 +329,7 @@ def _each(hint: Any, name: str) -> str:
     }
     if hint in plain:
         return plain[hint] + (str(BOUNDS.get(name, FREE)) if hint is not str else "")
+    if isinstance(get_origin(hint), type) and issubclass(get_origin(hint), Mapping) and name == "prompt":
+        return 'messages, such as {"role": "user", "content": "Hello"}'
     kinds = {str(part) for part in get_args(hint)} if get_origin(hint) in (Union, types.UnionType) else set()
     return " or ".join(sorted(_each(part, name) for part in get_args(hint))) if kinds else _expected(hint, name)

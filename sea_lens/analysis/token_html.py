@@ -150,7 +150,7 @@ def tokens_html(view: Viewed, name: str, first: int = 0) -> str:
     labels, panels, marks = [], [], []
     for row in _rows(rows):
         place = int(row.position)
-        shade, tip = depth(row.share), f"{percent(row.share)} of its length, KL {_nats(row.kl)}"
+        shade, tip = depth(row.share), f"{percent(row.share)} of its length at the end, KL {_nats(row.kl)}"
         answer = " sl-answer" if row.part == "answer" else ""
         labels.append(
             f"<label for={name}-{place} class='sl-token {_ink(shade)}{answer}' "
@@ -165,7 +165,7 @@ def tokens_html(view: Viewed, name: str, first: int = 0) -> str:
         )
     cut = f"<p class=sl-note>The last {len(rows)} of {len(view.tokens)} tokens.</p>" if first else ""
     return (
-        "<section><h4>Tokens, by how far the edit moves them</h4>"
+        "<section><h4>Tokens, by how far the edit moves them by the last layer</h4>"
         f"{legend_html()}{cut}<div class=sl-tokens>{''.join(labels)}</div>"
         "<p class=sl-note>Share of the length of a token's state after the last layer. Choose a token to see what comes "
         "after it.</p></section>"

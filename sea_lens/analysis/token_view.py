@@ -92,9 +92,7 @@ class TokenView(Result):
             return f"The edit moves none of these {n} tokens ({self.where}): here both models are one."
         if not math.isfinite(self.tokens["kl"].iloc[self.n_prompt - 1]):
             return f"{self.moved} of {n} tokens are moved, so far that activations overflow: the edited model predicts NaN."
-        place = self.table.iloc[int(self.table["share"].fillna(float("inf")).to_numpy().argmax())]
-        told = f"{self.moved} of {n} tokens are moved, {place['token']!r} (position {place['position']}) most: by "
-        told += f"{place['share']:.0%} of its length at layer {place['layer']}. "
+        told = f"{self.moved} of {n} tokens are moved. {self._furthest} "
         before, after = self._likeliest("unedited"), self._likeliest("edited")
         kl = cell_text(float(self.tokens["kl"].iloc[self.n_prompt - 1]), 2)
         if before[0] == after[0]:
@@ -103,6 +101,18 @@ class TokenView(Result):
             told += f"After the prompt the unedited model says {before[0]!r} ({before[1]:.0%}), "
             told += f"the edited one {after[0]!r} ({after[1]:.0%})"
         return f"{told}; KL {kl} nats."
+
+    @property
+    def _furthest(self) -> str:
+        """The token that is moved most after the last layer, as `tokens` has it, and where it is moved more."""
+        place = int(self.tokens["share"].fillna(math.inf).to_numpy().argmax())
+        row, last = self.tokens.iloc[place], int(self.table["layer"].max())
+        own = self.table[self.table["position"] == row["position"]]
+        peak = own.iloc[int(own["share"].fillna(math.inf).to_numpy().argmax())]
+        told = f"After the last layer, {last}, it is {row['token']!r} (position {row['position']}) most, by "
+        told += f"{row['share']:.0%} of its length"
+        earlier = f"; after layer {peak['layer']} it was {peak['share']:.0%}" if peak["layer"] != last else ""
+        return f"{told}{earlier}."
 
     def _likeliest(self, side: str) -> tuple[str, float]:
         rows = self.predictions[self.predictions["position"] == self.n_prompt - 1]
@@ -135,7 +145,8 @@ class TokenView(Result):
         return f"TokenView({self.model}, {self.editor}, {self.where})"
 
     def __repr__(self) -> str:
-        table = self.tokens.rename(columns={"kl": "KL"}).reset_index(drop=True)
+        last = int(self.table["layer"].max())
+        table = self.tokens.rename(columns={"kl": "KL", "share": f"share, layer {last}"}).reset_index(drop=True)
         shown = screen(readable(table.astype({"token": object}).assign(token=[repr(each) for each in table["token"]])))
         return "\n".join([self._head(), self.finding, *self._cost(), shown])
 

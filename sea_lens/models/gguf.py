@@ -28,6 +28,7 @@ from sea_lens.versions import versions_of
 
 CACHE_VARIABLE = "SEA_LENS_CACHE"
 FACTS = "gguf.json"
+UNKNOWN_TYPE = re.compile(r"(\d+)\)? is not a valid GGMLQuantizationType")
 MADE_AS = 2
 """Folders made before this are made anew: their tokenizers were not checked."""
 
@@ -116,7 +117,7 @@ def _read(file: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     """The model with plain weights, and its tokenizer.
 
     Raises:
-        ValueError: If the file lacks weights, which transformers would fill with random ones.
+        InputError: If the file lacks weights, which transformers would fill with random ones, or has no layers.
     """
     import transformers
 
@@ -129,7 +130,9 @@ def _read(file: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     )
     missing = sorted({*report["missing_keys"], *(str(one) for one in report.get("mismatched_keys", ()))})
     if missing:
-        raise ValueError(f"it lacks {len(missing)} of the weights, such as {missing[0]}")
+        raise InputError(f"{file.name} lacks {len(missing)} of its weights, such as {missing[0]}. Fetch it anew.")
+    if not getattr(model.config, "num_hidden_layers", 1):
+        raise InputError(f"{file.name} says that it has no layers, so it is damaged. Fetch it anew.")
     return model, tokenizer
 
 
@@ -154,13 +157,17 @@ def _one_sentence(model: GGUF) -> Iterator[None]:
     """Says in one sentence why a file could not be read."""
     try:
         yield
-    except (MemoryError, ImportError):
+    except (MemoryError, ImportError, InputError):
         raise
     except Exception as error:  # readers fail in many ways on bytes that are not what they should be
         told = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
-        if "supported" in told:
+        kind = UNKNOWN_TYPE.search(told)
+        if kind is not None:
+            told = f"its weights are of type {kind[1]}, which gguf {version('gguf')} does not know"
+        if "supported" in told or kind is not None or isinstance(error, NotImplementedError):
             raise ModelMismatchError(
                 f"transformers {version('transformers')} cannot read {model.name}: {told}. Load the model's own "
                 "repository on the hub in place of the GGUF file."
             ) from error
-        raise InputError(f"{model.name} is damaged, or was cut short: {told}. Fetch it anew.") from error
+        # What the readers say of such bytes is about themselves; it is kept as the cause.
+        raise InputError(f"{model.name} is damaged, or was cut short. Fetch it anew.") from error

@@ -15,6 +15,7 @@ from typing import Any
 from sea_lens.errors import InputError
 
 MAGIC = b"GGUF"
+VERSIONS = (2, 3)
 CHUNK = 2**22
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 IN_REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+):(.+\.gguf)")
@@ -101,6 +102,8 @@ def find_gguf(name: str, gguf_file: str | None, revision: str | None, token: Any
     Raises:
         InputError: If the file or the package is missing.
     """
+    if not isinstance(gguf_file, str | None):
+        raise InputError(f"gguf_file is a file's name, and {gguf_file!r} was given.")
     if name in PACKAGED:
         return _packaged(name, gguf_file, revision)
     inside = IN_REPOSITORY.fullmatch(name)
@@ -147,10 +150,12 @@ def check_magic(model: GGUF) -> None:
     """Refuses what is no GGUF file, or a part of one.
 
     Raises:
-        InputError: If so.
+        InputError: If so, or if it is of another version.
     """
     with model.pieces[0].open("rb") as file:
-        begins = file.read(len(MAGIC))
+        begins, number = file.read(len(MAGIC)), file.read(4)
+    if not begins:
+        raise InputError(f"{model.pieces[0]} is empty. Fetch it anew.")
     if begins != MAGIC:
         raise InputError(
             f"{model.pieces[0]} is not a GGUF file: it begins with {begins!r} and not with {MAGIC!r}. Give a name on the "
@@ -161,6 +166,14 @@ def check_magic(model: GGUF) -> None:
         raise InputError(
             f"{model.name} is one of {int(part[1])} parts, and transformers reads whole files. Join them with llama.cpp's "
             "llama-gguf-split --merge."
+        )
+    version = int.from_bytes(number, "little")
+    if len(number) == 4 and version not in VERSIONS:
+        other = int.from_bytes(number, "big") in VERSIONS
+        what = "for machines that begin a number with its high byte" if other else f"GGUF of version {version}"
+        raise InputError(
+            f"{model.name} is {what}, and transformers reads versions 2 and 3 that begin with the low one. Fetch another "
+            "conversion of the model."
         )
 
 

@@ -121,7 +121,9 @@ def _moved(view: TokenView | None) -> str:
         return ""
     after = view.tokens["share"]
     told = percent(float(after.median()))
-    return f"It moves {view.moved} of {len(view.tokens)} tokens, by {told} of their length at the median."
+    return (
+        f"It moves {view.moved} of {len(view.tokens)} tokens, by {told} of their length after the last layer (median)."
+    )
 
 
 def _alike(said: str, other: str) -> int:

@@ -154,6 +154,14 @@ class Desk:
         found = [layer for editor in self.editors.values() for layer in editor.layers]
         return min(found, default=0), max(found, default=self.model.cfg.n_layers - 1)
 
+    def measure_on(self, texts: Sequence[str]) -> None:
+        """Has damage measured on some texts.
+
+        Raises:
+            InputError: If it cannot be.
+        """
+        self.texts, self._meter = texts, DamageMeter.of(self.model, (), texts)
+
     def edited(self, setting: Setting) -> Editor | None:
         """The editor at a setting; None where it has no layer there.
 

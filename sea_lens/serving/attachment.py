@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 import uuid
 import warnings
@@ -11,6 +12,7 @@ from typing import Any
 from sea_lens.editing.editor import Editor
 from sea_lens.editing.hooks import check_fired
 from sea_lens.errors import FileFormatError, InputError, ModelMismatchError, SeaLensWarning
+from sea_lens.models.no_model import named
 from sea_lens.models.sites import Site
 from sea_lens.serving.plugin import ATTACH, DETACH, register
 
@@ -140,11 +142,17 @@ def attach(llm: Any, editor: Editor) -> Attachment:
     Warns:
         SeaLensWarning: On leaving, if some sites were never reached, or requests still run and vLLM keeps its prefix cache.
     """
-    if not callable(getattr(llm, "collective_rpc", None)):
-        raise InputError(
-            f"A vllm.LLM is needed, and a {type(llm).__name__} was given. A Hugging Face model or a bridge is edited by "
-            "editor.attached(model)."
-        )
+    rpc = None if isinstance(llm, type) else getattr(llm, "collective_rpc", None)
+    if not callable(rpc) or inspect.iscoroutinefunction(rpc) or not hasattr(llm, "llm_engine"):
+        how = "A Hugging Face model or a bridge is edited by editor.attached(model)."
+        if callable(rpc):
+            how = "Another engine serves an editor that SEA_LENS_EDITOR names; or make a vllm.LLM."
+        elif isinstance(llm, type | str):
+            how = 'Make one: vllm.LLM("folder/of/the/model", enforce_eager=True).'
+        raise InputError(f"A vllm.LLM is needed, and {named(llm)} was given. {how}")
     if not isinstance(editor, Editor):
-        raise InputError(f"An Editor is needed, and a {type(editor).__name__} was given.")
+        raise InputError(
+            f"An Editor is needed, and {named(editor)} was given. Editor.from_pretrained(folder) reads one, and a method's "
+            "fit(activations) makes one."
+        )
     return Attachment(llm, editor)

@@ -299,6 +299,6 @@ def test_the_order_of_0_1_is_refused_in_words(organism, without_type_checks):
     for measure in (sea_lens.measure_effects, sea_lens.ablate_layers, sea_lens.measure_interactions):
         with pytest.raises(
             InputError,
-            match=r"questions must be Questions .*and a Editor was given. The order is \(model, questions, editor\)",
+            match=r"questions must be Questions .*and an Editor was given. The order is \(model, questions, editor\)",
         ):
             measure(model, editor, world.questions())

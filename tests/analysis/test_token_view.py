@@ -82,6 +82,19 @@ def test_the_first_edit_moves_tokens_as_far_as_the_table_says(llama):
     assert (table[table["layer"] == 0]["displacement"] == 0).all()
 
 
+def test_the_sentence_and_the_table_count_after_the_same_layer(llama):
+    view = sl.view_tokens(llama, TEXT, make_editor(layers=(0, 2), strength=1.5), damage=False)
+    token = view.tokens.loc[view.tokens["share"].idxmax()]
+    last = view.table[view.table["layer"] == view.table["layer"].max()].set_index("position")["share"]
+    assert token["share"] == last.max()
+    assert f"After the last layer, 2, it is {token['token']!r} (position {token['position']}) most, by " in view.finding
+    assert f"by {token['share']:.0%} of its length" in view.finding
+    own = view.table[view.table["position"] == token["position"]].set_index("layer")["share"]
+    earlier = f"; after layer {own.idxmax()} it was {own.max():.0%}."
+    assert (earlier in view.finding) == (own.idxmax() != 2)
+    assert "share, layer 2" in repr(view)
+
+
 @pytest.mark.parametrize(
     "editor", [make_editor().scaled(0.0), make_editor().at_positions("generated"), make_editor().at_positions(99)]
 )

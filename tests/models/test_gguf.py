@@ -1,6 +1,7 @@
 """Models in GGUF: the values are the file's, kept whole or not at all, and what cannot be read is one sentence."""
 
 import os
+import re
 import time
 from importlib.util import find_spec
 
@@ -160,16 +161,27 @@ def test_files_that_cannot_be_read_are_one_sentence_and_leave_nothing(gguf, llam
     (tmp_path / "header.gguf").write_bytes(whole.read_bytes()[:900])
     write(gguf, tmp_path / "holes.gguf", llama, without=("blk.1.ffn_up.weight",))
     write(gguf, tmp_path / "odd.gguf", llama, architecture="wavelet")
+    content = whole.read_bytes()
+    after = content.index(b"blk.0.attn_q.weight") + len(b"blk.0.attn_q.weight") + 4 + 2 * 8
+    (tmp_path / "type.gguf").write_bytes(content[:after] + bytes([99]) + content[after + 1 :])
+    (tmp_path / "nameless.gguf").write_bytes(content.replace(b"general.architecture", b"general.architecturf"))
     for name, error, message in [
-        ("short", InputError, r"short\.gguf is damaged, or was cut short: .*Fetch it anew"),
-        ("header", InputError, r"header\.gguf is damaged, or was cut short"),
-        ("holes", InputError, r"lacks 1 of the weights, such as model\.layers\.1\.mlp\.up_proj\.weight"),
-        ("odd", ModelMismatchError, "cannot read odd.gguf: .*wavelet .*own repository"),
+        ("short", InputError, r"short\.gguf is damaged, or was cut short\. Fetch it anew\."),
+        ("header", InputError, r"header\.gguf is damaged, or was cut short\. Fetch it anew\."),
+        ("nameless", InputError, r"nameless\.gguf is damaged, or was cut short\. Fetch it anew\."),
+        (
+            "holes",
+            InputError,
+            r"holes.gguf lacks 1 of its weights, such as model\.layers\.1\.mlp\.up_proj\.weight\. Fe.*",
+        ),
+        ("odd", ModelMismatchError, r"transformers \S+ cannot read odd.gguf: .*wavelet .*own repository.*"),
+        ("type", ModelMismatchError, r".*: its weights are of type 99, which gguf \S+ does not know\. Load .*"),
     ]:
-        with pytest.raises(error, match=message):
+        with pytest.raises(error) as said:
             load_model(tmp_path / f"{name}.gguf")
+        assert re.fullmatch(message, str(said.value)), said.value
     assert list(cache.iterdir()) == []
-    with pytest.raises(InputError, match=r"holds 5 GGUF files: header\.gguf, .*gguf_file=\"header\.gguf\""):
+    with pytest.raises(InputError, match=r"holds 7 GGUF files: header\.gguf, .*gguf_file=\"header\.gguf\""):
         load_model(tmp_path)
     assert find_gguf(str(tmp_path), "tiny.gguf", None).pieces == [whole]
 
@@ -177,12 +189,20 @@ def test_files_that_cannot_be_read_are_one_sentence_and_leave_nothing(gguf, llam
 # --- what needs no file ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("without_type_checks")
 def test_what_is_no_gguf_or_is_not_there_is_named(tmp_path):
     (tmp_path / "page.gguf").write_text("<html>404</html>")
     (tmp_path / "big-00001-of-00003.gguf").write_bytes(b"GGUF....")
+    (tmp_path / "empty.gguf").touch()
+    (tmp_path / "first.gguf").write_bytes(b"GGUF\1\0\0\0")
+    (tmp_path / "other-end.gguf").write_bytes(b"GGUF\0\0\0\3")
     for name, options, message in [
         (tmp_path / "page.gguf", {}, r"page.gguf is not a GGUF file: it begins with b'<htm'"),
         (tmp_path / "big-00001-of-00003.gguf", {}, "one of 3 parts, .*llama-gguf-split --merge"),
+        (tmp_path / "empty.gguf", {}, r"empty.gguf is empty. Fetch it anew"),
+        (tmp_path / "first.gguf", {}, r"first.gguf is GGUF of version 1, and transformers reads versions 2 and 3"),
+        (tmp_path / "other-end.gguf", {}, r"other-end.gguf is for machines that begin a number with its high byte"),
+        (tmp_path, {"gguf_file": 3}, "gguf_file is a file's name, and 3 was given"),
         (tmp_path / "none.gguf", {}, r"There is no file .*none.gguf"),
         (tmp_path, {"gguf_file": "none.gguf"}, r"There is no file .*none.gguf"),
         (tmp_path / "page.gguf", {"gguf_file": "other.gguf"}, "is a file itself. Leave gguf_file out"),

@@ -4,10 +4,11 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from tiny import make_editor
 
 import sea_lens as sl
 import sea_lens.page as pages
-from sea_lens.errors import InputError
+from sea_lens.errors import InputError, ModelMismatchError
 from sea_lens.page.desk import AS_FITTED
 
 pytestmark = (
@@ -65,5 +66,26 @@ def test_its_functions_give_answers_words_and_tokens(page):
 def test_what_cannot_be_built_is_said(organism):
     with pytest.raises(InputError, match="needs an editor for this model"):
         pages.build(organism[0])
-    with pytest.raises(InputError, match="editors are a mapping"):
-        pages.build("organism", ["folder"])
+    editor = make_editor()
+    for words, model, editors, options in [
+        ("editors are a mapping", "organism", ["folder"], {}),
+        ("one by 3", "organism", {3: editor}, {}),
+        ("one by ''", "organism", {"": editor}, {}),
+        (
+            r"editors\['a'\] must be an Editor, its folder or its name on the hub, and 3 was given",
+            "organism",
+            {"a": 3},
+            {},
+        ),
+        (r"editors\['a'\] must be a text or a path, and '' was given", "organism", {"a": ""}, {}),
+        ("TransformerBridge is needed, and an int was given", 3, {"a": editor}, {}),
+        ("examples must be a list of texts, or None, and 'abc' was given.$", "organism", None, {"examples": "abc"}),
+        ("examples are prompts to click, and ' ' is blank", "organism", None, {"examples": ["a", " "]}),
+        ("neutral_texts must be a list of texts", "organism", None, {"neutral_texts": [3]}),
+        ("max_new_tokens must be a whole number from 1 on", "organism", None, {"max_new_tokens": 0}),
+        ("max_new_tokens is 1 to 128 on the page, and 500", "organism", None, {"max_new_tokens": 500}),
+    ]:
+        with pytest.raises((InputError, ModelMismatchError), match=words):
+            pages.build(model, editors, **options)
+    with pytest.raises(InputError, match="no text to measure damage on"):
+        pages.build(organism[0], {"a": sl.Editor({1: sl.AffineEdit.of_shift(torch.ones(128))})}, neutral_texts=[""])

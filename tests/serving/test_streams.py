@@ -323,3 +323,29 @@ def test_an_engine_is_configured_for_its_editor(plain, tmp_path, monkeypatch):
         create(args)
     monkeypatch.delenv(plugin.VARIABLE)
     assert create(args).model_config.model == "tiny-llama"
+
+
+@pytest.mark.usefixtures("without_type_checks")
+def test_what_is_no_engine_or_no_editor_is_said():
+    class Engine:
+        llm_engine = None
+
+        def collective_rpc(self) -> None: ...
+
+    class AsyncEngine:
+        async def collective_rpc(self) -> None: ...
+
+    for words, llm, given in [
+        ("None was given. A Hugging Face model or a bridge is edited by", None, make_editor()),
+        (r'a str was given. Make one: vllm.LLM\("', "gpt2", make_editor()),
+        ("the class Engine was given. Make one", Engine, make_editor()),
+        (
+            "an AsyncEngine was given. Another engine serves",
+            AsyncEngine(),
+            make_editor(),
+        ),
+        ("An Editor is needed, and None was given", Engine(), None),
+        (r"An Editor is needed, and a str was given. Editor.from_pretrained\(folder\) reads one", Engine(), "folder"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            attach(llm, given)
