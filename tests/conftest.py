@@ -1,5 +1,6 @@
 """Hands on what `tiny.py` holds to processes that run tests: the controller of several need not import it for seconds."""
 
+import gc
 from importlib import import_module
 
 import pytest
@@ -10,6 +11,7 @@ pytest.register_assert_rewrite("tiny")
 def pytest_configure(config):
     is_worker, is_alone = hasattr(config, "workerinput"), not config.getoption("numprocesses", None)
     if is_worker or is_alone:
+        gc.disable()  # until all is imported and collected: that makes a million objects and hardly any garbage
         config.pluginmanager.register(import_module("tiny"), "tiny")
 
 

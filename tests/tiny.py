@@ -144,9 +144,9 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """What is imported by now stays: the collector of garbage need not look through its millions of objects each time."""
-    gc.collect()
+    """What is imported by now stays: the collector of garbage need never look through it."""
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", params=ARCHITECTURES)
