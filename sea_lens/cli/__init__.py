@@ -11,6 +11,7 @@ from sea_lens.cli import conditions, evaluating, exporting, fitting, inspecting,
 from sea_lens.cli.app import app
 from sea_lens.cli.output import harmless
 from sea_lens.errors import SeaLensWarning
+from sea_lens.wording import speaking
 
 __all__ = [
     "app",
@@ -32,7 +33,8 @@ def main() -> None:
     warnings.showwarning = _show_warning
     warnings.simplefilter("always", SeaLensWarning)
     try:
-        code = app()(prog_name="sea-lens", standalone_mode=False)
+        with speaking(lambda name, value: None):  # until a command is known, and its options with it
+            code = app()(prog_name="sea-lens", standalone_mode=False)
     except TyperException as error:
         code = _fail(error.format_message())
     except Exit as error:

@@ -14,15 +14,22 @@ from typing import Annotated, Any, Optional
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+from typer.exceptions import TyperException
 
 from sea_lens.cli.examples import EXAMPLES
+from sea_lens.cli.flags import flags_of
 from sea_lens.cli.options import Part, spread
+from sea_lens.cli.order import kinds_of, wrong_order
 from sea_lens.cli.output import as_json
 from sea_lens.errors import InputError
+from sea_lens.models.hub import did_you_mean
+from sea_lens.wording import speaking
 
 SECTIONS = ("Start", "Data and fitting", "Using", "Looking", "Evaluating")
 TALKS = ("chat", "page")
 """Commands that talk with a user and have no result."""
+DEFAULTED = "sea_lens.defaulted"
+"""Set where a group's default entry was put before the words."""
 SETTINGS: Any = {"help_option_names": ["-h", "--help"]}
 
 
@@ -65,6 +72,7 @@ def command_of_each(
     entries: Callable[[], Mapping[str, Any]],
     summary: Callable[[Any], str],
     default: str | Callable[[list[str]], str] | None = None,
+    noun: str = "method",
 ) -> Callable[[Callable[[Any], Callable[..., None]]], Callable[[Any], Callable[..., None]]]:
     """Makes a function that makes commands a group: one for each entry of a registry, by its name.
 
@@ -73,6 +81,7 @@ def command_of_each(
         entries: The registry, read when the group is used.
         summary: One line about an entry.
         default: The entry that is meant where the first word names none; or a function of the words that says which.
+        noun: What an entry is, for messages.
     """
 
     def listed(make: Callable[[Any], Callable[..., None]]) -> Callable[[Any], Callable[..., None]]:
@@ -81,7 +90,7 @@ def command_of_each(
         def build() -> Any:
             group = _group(name, inspect.getdoc(make) or "", Entries)
             group.listed = {word_of(key): one(word_of(key), entry) for key, entry in entries().items()}
-            group.default = default
+            group.default, group.noun = default, noun
             return group
 
         def one(key: str, entry: Any) -> Listed:
@@ -108,6 +117,55 @@ def built(function: Callable[..., None], name: str, about: str | None = None) ->
 
 class Grouped(TyperCommand):
     """A command whose help lists its options in groups, those of the command itself first, and ends with examples."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Reads the words; where they are too few, too many or in another order, it says what goes where."""
+        if ctx.resilient_parsing:
+            return super().parse_args(ctx, args)
+        ctx.allow_extra_args, typed = True, list(args)
+        try:
+            more = super().parse_args(ctx, args)
+        except TyperException as error:
+            if isinstance(error, typer.BadParameter) and getattr(error.param, "param_type_name", "") == "argument":
+                self._refuse(ctx, *self._filled(ctx, typed), " ".join(error.format_message().split()))
+            raise
+        self._refuse(ctx, *self._filled(ctx, typed), "")
+        return more
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command; what goes wrong is told in its own options."""
+        with speaking(flags_of(self.get_params(ctx))):
+            return super().invoke(ctx)
+
+    def _filled(self, ctx: Any, typed: list[str]) -> tuple[list[str], list[str], list[str]]:
+        """The words that are no options, the arguments that they fill, and the words that fill none."""
+        given, extra, _ = self.make_parser(ctx).parse_args(args=list(typed))
+        names: list[str] = []
+        words: list[str] = []
+        for one in self.get_params(ctx):
+            value = given.get(one.name) if one.param_type_name == "argument" else None
+            found = [value] if isinstance(value, str) else list(value) if isinstance(value, tuple | list) else []
+            names += [one.name] * len(found)
+            words += map(str, found)
+        return names, words, list(extra)
+
+    def _refuse(self, ctx: Any, names: list[str], words: list[str], extra: list[str], missing: str) -> None:
+        """Raises what is to be said of the words, if there is anything."""
+        group = ctx.parent.command if ctx.parent is not None else None
+        typed = ctx.parent.command_path if ctx.meta.get(DEFAULTED) else ctx.command_path
+        if isinstance(group, Entries) and isinstance(group.default, str) and ctx.meta.get(DEFAULTED):
+            group.refuse_unknown(ctx.parent.command_path, [*words, *extra], bool(extra))
+        order = " ".join(one.name.upper() for one in self.get_params(ctx) if one.param_type_name == "argument")
+        if extra:
+            told = f"It takes {order}" if order else "It takes no words, only options"
+            raise InputError(f"Got {len(extra)} more than `{typed}` takes: {' '.join(extra)}. {told}.")
+        told = wrong_order(typed, names, words, [flag for one in self.get_params(ctx) for flag in one.opts])
+        if told:
+            raise InputError(told)
+        if missing:
+            raise InputError(
+                f"{missing.rstrip('.')}. The order is {order}; `{ctx.command_path} --help` says what each is."
+            )
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Arguments, and each group of options under its name."""
@@ -142,6 +200,7 @@ class Entries(TyperGroup):
 
     listed: Mapping[str, Listed]
     default: str | Callable[[list[str]], str] | None = None
+    noun = "command"
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The names, in the order of the work."""
@@ -155,9 +214,47 @@ class Entries(TyperGroup):
         """Puts the default command before words that name none."""
         wants_help = any(word in ("-h", "--help") for word in args[:1])
         completes = ctx.resilient_parsing  # then a word that is not there yet is no default
+        if args and args[0] not in self.listed and not kinds_of(args[0]) and word_of(args[0].lower()) in self.listed:
+            args = [word_of(args[0].lower()), *args[1:]]  # as mean_difference, and SEA
         if self.default is not None and not wants_help and not completes and (not args or args[0] not in self.listed):
             args = [self.default if isinstance(self.default, str) else self.default(args), *args]
+            ctx.meta[DEFAULTED] = True
         return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command of a word; of an unknown word, it says which are like it and which there are."""
+        if not ctx.resilient_parsing and args[0] not in self.listed and not args[0].startswith("-"):
+            self.refuse_unknown(ctx.command_path, args, True)
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command; where none is named, it says which there are."""
+        if not ctx._protected_args and not self.invoke_without_command:
+            raise InputError(f"Give a {self.noun}: {', '.join(self.listed)}.")
+        return super().invoke(ctx)
+
+    def refuse_unknown(self, path: str, words: list[str], is_surely: bool) -> None:
+        """Refuses words of which the first is no entry, if it was meant to be one.
+
+        Args:
+            path: The words before.
+            words: The words.
+            is_surely: Whether it is certain that an entry is meant; else an entry that is like the word has to tell.
+        """
+        if not words:
+            return
+        first, *others = words
+        later = [word for word in others if word_of(word.lower()) in self.listed and not kinds_of(word)]
+        if later and self.noun != "command":
+            line = " ".join([path, later[0], *(word for word in words if word != later[0])])
+            raise InputError(f"The {self.noun} stands first: {line}")
+        close = did_you_mean(first, list(self.listed))
+        is_thing = bool(kinds_of(first)) or "/" in first
+        if not is_surely and (is_thing or not close):
+            return
+        if is_thing and self.default is not None:
+            return  # a model, and words too many
+        raise InputError(f"There is no {self.noun} {first!r}.{close} There are: {', '.join(self.listed)}.")
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Commands to copy."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from sea_lens.cli.app import command
 from sea_lens.cli.inputs import Asking, is_embedded, load
 from sea_lens.cli.options import Of, Options
-from sea_lens.cli.output import say, show, write
+from sea_lens.cli.output import save_editor, say, show, write
 from sea_lens.data.questions import Questions
 from sea_lens.data.texts import holds_texts, read_texts
 from sea_lens.editing.editor import Editor
@@ -45,7 +45,7 @@ def condition(
     found = fit_condition(bridge, *prompts, layers=sites, seed=asking.seed, **fitting)
     show(found.table, f"Conditions, fitted on half; precision and recall on {found.n_when} and {found.n_unless} others")
     conditional = fitted.when(found.where)
-    conditional.save_pretrained(out)
+    save_editor(conditional, out)
     say(f"{conditional!r}\nsaved in {out}")
     write(out, {}, found)
 

@@ -18,7 +18,8 @@ from sea_lens.cli.benchmark_data import DATA, Chosen, files_of, read_all, read_d
 from sea_lens.cli.fitting_facts import of_demonstrations
 from sea_lens.cli.inputs import Reading, columns_in, is_embedded, load, named, read_questions, reading_of
 from sea_lens.cli.options import Of, Options, spread
-from sea_lens.cli.output import UNFINISHED, conclude, draw, finish, record, say, show
+from sea_lens.cli.output import UNFINISHED, conclude, draw, finish, record, save_editor, say, show
+from sea_lens.cli.prompting import note_plain
 from sea_lens.cli.verdicts import of_each, of_evaluation
 from sea_lens.data.questions import Questions
 from sea_lens.editing.editor import Editor
@@ -37,7 +38,7 @@ from sea_lens.evaluation.which_method import compare_methods as compare_all
 from sea_lens.methods.method import METHODS, MethodEntry
 
 
-@command_of_each("Evaluating", registered, lambda entry: entry.summary)
+@command_of_each("Evaluating", registered, lambda entry: entry.summary, noun="benchmark")
 def evaluate(entry: RegisteredBenchmark) -> Callable[..., None]:
     """Measure a model on a benchmark, with and without an edit."""
 
@@ -54,6 +55,8 @@ def evaluate(entry: RegisteredBenchmark) -> Callable[..., None]:
         asked = read_data(entry, data, options, **rows)
         fitted = None if editor is None else Editor.from_pretrained(editor)
         bridge = load(model, loading, [data] if isinstance(data, Path) else [])
+        if options.get("prompt", "") is None and isinstance(asked, Questions):
+            note_plain(bridge, asked[0].prompt, "--prompt chat puts them into it, and --prompt plain leaves this out")
         result = entry.evaluate(bridge, asked, fitted, folder=out / UNFINISHED, **options)
         out.mkdir(parents=True, exist_ok=True)
         more = [] if entry.also_writes is None else entry.also_writes(result, asked, out)
@@ -190,7 +193,7 @@ def _compare_all_methods(
     for name, why in result.left_out.items():
         say(f"{name} did not run: {why}")
     for name, editor in result.editors.items():
-        editor.save_pretrained(out / "editors" / name)
+        save_editor(editor, out, f"editors/{name}")
     _write(result, plotting.plot_methods(result), out)
 
 

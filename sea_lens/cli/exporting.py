@@ -7,7 +7,7 @@ from typing import Literal
 
 from sea_lens.cli.app import command
 from sea_lens.cli.options import HELP
-from sea_lens.cli.output import say
+from sea_lens.cli.output import say, wrote
 from sea_lens.editing.control_vector import control_vectors, export_control_vector
 from sea_lens.editing.editor import Editor
 
@@ -26,6 +26,7 @@ def export(
     fitted = Editor.from_pretrained(editor).scaled(strength)
     fitted = fitted.at_positions("all") if all_tokens else fitted
     export_control_vector(fitted, file)
+    wrote(file.parent, [file])
     layers = list(control_vectors(fitted))
     where = f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
     say(f"{file} edits {where}. Use it as in: llama-server -m model.gguf --control-vector {file}")

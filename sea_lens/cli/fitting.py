@@ -16,7 +16,7 @@ from sea_lens.cli.fitting_facts import edits_facts, fit_of_facts, of_demonstrati
 from sea_lens.cli.gentle import KL, ON_REAL_MODELS, left_open, scaled_for, settled
 from sea_lens.cli.inputs import EMBEDDED, Reading, columns_in, load, read_questions, reading_of
 from sea_lens.cli.options import HELP, SHARED, Of, Options, spread
-from sea_lens.cli.output import conclude, draw, record, say, show, write
+from sea_lens.cli.output import conclude, draw, record, save_editor, say, show, write, wrote
 from sea_lens.cli.verdicts import of_tuning
 from sea_lens.data.questions import Questions
 from sea_lens.errors import InputError
@@ -49,7 +49,9 @@ def demo(out: Path = Path("sea-lens-demo"), random_editors: int = 20) -> None:
     result = experiment.run(model, world, n_random=random_editors, progress=True)
     out.mkdir(parents=True, exist_ok=True)
     draw(out, {"layers": plot_organism(result), "settings": plot_tuning(result.tuning)})
-    result.editor.save_pretrained(out / "editor")
+    save_editor(result.editor, out, "editor")
+    wrote(out, [out / "layers.png", out / "settings.png"])
+    record(result.tuning)
     say(experiment.report(result))
     say(f"\nPictures: {out / 'layers.png'} (layer by layer), {out / 'settings.png'}    editor: {out / 'editor'}")
     say(f"\nThe same in Python:\n\n{experiment.code()}")
@@ -80,6 +82,7 @@ def collect(
     data = reading.read(demonstrations)
     bridge = load(model, loading, [demonstrations])
     activations = reading.collect(bridge, data, collecting, out, layers)
+    wrote(out, sorted(path for path in out.rglob("*") if path.is_file()))
     say(f"{activations!r}\nsaved in {out}")
 
 
@@ -98,7 +101,7 @@ def fit(entry: MethodEntry) -> Callable[..., None]:
         activations: Optional[Path] = None,
         layers: str = "all",
         in_sequence: bool = False,
-        kl: float = KL,
+        kl: Optional[float] = KL,
         strength: Optional[float] = None,
         *,
         settings: Options,
@@ -117,8 +120,10 @@ def fit(entry: MethodEntry) -> Callable[..., None]:
             editor = method.fit(_at_layers(Activations.load(activations), layers)).scaled(strength or 1.0)
             told = told if strength is None else f"strength {strength:g}, as asked for"
         elif model is None or demonstrations is None:
+            given = "no model" if model is None else f"the model {model}, and no DEMONSTRATIONS"
             raise InputError(
-                "Give a model and a demonstrations file, or --activations. See `sea-lens fit METHOD --help`."
+                f"There is {given}. Give both, as in `sea-lens fit {word_of(entry.name)} {model or 'MODEL'} "
+                "demonstrations.jsonl`, or --activations alone."
             )
         else:
             data = reading.read(demonstrations)
@@ -137,7 +142,7 @@ def fit(entry: MethodEntry) -> Callable[..., None]:
             else:
                 editor = method.fit(reading.collect(bridge, data, where, None, layers, needs_neutral))
             editor, told = scaled_for(bridge, editor, kl, strength)
-        editor.save_pretrained(out)
+        save_editor(editor, out)
         say(f"{editor!r}\n{told}\nsaved in {out}", indent=4)
         if entry.name in ON_REAL_MODELS and model is not None and model not in EMBEDDED:
             say(ON_REAL_MODELS[entry.name], indent=0)
@@ -202,7 +207,7 @@ def tune(entry: MethodEntry) -> Callable[..., None]:
                 show(
                     result.damage.examples[["prompt", "unedited", "edited"]], "Answers at the best setting", lines=True
                 )
-            result.best.save_pretrained(out / "editor")
+            save_editor(result.best, out, "editor")
             say(f"{result.best!r}\n")
         if questions is None:
             say("Chosen by the demonstrations of the fit. Measure it on others before you believe the score.")
@@ -222,7 +227,7 @@ def convert(
     editor = read_published_editor(positive, negative, **reading)
     if layers != "all":
         editor = editor.at_layers(named_layers(layers, editor.n_layers))
-    editor.save_pretrained(out)
+    save_editor(editor, out)
     say(f"{editor!r}\nsaved in {out}", indent=4)
 
 

@@ -8,7 +8,7 @@ from typing import Optional
 
 from sea_lens.cli.inputs import load
 from sea_lens.cli.options import HELP, Of, Options, spread
-from sea_lens.cli.output import say
+from sea_lens.cli.output import save_editor, say
 from sea_lens.data.fact_files import read_facts
 from sea_lens.data.texts import read_texts
 from sea_lens.methods.method import METHODS, MethodEntry
@@ -51,7 +51,7 @@ def fit_of_facts(entry: MethodEntry) -> Callable[..., None]:
         bridge = load(model, loading, [facts])
         chosen = tuple(named_layers(layers, bridge.cfg.n_layers)) if layers else None
         editor = entry.cls(**settings, layers=chosen).fit_facts(bridge, given, texts=neutral, **fitting)
-        editor.save_pretrained(out)
+        save_editor(editor, out)
         say(f"{editor!r}\nsaved in {out}")
 
     fitting = Of(entry.cls.fit_facts, without=("texts", "moments"))

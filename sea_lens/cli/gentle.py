@@ -44,10 +44,15 @@ def settled(entry: MethodEntry, settings: Options, has_model: bool) -> Options:
     return found
 
 
-def scaled_for(model: Model, editor: Editor, kl: float, strength: float | None) -> tuple[Editor, str]:
-    """An editor at a strength, or, for None, at the largest up to 1 that costs no more than a KL; and what to say of it."""
+def scaled_for(model: Model, editor: Editor, kl: float | None, strength: float | None) -> tuple[Editor, str]:
+    """An editor at a strength, or, for None, at the largest up to 1 that costs no more than a KL; and what to say of it.
+
+    Without a KL it stays as it was fitted.
+    """
     if strength is not None:
         return editor.scaled(strength), f"strength {strength:g}, as asked for"
+    if kl is None:
+        return editor, "not scaled, as asked for by --kl none"
     try:
         cost = DamageMeter.of(model).measure(editor).kl
     except InputError as error:

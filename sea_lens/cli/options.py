@@ -23,7 +23,7 @@ from typing import (
 
 import typer
 
-from sea_lens.cli.words import LONGEST_CHOICE, NAMED, is_list, metavar, words_of
+from sea_lens.cli.words import LONGEST_CHOICE, NAMED, NONE, is_list, metavar, words_of
 
 Options = dict[str, Any]
 """Keywords of a library function, as they were given on the command line."""
@@ -87,9 +87,12 @@ class Of:
 
     def options(self) -> list[inspect.Parameter]:
         """The options as typer reads them."""
-        hints, docs = get_type_hints(self.source, include_extras=True), docs_of(self.source)
+        hints, docs = get_type_hints(self.source, include_extras=True), _written(self.source)
         taken = [(name, usual) for name, usual in self.usual().items() if name in hints]
-        found = [option(name, hints[name], usual, docs.get(name, ""), self.repeated) for name, usual in taken]
+        found = [
+            option(name, hints[name], usual, _for_people(docs.get(name, ""), usual is None), self.repeated)
+            for name, usual in taken
+        ]
         return [one for one in found if one is not None]
 
     def value(self, given: Mapping[str, Any]) -> Any:
@@ -102,6 +105,7 @@ class Of:
         for name, value in kept.items():
             if isinstance(value, list) and len(value) == 1 and isinstance(usual[name], str):
                 kept[name] = value[0]
+        kept = {name: None if value is NONE else value for name, value in kept.items()}
         return self.source(**kept) if self.builds else kept
 
     def usual(self) -> dict[str, Any]:
@@ -147,7 +151,8 @@ def spread(command: Callable[..., None], **parts: Part) -> Callable[..., None]:
     def spread_out(**given: Any) -> None:
         made = {name: part.value({key: given[key] for key in keys}) for name, (part, keys) in groups.items()}
         inside = {key for _, keys in groups.values() for key in keys}
-        command(**{name: value for name, value in given.items() if name not in inside}, **made)
+        own = {name: None if value is NONE else value for name, value in given.items() if name not in inside}
+        command(**own, **made)
 
     order = sorted(shown.values(), key=lambda one: one.default is not one.empty)
     spread_out.__signature__ = inspect.Signature(order)  # type: ignore[attr-defined]  # what typer reads
@@ -171,6 +176,7 @@ def option(name: str, hint: Any, default: Any, text: str, repeated: bool = False
     flag = f"--{name.replace('_', '-')}"
     if lists and name.endswith("s") and name not in STAYS_PLURAL:
         flag = flag[:-1]
+    takes_none = NoneType in members and not many
     kinds = [one for one in (members if not lists else [inner]) if one is not NoneType and words_of(one, name)]
     annotation: Any = kinds[0] if len(kinds) == 1 else None
     settings: dict[str, Any] = {"help": text or None}
@@ -178,11 +184,12 @@ def option(name: str, hint: Any, default: Any, text: str, repeated: bool = False
         settings["metavar"] = "TEXT"
     if annotation is bool:
         flag = f"{flag}/--no-{flag[2:]}"
-    elif name in NAMED or (annotation is not str and (many or not _fits_the_help(annotation))):
+    elif name in NAMED or takes_none or (annotation is not str and (many or not _fits_the_help(annotation))):
         words = words_of(inner, name)
         if words is None:
             return None
-        settings |= {"parser": replace(words, flag=flag), "metavar": metavar(inner)}
+        told = f"{metavar(inner)}|none" if takes_none and default is not None else metavar(inner)
+        settings |= {"parser": replace(words, flag=flag, marks_none=not many), "metavar": told}
         annotation = str
     if many:
         annotation, settings["show_default"] = list[annotation], default not in (None, (), [])
@@ -202,12 +209,17 @@ def _fits_the_help(annotation: Any) -> bool:
 
 def docs_of(source: Callable[..., Any]) -> dict[str, str]:
     """The texts under `Args:` and `Attributes:` of a Google-style docstring, by name; a class has its bases' too."""
+    return {name: _for_people(told) for name, told in _written(source).items()}
+
+
+def _written(source: Callable[..., Any]) -> dict[str, str]:
+    """The same as they are written."""
     found: dict[str, str] = {}
     for one in reversed(source.__mro__) if isinstance(source, type) else [source]:
         text = inspect.cleandoc(one.__doc__ or "")
         for section in re.findall(r"^(?:Args|Attributes):\n((?: .*\n?|\n)+)", text, re.M):
             entries = re.findall(r"^ {4}\**(\w+): (.*(?:\n {5,}.*)*)", section, re.M)
-            found |= {name: _for_people(told) for name, told in entries}
+            found |= dict(entries)
     return found
 
 
@@ -225,7 +237,9 @@ def _parameter(one: inspect.Parameter, text: str) -> inspect.Parameter:
     return found
 
 
-def _for_people(text: str) -> str:
-    """A docstring's words on the command line: no quotes of code, and None is an option that is left out."""
+def _for_people(text: str, is_left_out: bool = True) -> str:
+    """A docstring's words on the command line: no quotes of code, and None is an option that is left out, or the word."""
     plain = re.sub(r'`+"?(.*?)"?`+', r"\1", " ".join(text.split()))
+    if not is_left_out:
+        return re.sub(r"\bNone\b", "none", plain)
     return re.sub(r"(^|\. )l(?=eft out)", r"\1L", re.sub(r"\bNone\b", "left out", plain))

@@ -23,6 +23,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sea_lens.cache import write_text
+from sea_lens.editing.editor import Editor
+from sea_lens.editing.files import CONFIG, TENSORS
 from sea_lens.results import Result, readable
 
 console = Console()
@@ -45,6 +47,7 @@ class Told:
         results: Results as they are saved, by their kind.
         files: What was written, inside `folder`.
         folder: Where.
+        notes: What else would say on stderr.
     """
 
     lines: list[str] = field(default_factory=list)
@@ -52,9 +55,12 @@ class Told:
     results: list[dict[str, Any]] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     folder: str | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 _TOLD: ContextVar[Told | None] = ContextVar("told", default=None)
+_NOTED: ContextVar[set[str] | None] = ContextVar("noted", default=None)
+"""Notes of the command that runs, each of which is said once."""
 
 
 def as_json(command: Callable[..., None]) -> Callable[..., None]:
@@ -62,15 +68,15 @@ def as_json(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def with_json(*, as_json: bool = False, **given: Any) -> None:
-        if not as_json:
-            command(**given)
-            return
-        told = Told()
-        token = _TOLD.set(told)
+        told = Told() if as_json else None
+        tokens = _TOLD.set(told), _NOTED.set(set())
         try:
             command(**given)
         finally:
-            _TOLD.reset(token)
+            _TOLD.reset(tokens[0])
+            _NOTED.reset(tokens[1])
+        if told is None:
+            return
         typer.echo(json.dumps(_plain(asdict(told)), ensure_ascii=False, allow_nan=False))
 
     signature, told = inspect.signature(command), "Print one JSON object to stdout, and nothing else there."
@@ -139,6 +145,20 @@ def say(text: str, indent: int | None = None) -> None:
             continue
         for part in wrap(line, console.width, subsequent_indent=" " * indent, break_long_words=False):
             typer.echo(part)
+
+
+def note(text: str) -> None:
+    """Says once, on stderr, what is no mistake and yet good to know."""
+    noted, told = _NOTED.get(), _TOLD.get()
+    if noted is not None and text in noted:
+        return
+    if noted is not None:
+        noted.add(text)
+    if told is not None:
+        told.notes.append(text)
+        return
+    for part in wrap(harmless(f"note: {text}"), console.width, break_long_words=False):
+        typer.echo(part, err=True)
 
 
 def conclude(*sentences: str) -> None:
@@ -216,13 +236,38 @@ def draw(out: Path, figures: Mapping[str, Figure]) -> None:
         figure.savefig(out / f"{name}.png", dpi=150)
 
 
+def wrote(out: Path, written: Sequence[Path]) -> bool:
+    """Keeps the names of written files for `--json`, and tells whether it did.
+
+    Args:
+        out: The folder of the command.
+        written: Files in it.
+    """
+    told = _TOLD.get()
+    if told is not None:
+        told.folder = str(out)
+        told.files += [str(path.relative_to(out)) for path in written if str(path.relative_to(out)) not in told.files]
+    return told is not None
+
+
+def save_editor(editor: Editor, out: Path, inside: str = "") -> None:
+    """Saves an editor in the folder of a command, or in one inside it.
+
+    Args:
+        editor: The editor.
+        out: The folder.
+        inside: The name of the one inside.
+    """
+    folder = out / inside
+    editor.save_pretrained(folder)
+    wrote(out, [folder / name for name in (CONFIG, TENSORS, "README.md")])
+
+
 def finish(out: Path, written: Sequence[Path]) -> None:
     """Clears away what a killed command would continue from, and says what was written."""
     shutil.rmtree(out / UNFINISHED, ignore_errors=True)
     names = [path.relative_to(out) for path in written]
-    told = _TOLD.get()
-    if told is not None:
-        told.folder, told.files = str(out), list(map(str, names))
+    if wrote(out, written):
         return
     inside = dict.fromkeys(f"{name.parts[0]}/" for name in names if len(name.parts) > 1)
     say(f"{', '.join([*(str(name) for name in names if len(name.parts) == 1), *inside])} in {out}")

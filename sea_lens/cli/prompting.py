@@ -6,8 +6,9 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any, Optional, TypeVar
 
-from sea_lens.cli.output import say
-from sea_lens.data.prompts import PromptRows
+from sea_lens.cli.output import note
+from sea_lens.data.chat import Conversation, chat_text
+from sea_lens.data.prompts import PromptRows, tokenizer_of
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import InputError
 from sea_lens.models.bridge import Model
@@ -72,7 +73,7 @@ class Talking:
         form = editor.card.form
         if self.chat is not None or self.is_chat or form is None or not form.chat:
             return self
-        say("note: asked in the chat template, as the editor was fitted. --no-chat asks without it.")
+        note("asked in the chat template, as the editor was fitted. --no-chat asks without it.")
         switches = [f"{name}={json.dumps(value)}" for name, value in form.chat_options.items()]
         return replace(self, chat=True, system=form.system, chat_options=switches or None)
 
@@ -99,11 +100,39 @@ class Prompting(Talking):
         """The rows with their prompts in the template, if there is one."""
         if self.template is not None:
             rows = rows.with_prompt_template(unescaped(self.template))
-        return rows.with_chat_template(model, self.system, **self.switches()) if self.is_chat else rows
+        if self.is_chat:
+            return rows.with_chat_template(model, self.system, **self.switches())
+        if self.chat is None and self.template is None:
+            note_plain(model, rows[0].prompt)
+        return rows
 
     def as_fitted(self: T, editor: Editor) -> T:
         """As `Talking` has it, unless there is a template."""
         return self if getattr(self, "template", None) is not None else Talking.as_fitted(self, editor)
+
+
+def note_plain(
+    model: Model, prompt: str, advice: str = "--chat puts them into it, and --no-chat leaves this out"
+) -> None:
+    """Says that a model has a chat template, where a prompt is asked without it.
+
+    Args:
+        model: The model.
+        prompt: One of the prompts.
+        advice: What to do.
+    """
+    if isinstance(prompt, Conversation) or not getattr(tokenizer_of(model), "chat_template", None):
+        return
+    try:
+        before = chat_text(model, "?").rpartition("?")[0].split()
+    except InputError:  # a template that wants more than one message
+        return
+    opening = before[-1] if before else ""  # of the user's message, such as <|im_start|>user
+    begins = str(getattr(tokenizer_of(model), "bos_token", None) or "")
+    if not opening.removeprefix(begins).isalnum():
+        opening = opening.removeprefix(begins)  # which TransformerLens may put before it
+    if opening and opening not in prompt:
+        note(f"this model has a chat template, and the prompts are without it. {advice}.")
 
 
 def unescaped(template: str) -> str:

@@ -11,7 +11,7 @@ from sea_lens.cli.app import command
 from sea_lens.cli.inputs import load
 from sea_lens.cli.options import Of, Options
 from sea_lens.cli.output import say
-from sea_lens.cli.prompting import Talking
+from sea_lens.cli.prompting import Talking, note_plain
 from sea_lens.cli.texts import show_texts
 from sea_lens.data.chat import Message, chat_text
 from sea_lens.editing.editor import Editor
@@ -46,6 +46,8 @@ def generate(
     bridge = load(model, loading)
     fitted, talking = _chosen(fitted, bridge, layers, kl), talking.as_fitted(fitted)
     asked = [[{"role": "user", "content": prompt}] if talking.is_chat else prompt for prompt in prompts]
+    if not talking.is_chat and talking.chat is None:
+        note_plain(bridge, prompts[0])
     how = {**generation, **talking.how()}
     plain = say_next(bridge, asked, **how)
     answers = {} if strengths is not None and 0 in strengths else {"plain": plain}
@@ -55,7 +57,7 @@ def generate(
     for number, prompt in enumerate(prompts):
         show_texts({name: said[number] for name, said in answers.items()}, prompt)
     if all(said == plain for said in answers.values()):
-        say("The edit changed none of these answers.")
+        say(_why_alike(fitted, [strength] if strengths is None else strengths))
     for name, said in answers.items():
         note_repetition(bridge, name, plain, said)
 
@@ -205,6 +207,15 @@ def note_repetition(model: Model, name: str, plain: Sequence[str], edited: Seque
             f"note: {name}, {shares[0]:.0%} of token pairs are repeated, and {shares[1]:.0%} plain: this edit breaks the "
             "model. Try a lower strength."
         )
+
+
+def _why_alike(editor: Editor, strengths: Sequence[float]) -> str:
+    """Why edited answers are the plain ones."""
+    if not any(strengths):
+        return "At strength 0 there is no edit, so the answers are alike."
+    if editor.is_identity:
+        return "This editor edits nothing, so the answers are alike: `sea-lens inspect` shows why."
+    return "The edit changed none of these answers. Try a greater --strength, or other prompts."
 
 
 def _next_line() -> str | None:

@@ -32,6 +32,14 @@ LONGEST_CHOICE = 60
 """Characters of the words that an option may have, beyond which the help does not list them beside its name."""
 
 
+class _Nothing:
+    """None that was typed, and not left out."""
+
+
+NONE = _Nothing()
+"""The value of the word `none`, until a command gets it as None."""
+
+
 @dataclass(frozen=True)
 class Words:
     """How a word of the command line becomes a value.
@@ -40,18 +48,21 @@ class Words:
         read: Reads the word; raises a bare ValueError if it is not what is expected, and an InputError that says more.
         expects: What is expected, for messages.
         flag: The option, for messages.
+        marks_none: Whether the word `none` is `NONE`, so that it differs from an option that is left out.
     """
 
     read: Callable[[str], Any]
     expects: str
     flag: str = ""
+    marks_none: bool = False
 
     def __call__(self, word: Any) -> Any:
         """The value of a word; a default is no word and stays what it is."""
         if not isinstance(word, str):
             return word
         try:
-            return self.read(word)
+            value = self.read(word)
+            return NONE if value is None and self.marks_none else value
         except ValueError as error:
             told = str(error) if isinstance(error, InputError) else f"{word!r} was given; expected {self.expects}."
             raise typer.BadParameter(told, param_hint=f"'{self.flag}'") from error

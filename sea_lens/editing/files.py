@@ -19,6 +19,7 @@ from sea_lens.editing.edits import Edit
 from sea_lens.editing.registry import edit_of_0_1, from_plain, to_plain
 from sea_lens.editing.where import From, Where
 from sea_lens.errors import FileFormatError
+from sea_lens.models.hub import check_repository
 from sea_lens.models.sites import Site, named_sites
 
 FORMAT = "sea_lens.editor/2"
@@ -150,6 +151,8 @@ def fetch_editor_folder(
     """
     if Path(model_id).is_dir():
         return Path(model_id)
+    if not local_files_only and cache_dir is None:
+        check_repository("an editor", model_id, revision, token)
     try:
         paths = [
             hf_hub_download(

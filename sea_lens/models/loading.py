@@ -15,6 +15,7 @@ from sea_lens.errors import InputError, ModelMismatchError, SeaLensWarning
 from sea_lens.models.bridge import Model, check_is_model
 from sea_lens.models.gguf import apply_facts, dequantized
 from sea_lens.models.gguf_files import find_gguf, gguf_of_repository
+from sea_lens.models.hub import check_name, offline
 from sea_lens.models.plain import to_wrap
 from sea_lens.models.quantization import (
     QuantizationConfig,
@@ -112,6 +113,10 @@ def load_model(
         )
     if wrapped is not None:
         options["hf_model"] = wrapped = to_wrap(wrapped)
+    if wrapped is None and check_name(name, NAMED, revision, options.get("token")):
+        kept: dict[str, Any] = {"quantization": quantization, "revision": revision, "gguf_file": gguf_file, **options}
+        with offline():
+            return load_model(name, device=device, dtype=dtype, **kept)
     gguf = None if wrapped is not None else find_gguf(name, gguf_file, revision, options.get("token"))
     if gguf is not None:
         folder = dequantized(gguf, _dtype(dtype, None))

@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from sea_lens.arguments import check_arguments
 from sea_lens.errors import FileFormatError, InputError
+from sea_lens.models.hub import check_repository
 from sea_lens.sae.others import DICTIONARY, SPARSIFY, read_dictionary, read_single, read_sparsify
 from sea_lens.sae.parts import Asked, Parts
 from sea_lens.sae.sae import SAE, SAESource
@@ -210,6 +211,7 @@ def _fetched(name: str, inside: str | None, revision: str | None) -> Path:
     Raises:
         InputError: If there is no such repository, or it holds several SAEs and none is named.
     """
+    check_repository("an SAE", name, revision)
     try:
         if inside is None:
             inside = _only_one(name, HfApi().list_repo_files(name, revision=revision))

@@ -170,6 +170,11 @@ def test_values_of_a_protocol_are_those_that_are_registered():
     assert [read(word) for word in ("none", "squared-exponential", "elu:2")] == [None, SquaredExponential(), ELU(2.0)]
 
 
+def test_none_is_none_also_where_the_default_is_something_else(taken):
+    assert taken()[1]["share"] == 0.5
+    assert taken(*"--share none --n none --feature-map none".split())[1]["share"] is None
+
+
 def test_keywords_without_a_type_are_left_out():
     """As those of a benchmark of a user's own, which must not break the command that lists it."""
 

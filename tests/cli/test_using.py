@@ -63,7 +63,7 @@ def test_generate_shows_plain_and_edited_side_by_side(sea_lens, organism, editor
     rows = [[dict(zip(columns, pair, strict=True))] for pair in zip(plain, edited, strict=True)]
     assert [one["rows"] for one in told] == rows
     code, out, _ = sea_lens("generate", "organism", editor_folder, PROMPTS[0], *SHORT, "--strength", 0)
-    assert (code, "The edit changed none of these answers." in out) == (0, True)
+    assert (code, "At strength 0 there is no edit, so the answers are alike." in out) == (0, True)
 
 
 def test_several_strengths_are_read_below_each_other(sea_lens, organism, editor_folder):
