@@ -21,6 +21,7 @@ from torch import Tensor
 from typing_extensions import TypeIs, get_protocol_members
 
 from sea_lens.errors import InputError
+from sea_lens.wording import setting
 
 P = TypeVar("P")
 
@@ -263,7 +264,7 @@ def _is_ours(hint: Any) -> bool:
 
 
 def _sentence(name: str, value: object, hint: Any) -> str:
-    return f"{name} must be {_expected(hint, name)}, and {shown(value)} was given."
+    return f"{setting(name)} must be {_expected(hint, name)}, and {shown(value)} was given."
 
 
 def shown(value: object) -> str:

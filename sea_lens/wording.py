@@ -38,6 +38,16 @@ def setting(name: str, value: object = UNSET) -> str:
     return name if value is UNSET else f"{name}={value!r}"
 
 
+def option(name: str, value: object) -> str:
+    """An option of a file's layout: `direction=None` in Python, `--reader-option direction=none` on the command line.
+
+    Args:
+        name: The option.
+        value: What to set it to.
+    """
+    return either(f"{name}={value!r}", f"--reader-option {name}={str(value).lower() if value is None else value}")
+
+
 def either(python: str, command: str) -> str:
     """One of two phrases: the first in Python, the second on the command line.
 

@@ -20,6 +20,7 @@ from sea_lens.models.distributed import shows
 from sea_lens.models.sites import Site, labels_of
 from sea_lens.results import Result
 from sea_lens.statistics import wilson_interval
+from sea_lens.wording import setting
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
@@ -142,8 +143,8 @@ def probe_activations(
     labels = labels_of(sites)
     if n_shuffles < 0 or not (math.isfinite(regularization) and regularization > 0):
         raise InputError(
-            f"n_shuffles must be at least 0 and regularization a finite number above zero; got {n_shuffles} and "
-            f"{regularization}."
+            f"{setting('n_shuffles')} must be at least 0 and {setting('regularization')} a finite number above zero; got "
+            f"{n_shuffles} and {regularization}."
         )
     codes = _group_codes(activations.n, groups)
     n_groups = int(codes.max()) + 1
@@ -233,8 +234,8 @@ def split_folds(groups: Int[np.ndarray, " n"], n_folds: int, seed: int) -> list[
     n_groups = len(np.unique(groups))
     if not 2 <= n_folds <= n_groups:
         raise InputError(
-            f"n_folds must be at least 2 and at most the number of groups of demonstrations, {n_groups}; got {n_folds}. "
-            "Lower n_folds, or give more demonstrations."
+            f"{setting('n_folds')} must be at least 2 and at most the number of groups of demonstrations, {n_groups}; got "
+            f"{n_folds}. Lower it, or give more demonstrations."
         )
     folds = GroupKFold(n_folds, shuffle=True, random_state=seed).split(groups, groups=groups)
     return [(np.asarray(train), np.asarray(test)) for train, test in folds]

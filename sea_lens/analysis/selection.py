@@ -22,6 +22,7 @@ from sea_lens.models.damage import DamageMeter
 from sea_lens.models.sites import Site
 from sea_lens.results import Result
 from sea_lens.statistics import mean_intervals
+from sea_lens.wording import either, setting
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -102,12 +103,12 @@ def select_layers(
     if shared:
         raise InputError(
             f"{len(shared)} held-out questions are also ones to choose by, such as {min(shared)!r}, and cannot confirm "
-            "anything. Split them first: questions.split(0.5, seed=0)."
+            f"anything. {either('Split them first: questions.split(0.5, seed=0).', 'Give questions that differ.')}"
         )
     sites, known = editor.sites, named_effect(effect)
     steps = len(sites) if max_layers is None else max_layers
     if not 1 <= steps <= len(sites):
-        raise InputError(f"max_layers must be 1 to {len(sites)}, the editor's layers; got {max_layers}.")
+        raise InputError(f"{setting('max_layers')} must be 1 to {len(sites)}, the editor's layers; got {max_layers}.")
     sign = -1 if (known.less_is_better if less_is_better is None else less_is_better) else 1
 
     def changes(asked: Questions, sets: Sequence[Sequence[Site]]) -> Float[Tensor, "sets questions"]:

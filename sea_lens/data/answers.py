@@ -10,6 +10,7 @@ from typing import Any
 from sea_lens.data.items import Question
 from sea_lens.data.records import Record
 from sea_lens.errors import InputError, SeaLensWarning
+from sea_lens.wording import either, option
 
 # --- TruthfulQA --------------------------------------------------------------------------------------------------------
 
@@ -157,7 +158,7 @@ def read_choices(records: Iterable[Record], *, answers: str = "published") -> It
             if not all(found and choices.get(found[1]) for found in letters):
                 raise InputError(
                     f"{record.where}: the answers {sides[0]!r} and {sides[1]!r} name no choices of the question. Read them "
-                    'with answers="published".'
+                    f"with {option('answers', 'published')}."
                 )
             sides = (choices[letters[0][1]], choices[letters[1][1]])  # type: ignore[index]
             question = re.sub(r"\s*(Choices:)?\s*\Z", "", question[: _CHOICE.search(question).start()])  # type: ignore[union-attr]
@@ -197,8 +198,9 @@ def read_statements(records: Iterable[Record], *, pairs: bool = False) -> Iterat
     if 4 * left > 3 * len(rows):
         raise InputError(
             f"Only {2 * len(found)} of {len(rows)} statements have a partner that begins with the same words and is labelled "
-            "otherwise, and demonstrations are pairs. Read them with Questions.from_file, where each is asked about, or give "
-            "prompt, positive and negative."
+            "otherwise, and demonstrations are pairs. "
+            + either("Read them with Questions.from_file", "Give them as questions")
+            + ", where each is asked about, or give prompt, positive and negative."
         )
     if left:
         warnings.warn(

@@ -10,6 +10,7 @@ from sea_lens.data.items import BBQQuestion
 from sea_lens.data.prompts import filled
 from sea_lens.data.records import Record
 from sea_lens.errors import InputError
+from sea_lens.wording import either, option
 
 UNKNOWN_ANSWERS = (
     "Unknown",
@@ -68,7 +69,8 @@ def read_bbq(
     """
     if context_condition not in (*CONDITIONS, None):
         raise InputError(
-            f'context_condition is "disambig", "ambig" or None for both, and {context_condition!r} was given.'
+            f'context_condition is "disambig", "ambig" or {either("None", "none")} for both, and {context_condition!r} was '
+            "given."
         )
     if any(template.count(part) != 1 for part in ("{context}", "{question}")):
         raise InputError(f"A template holds {{context}} and {{question}} once each, and {template!r} does not.")
@@ -84,7 +86,7 @@ def read_bbq(
     if others and not kept:
         raise InputError(
             f"None of the {others} rows of BBQ has the context condition {context_condition!r}. Read others with "
-            "context_condition=None (on the command line --reader-option context_condition=none)."
+            f"{option('context_condition', None)}."
         )
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from sea_lens.arguments import follows
 from sea_lens.data.records import as_text
 from sea_lens.errors import InputError, ModelMismatchError, SeaLensWarning
+from sea_lens.wording import either, setting
 
 Message = Mapping[str, Any]
 """A chat message: `{"role": "user", "content": "Where?"}`."""
@@ -230,7 +231,8 @@ def check_rendered(texts: Sequence[str]) -> None:
     odd = next((number for number, text in enumerate(texts) if isinstance(text, Conversation)), None)
     if odd is not None:
         raise InputError(
-            f"Prompt {odd} is a conversation, which a model reads in its own form. Call with_chat_template(model) first."
+            f"Prompt {odd} is a conversation, which a model reads in its own form. "
+            + either("Call with_chat_template(model) first.", "Give --chat.")
         )
 
 
@@ -256,7 +258,13 @@ def chat_text(
     found = tokenizer_of(tokenizer)
     template = getattr(found, "chat_template", None)
     if not template:
-        raise InputError("This tokenizer has no chat template. Use with_prompt_template(...), or give a plain text.")
+        raise InputError(
+            "This tokenizer has no chat template. "
+            + either(
+                "Use with_prompt_template(...), or give a plain text.",
+                "Leave --chat out; --template gives one of your own.",
+            )
+        )
     switches = dict(options or {})
     written = template if isinstance(template, str) else json.dumps(template)
     unknown = [name for name in switches if name in TAKEN or not re.search(rf"\b{re.escape(name)}\b", written)]
@@ -269,7 +277,7 @@ def chat_text(
     )
     if system is not None:
         if any(message["role"] == "system" for message in messages):
-            raise InputError("The conversation has a system message already. Leave system out.")
+            raise InputError(f"The conversation has a system message already. Leave {setting('system')} out.")
         messages.insert(0, {"role": "system", "content": system})
     goes_on = messages[-1]["role"] == "assistant"
     how = {"continue_final_message": True} if goes_on else {"add_generation_prompt": True}
@@ -303,11 +311,11 @@ def neutral_texts(answers: Sequence[Answer], max_new_tokens: int, whole_sentence
             else:
                 cut.append(number)
     if cut and max_new_tokens > 1:
-        how = "" if whole_sentences else ", or take whole_sentences=True"
+        how = "" if whole_sentences else f", or give {setting('whole_sentences', True)}"
         warnings.warn(
             f"{len(cut)} of {len(answers)} neutral answers were cut at {max_new_tokens} tokens (first: demonstration "
             f"{cut[0]}, {reprlib.repr(texts[cut[0]])}), so that an ending would stand behind half a sentence. Raise "
-            f"max_new_tokens{how}.",
+            f"{setting('max_new_tokens')}{how}.",
             SeaLensWarning,
             stacklevel=3,
         )

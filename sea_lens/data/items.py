@@ -10,6 +10,7 @@ from sea_lens.data.chat import as_prompt
 from sea_lens.data.prompts import PromptRow
 from sea_lens.data.records import Record, as_text, as_texts
 from sea_lens.errors import InputError
+from sea_lens.wording import either
 
 
 @dataclass(frozen=True)
@@ -171,8 +172,8 @@ def demonstration_of(
     missing = ", ".join(repr(name) for name in names if name not in record.fields)
     if missing:
         raise InputError(
-            f"{record.where}: there is no column {missing}. {record.has} Name the right ones: prompt=, positive=, negative=, "
-            "neutral= in Python, --column prompt=NAME on the command line."
+            f"{record.where}: there is no column {missing}. {record.has} Name the right ones: "
+            + either("prompt=, positive=, negative=, neutral=.", "--column prompt=NAME, and so on.")
         )
     own = record.optional_text("neutral") if neutral is None else record.text(neutral)
     return Demonstration(_prompt(record, prompt), record.text(positive), record.text(negative), own)

@@ -20,6 +20,7 @@ from sea_lens.data.prompts import Q_AND_A
 from sea_lens.data.records import Record
 from sea_lens.data.winobias import read_winobias
 from sea_lens.errors import InputError
+from sea_lens.wording import either
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,8 @@ def read_source(
     if found is None:
         raise InputError(
             f"{name_of(source)} has no {_lacking(first)}. {first.has} Say which columns hold prompt, positive and negative "
-            '(or right and wrong): columns={"prompt": NAME, ...} in Python, --column prompt=NAME on the command line. Known '
-            f"layouts: {', '.join(LAYOUTS)}."
+            "(or right and wrong): "
+            + either('columns={"prompt": NAME, ...}', "--column prompt=NAME")
+            + f". Known layouts: {', '.join(LAYOUTS)}."
         )
     return found, chain([first], records)

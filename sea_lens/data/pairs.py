@@ -8,6 +8,7 @@ from sea_lens.data.chat import as_prompt
 from sea_lens.data.items import CrowsPairsQuestion, Question, StereoSetQuestion
 from sea_lens.data.records import Record, as_text
 from sea_lens.errors import InputError
+from sea_lens.wording import either
 
 
 def parted(texts: Sequence[str]) -> tuple[str, tuple[str, ...]]:
@@ -52,7 +53,9 @@ def read_crows_pairs(records: Iterable[Record], *, direction: str | None = None)
         InputError: If a column is missing, a sentence is empty, or both are the same (which line).
     """
     if direction not in (*DIRECTIONS, None):
-        raise InputError(f'direction is "stereo", "antistereo" or None for both, and {direction!r} was given.')
+        raise InputError(
+            f'direction is "stereo", "antistereo" or {either("None", "none")} for both, and {direction!r} was given.'
+        )
     for record in records:
         texts = record.text("sent_less"), record.text("sent_more")
         if not texts[0].split() or not texts[1].split() or texts[0].split() == texts[1].split():
@@ -99,7 +102,9 @@ def read_stereoset(
         InputError: If a field is missing, or an item lacks one of its three sentences (which one).
     """
     if task not in (*TASKS, None):
-        raise InputError(f'task is "intrasentence", "intersentence" or None for both, and {task!r} was given.')
+        raise InputError(
+            f'task is "intrasentence", "intersentence" or {either("None", "none")} for both, and {task!r} was given.'
+        )
     for record in _stereoset_items(records):
         context = record.text("context").strip()
         own = TASKS[0] if "BLANK" in context else TASKS[1]

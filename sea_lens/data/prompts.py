@@ -24,6 +24,7 @@ from sea_lens.data.chat import Tokenizer as Tokenizer
 from sea_lens.data.chat import tokenizer_of as tokenizer_of
 from sea_lens.data.records import as_text, as_tuple
 from sea_lens.errors import InputError
+from sea_lens.wording import setting
 
 Q_AND_A = "Q: {question}\nA:"
 TRUTHFULQA_EXAMPLES = (
@@ -315,15 +316,16 @@ def with_prompt(questions: RowsT, tokenizer: Tokenizing, prompt: str, examples: 
     if prompt not in ("paper", "chat"):
         if "{question}" not in prompt and "{prompt}" not in prompt:
             raise InputError(
-                f'prompt is "paper", "plain", "chat" or a template with {{question}}, and {prompt!r} was given.'
+                f'{setting("prompt")} is "paper", "plain", "chat" or a template with {{question}}, and {prompt!r} was given.'
             )
         return questions.with_prompt_template(prompt), prompt
     odd = [i for i, row in enumerate(questions) if not row.prompt.startswith("Q: ") or not row.prompt.endswith("\nA:")]
     if odd:
         raise InputError(
-            f"The examples of prompt={prompt!r} have the form {Q_AND_A!r}, and the prompts of questions {odd[:10]} do not: "
-            f"{questions[odd[0]].prompt[:80]!r}. Read them with template={Q_AND_A!r}, or evaluate with "
-            'prompt="plain" or a template of your own.'
+            f"The examples of {setting('prompt', prompt)} have the form {Q_AND_A!r}, and the prompts of "
+            f"questions {odd[:10]} do not: "
+            f"{questions[odd[0]].prompt[:80]!r}. Read them with {setting('template', Q_AND_A)}, or evaluate with "
+            f"{setting('prompt', 'plain')} or a template of your own."
         )
     asked = questions.with_prompt_template(examples + "{question}")
     if prompt == "chat":

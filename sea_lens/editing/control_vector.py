@@ -17,6 +17,7 @@ from sea_lens.editing.editor import Editor
 from sea_lens.editing.edits import Edit
 from sea_lens.errors import InputError
 from sea_lens.models.bridge import UNKNOWN_MODEL
+from sea_lens.wording import either
 
 ARCHITECTURE = "controlvector"
 SITE = "resid_post"
@@ -81,7 +82,8 @@ def control_vectors(editor: Editor) -> dict[int, Float[Tensor, " width"]]:
     if editor.where is not None:
         raise InputError(
             f"A control vector is added to every token, and this editor edits {editor.where}. If you mean to edit all, "
-            'export editor.at_positions("all") (--all-tokens), and measure that.'
+            + either('export editor.at_positions("all")', "give --all-tokens")
+            + ", and measure that."
         )
     found: Mapping[int, Tensor | None] = {
         site.layer if site.layer is not None else -1: _vector(edit, str(site), site.name)
@@ -91,8 +93,9 @@ def control_vectors(editor: Editor) -> dict[int, Float[Tensor, " width"]]:
     vectors = {layer: vector for layer, vector in found.items() if vector is not None}
     if 0 in vectors:
         raise InputError(
-            "llama.cpp has no control vector at layer 0, and this editor edits it. Export editor.at_layers(...) of the "
-            "others, and measure that."
+            "llama.cpp has no control vector at layer 0, and this editor edits it. "
+            + either("Export editor.at_layers(...) of the others", "Fit one of other --layers")
+            + ", and measure that."
         )
     if not vectors:
         raise InputError("This editor changes nothing, so there is nothing to export.")

@@ -77,7 +77,7 @@ def words_of_card(card: EditorCard, sites: Iterable[Site], folder: Path) -> dict
         "method": card.method,
         "fitted_on": ("" if n is None else f"{n:,} demonstrations with ") + ("a model" if model == "MODEL" else model),
         "sites": named_sites(list(sites)),
-        "model": model,
+        "model": word if (word := model.removeprefix("sea-lens-")) in NAMED else model,
         "folder": folder.resolve().name,
     }
     return {name: re.sub(r"[`\"\n\r]", " ", text) for name, text in words.items()}

@@ -16,6 +16,7 @@ from sea_lens.models.no_model import no_model_error
 from sea_lens.models.plain import check_no_virtual_tokens, is_plain, places_of, plain_info
 from sea_lens.models.points import points_of
 from sea_lens.models.sites import Site, check_layers
+from sea_lens.wording import either
 
 
 def sites_of_edits(edits: Mapping[Site, Edit], where: Where | None) -> list[Site]:
@@ -128,8 +129,8 @@ def check_origin(ours: ModelInfo, theirs: ModelInfo) -> None:
     if began is not None and begin is not None and began != begin:
         warnings.warn(
             f"This editor was fitted {'with' if began else 'without'} a beginning token before plain prompts, and "
-            f"{theirs.name} is used {'with' if begin else 'without'} one. Set model.cfg.default_prepend_bos = {began} to use "
-            "it as fitted.",
+            f"{theirs.name} is used {'with' if begin else 'without'} one. "
+            + either(f"Set model.cfg.default_prepend_bos = {began} to use it as fitted.", "Fit it on this model."),
             SeaLensWarning,
             stacklevel=6,
         )

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from sea_lens.data.demonstrations import Demonstrations
 from sea_lens.data.questions import Questions
 from sea_lens.errors import InputError
+from sea_lens.wording import either
 
 LEAST_WORDS = 4
 """Prompts of fewer words are compared whole: within a longer prompt they say little."""
@@ -35,7 +36,8 @@ def check_apart(demonstrations: Demonstrations, fitting: Iterable[object], held_
     if shared:
         raise InputError(
             f"{shared} of {len(held_out)} held-out questions are asked in the demonstrations or the fitting questions, so "
-            "their score says nothing. Leave them out, as questions.split() does."
+            "their score says nothing. "
+            + either("Leave them out, as questions.split() does.", "Leave them out of one of the files.")
         )
 
 

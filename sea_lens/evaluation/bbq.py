@@ -23,6 +23,7 @@ from sea_lens.evaluation.evaluation import Evaluation, Run, check_model, check_q
 from sea_lens.evaluation.metrics import BIAS, FAULT, PART, SHARE, Metric, Scale, Sums, mean
 from sea_lens.models.bridge import Model
 from sea_lens.models.log_probs import AnswerScores
+from sea_lens.wording import either, setting
 
 CONDITIONS = {"ambig": "ambiguous", "disambig": "disambiguated"}
 
@@ -99,8 +100,8 @@ def evaluate_bbq(
     check_questions(questions)
     if scored_by not in ("sum", "mean") or context not in ("both", *CONDITIONS):
         raise InputError(
-            f'scored_by is "sum" or "mean" and context "both", "ambig" or "disambig"; {scored_by!r} and {context!r} were '
-            "given."
+            f'{setting("scored_by")} is "sum" or "mean" and {setting("context")} "both", "ambig" or "disambig"; '
+            f"{scored_by!r} and {context!r} were given."
         )
     rows = [row for row in _bbq_questions(questions) if context in ("both", row.context_condition)]
     if not rows:
@@ -140,8 +141,8 @@ def _bbq_questions(questions: Questions) -> list[BBQQuestion]:
     if bad:
         raise InputError(
             f"Questions {bad[:10]} do not say in which context they stand, which answer is unknown and which a stereotype. "
-            "Read them with Questions.from_bbq from files with `context_condition`, `question_polarity`, `answer_info` and "
-            "`additional_metadata`."
+            + either("Read them with Questions.from_bbq from", "Give one of BBQ's")
+            + " files with `context_condition`, `question_polarity`, `answer_info` and `additional_metadata`."
         )
     return rows
 

@@ -20,6 +20,7 @@ from sea_lens.evaluation.metrics import COST, Scale, mean
 from sea_lens.models.bridge import Model
 from sea_lens.models.log_probs import AnswerScores
 from sea_lens.models.tokens import join
+from sea_lens.wording import either
 
 METRICS = [
     mean("stereotype_preferred", scale=Scale(best=0.5, low=0.0, high=1.0)),
@@ -92,7 +93,8 @@ def evaluate_crows_pairs(
     odd = [index for index, pair in enumerate(questions) if len(pair.right) != 1 or len(pair.wrong) != 1]
     if odd:
         raise InputError(
-            f"Rows {odd[:10]} are not pairs of one sentence each. Read pairs with Questions.from_crows_pairs."
+            f"Rows {odd[:10]} are not pairs of one sentence each. "
+            + either("Read pairs with Questions.from_crows_pairs.", "Give a file of CrowS-Pairs.")
         )
     return evaluate_answers(
         "CrowS-Pairs",

@@ -23,6 +23,7 @@ from sea_lens.evaluation.metrics import SHARE, Metric, Scale, Sums
 from sea_lens.models.bridge import Model
 from sea_lens.models.log_probs import AnswerScores
 from sea_lens.models.tokens import join
+from sea_lens.wording import either
 
 
 def _share(column: str) -> Callable[[Sums], Float[Tensor, " resamples"]]:
@@ -108,7 +109,10 @@ def evaluate_stereoset(
     check_questions(questions)
     rows = [row for row in questions if isinstance(row, StereoSetQuestion)]
     if len(rows) < len(questions) or any(len(row.right) != 1 or len(row.wrong) != 2 for row in rows):
-        raise InputError('These are not items of StereoSet. Read them with Questions.from_file("dev.json").')
+        raise InputError(
+            "These are not items of StereoSet. "
+            + either('Read them with Questions.from_file("dev.json").', "Give its dev.json.")
+        )
     rows = [row for row in rows if task in ("both", row.task)]
     if not rows:
         raise InputError(f"No item is an {task!r} item. Leave `task` out, or give other items.")

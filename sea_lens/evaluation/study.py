@@ -38,6 +38,7 @@ from sea_lens.models.bridge import Model, ModelInfo, weights_digest
 from sea_lens.models.damage import DamageMeter
 from sea_lens.models.damage_limits import DamageLimits
 from sea_lens.statistics import Proportion
+from sea_lens.wording import either, setting
 
 MAX_KL = 0.5
 """Up to half a nat per token every text reads well; see `DamageLimits`."""
@@ -120,11 +121,14 @@ def study(
     check_questions(questions)
     if not minutes > 0 or (trials is not None and trials < 1) or control < 0 or shuffles < 0:
         raise InputError(
-            f"minutes is above 0, trials at least 1, control and shuffles at least 0; {minutes}, {trials}, {control} and "
-            f"{shuffles} were given."
+            f"{setting('minutes')} is above 0, {setting('trials')} at least 1, {setting('control')} and "
+            f"{setting('shuffles')} at least 0; {minutes}, {trials}, {control} and {shuffles} were given."
         )
     if max_kl is not None and not max_kl > 0:
-        raise InputError(f"max_kl is a number of nats per token above zero, or None for no limit; {max_kl} was given.")
+        raise InputError(
+            f"{setting('max_kl')} is a number of nats per token above zero, or {either('None', 'none')} for no "
+            f"limit; {max_kl} was given."
+        )
     if isinstance(neutral_texts, str):
         raise InputError("neutral_texts is a list of texts, and a single text was given. Put it into a list.")
     started = time.perf_counter()
@@ -249,8 +253,8 @@ def study(
     facts |= {"control": beside.random, "shuffles": beside.shuffles}
     table = table_of(beside)
     verdict, summary, reasons = verdict_of(beside, table)
-    setting = f"{plan.setting}, fitted on the {plan.token} token{'s' if plan.token == 'mean' else ''}"
-    facts["setting"] = f"{setting}, layers {plan.layers}, strength {trial.strength:.3g}"
+    chosen_one = f"{plan.setting}, fitted on the {plan.token} token{'s' if plan.token == 'mean' else ''}"
+    facts["setting"] = f"{chosen_one}, layers {plan.layers}, strength {trial.strength:.3g}"
     damage = beside.evaluation.damage
     examples = damage.examples if damage is not None else pd.DataFrame()
     facts |= _spent(started, len(found), len(planned))

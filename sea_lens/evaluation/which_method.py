@@ -36,6 +36,7 @@ from sea_lens.models.bridge import Model, check_is_model
 from sea_lens.models.distributed import shows
 from sea_lens.results import folder_names
 from sea_lens.statistics import holm
+from sea_lens.wording import either
 
 Scored = Literal["mc1", "rouge"]
 """What is tuned and scored by: log-probabilities of the answers, or greedy answers."""
@@ -160,7 +161,8 @@ def compare_methods(
                 left_out[name] = tuning.why_none
         if not tunings:
             raise InputError(
-                f"No method could run. {' '.join(f'{name}: {why}' for name, why in left_out.items())} See sl.METHODS."
+                f"No method could run. {' '.join(f'{name}: {why}' for name, why in left_out.items())} "
+                + either("See sl.METHODS.", "`sea-lens methods` lists what each needs.")
             )
         benchmark = _benchmark(measure, held_out_questions, max_new_tokens, batch_size, seed, neutral_texts)
         editors = {name: tuning.best for name, tuning in tunings.items()}

@@ -20,6 +20,7 @@ from sea_lens.evaluation.evaluation import Evaluation, Run, check_model, check_q
 from sea_lens.evaluation.metrics import BIAS, SHARE, Metric, mean
 from sea_lens.models.bridge import Model
 from sea_lens.models.log_probs import AnswerScores
+from sea_lens.wording import either
 
 METRICS = [
     Metric(
@@ -96,7 +97,10 @@ def evaluate_winobias(
     check_questions(questions)
     rows = [row for row in questions if isinstance(row, WinoBiasQuestion) and row.stereotype in ("pro", "anti")]
     if len(rows) < len(questions) or any(len(row.right) != 1 or len(row.wrong) != 1 for row in rows):
-        raise InputError("These are not sentences of WinoBias. Read them with Questions.from_file(path).")
+        raise InputError(
+            "These are not sentences of WinoBias. "
+            + either("Read them with Questions.from_file(path).", "Give one of its files.")
+        )
     return evaluate_answers(
         "WinoBias",
         model,

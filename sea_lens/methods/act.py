@@ -32,6 +32,7 @@ from sea_lens.errors import InputError
 from sea_lens.methods.devices import fitting_device
 from sea_lens.methods.method import check_roles, fitted_editor, register_method
 from sea_lens.models.activations import Activations, Role
+from sea_lens.wording import either, setting
 
 Columns = Float[Tensor, "n width"]
 
@@ -80,9 +81,12 @@ class AcT:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.coverage is not None and not 0 < self.coverage <= 1:
-            raise InputError(f"coverage is a share above 0 and up to 1, or None, and {self.coverage} was given.")
+            raise InputError(
+                f"{setting('coverage')} is a share above 0 and up to 1, or {either('None', 'none')}, and "
+                f"{self.coverage} was given."
+            )
         if self.least_std < 0:
-            raise InputError(f"least_std is at least 0, and {self.least_std} was given.")
+            raise InputError(f"{setting('least_std')} is at least 0, and {self.least_std} was given.")
 
     def fit(self, activations: Activations, *, device: str | torch.device | None = None) -> Editor:
         """One coordinate edit per site, each site by itself, computed in float64.

@@ -29,6 +29,7 @@ from sea_lens.errors import InputError
 from sea_lens.methods.method import check_roles, fitted_editor, register_method
 from sea_lens.models.activations import Activations, Role
 from sea_lens.models.sites import Site, named_sites
+from sea_lens.wording import setting
 
 Vector = Float[Tensor, " width"]
 
@@ -136,7 +137,7 @@ def _shared(first: Mapping[Site, Vector]) -> tuple[Vector, Vector]:
     if len({len(direction) for direction in first.values()}) > 1:
         raise InputError(
             f"One plane takes sites of one width, and these are {named_sites(first)}. Fit them by themselves, or with "
-            'plane="own".'
+            f"{setting('plane', 'own')}."
         )
     directions = torch.stack(list(first.values()))
     likest = int((directions @ directions.T).mean(1).argmax())

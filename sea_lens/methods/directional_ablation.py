@@ -26,6 +26,7 @@ from sea_lens.methods.directions import mean_difference, sides_of
 from sea_lens.methods.method import check_roles, fitted_editor, register_method
 from sea_lens.models.activations import Activations, Role
 from sea_lens.models.sites import Site, choose_sites, named_sites
+from sea_lens.wording import setting
 
 STATES = ("resid_pre", "resid_mid", "resid_post")
 """Sites whose activations are the residual stream itself, and not what is added to it."""
@@ -77,8 +78,8 @@ class DirectionalAblation:
         strange = [name for name in self.at if not Site(0, name).in_stream]
         if strange or not self.at:
             raise InputError(
-                f"at names sites in the residual stream's basis, such as resid_pre, attn_out and mlp_out, and {self.at} was "
-                "given."
+                f"{setting('at')} names sites in the residual stream's basis, such as resid_pre, attn_out and "
+                f"mlp_out, and {self.at} was given."
             )
 
     def fit(self, activations: Activations) -> Editor:
@@ -115,7 +116,7 @@ class DirectionalAblation:
         if not there:
             raise InputError(
                 f"The direction is of the residual stream, and these activations are of {named_sites(activations.sites)}. "
-                "Collect them with site='resid_pre'."
+                f"Collect them with {setting('site', 'resid_pre')}."
             )
         if self.source is not None:
             found = choose_sites(there, [self.source], n_layers, what="This collection")

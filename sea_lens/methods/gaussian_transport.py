@@ -25,6 +25,7 @@ from sea_lens.methods.directions import sides_of
 from sea_lens.methods.method import check_roles, fitted_editor, register_method
 from sea_lens.methods.transport import GaussianMap, gaussian_map
 from sea_lens.models.activations import Activations, Role
+from sea_lens.wording import either, setting
 
 
 @register_method(
@@ -71,9 +72,14 @@ class GaussianTransport:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.rank is not None and self.rank < 1:
-            raise InputError(f"rank is a number of principal components from 1 on, or None, and {self.rank} was given.")
+            raise InputError(
+                f"{setting('rank')} is a number of principal components from 1 on, or {either('None', 'none')}, "
+                f"and {self.rank} was given."
+            )
         if not self.ridge > 0:
-            raise InputError(f"ridge must be above zero, and {self.ridge} was given: covariances can be singular.")
+            raise InputError(
+                f"{setting('ridge')} must be above zero, and {self.ridge} was given: covariances can be singular."
+            )
 
     def fit(self, activations: Activations) -> Editor:
         """One edit per site, computed in float64.

@@ -22,6 +22,7 @@ from sea_lens.models.bridge import Model, check_is_model
 from sea_lens.models.collect import collect_activations
 from sea_lens.models.distributed import shows
 from sea_lens.models.sites import Names, Site, Sites, model_sites
+from sea_lens.wording import either
 
 
 def fit_in_sequence(
@@ -67,8 +68,8 @@ def fit_in_sequence(
     check_is_model(model)
     if getattr(method, "chooses_sites", False):
         raise InputError(
-            f"{type(method).__name__} chooses among all sites at once, so it cannot be fitted on one after the other. Call "
-            "its fit(activations)."
+            f"{type(method).__name__} chooses among all sites at once, so it cannot be fitted on one after the other. "
+            + either("Call its fit(activations).", "Leave --in-sequence out.")
         )
     editor: Editor | None = None
     reports: Mapping[Site, FitReport] = {}
@@ -80,7 +81,8 @@ def fit_in_sequence(
         if fitted.sites != [place]:
             raise InputError(
                 f"{type(method).__name__} was fitted on {place} and edits {', '.join(map(str, fitted.sites[:3]))}: it cannot "
-                "be fitted on one site after the other. Call its fit(activations)."
+                "be fitted on one site after the other. "
+                + either("Call its fit(activations).", "Leave --in-sequence out.")
             )
         reports = {**reports, **fitted.card.reports}
         edits = {**({} if editor is None else editor.edits), **fitted.edits}

@@ -28,6 +28,7 @@ from sea_lens.methods.method import check_roles, fitted_editor, register_method
 from sea_lens.models.activations import Activations, Role
 from sea_lens.models.distributed import shows
 from sea_lens.models.sites import Site
+from sea_lens.wording import setting
 
 
 @register_method("iti", source="Li et al., NeurIPS 2023, arXiv 2306.03341")
@@ -106,7 +107,8 @@ class ITI:
         best = sorted(accuracies, key=lambda key: -accuracies[key])[: self.n_heads]
         if len(best) < self.n_heads:
             warnings.warn(
-                f"{self.n_heads} heads were to be edited, and there are {len(best)}: all of them are. Give n_heads.",
+                f"{self.n_heads} heads were to be edited, and there are {len(best)}: all of them are. Give "
+                f"{setting('n_heads')}.",
                 SeaLensWarning,
                 stacklevel=2,
             )

@@ -31,6 +31,7 @@ from sea_lens.methods.devices import fitting_device
 from sea_lens.methods.directions import Length, mean_difference, shift_along, sides_of
 from sea_lens.methods.method import check_roles, fitted_editor, register_method
 from sea_lens.models.activations import Activations, Role
+from sea_lens.wording import setting
 
 
 @register_method("mean-difference", source="Rimsky et al. 2024, arXiv 2312.06681; Wu et al. 2025, arXiv 2501.17148")
@@ -61,7 +62,10 @@ class MeanDifference:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.normalize and self.length == "activations":
-            raise InputError("normalize=True is length='unit', and length='activations' was given. Give one of them.")
+            raise InputError(
+                f"{setting('normalize', True)} is {setting('length', 'unit')}, and "
+                f"{setting('length', 'activations')} was given. Give one of them."
+            )
 
     def fit(self, activations: Activations, *, device: str | torch.device | None = None) -> Editor:
         """One shift per site, computed in float64.

@@ -23,6 +23,7 @@ from sea_lens.models.matching import Match
 from sea_lens.models.one_token import one_token_answers
 from sea_lens.models.tokens import all_token_ids, stems_of
 from sea_lens.statistics import Proportion
+from sea_lens.wording import setting
 
 Measure = Callable[[Model, Questions], Proportion]
 """What settings are compared by, measured under the hooks that are on the model."""
@@ -171,17 +172,19 @@ def check_chooses(measure: NamedMeasure | Measure, unedited: Proportion, questio
     compared = all(question.wrong for question in questions)
     if unedited.successes:
         raise InputError(
-            f"The unedited model has all {unedited.n} questions right by measure={measure!r}, so no setting can be better. "
-            f"Give harder questions{', or measure=' + repr('mc1') if compared and measure != 'mc1' else ''}."
+            f"The unedited model has all {unedited.n} questions right by {setting('measure', measure)}, so no setting can be "
+            f"better. Give harder questions{', or ' + setting('measure', 'mc1') if compared and measure != 'mc1' else ''}."
         )
-    others = [repr(one) for one in EASIER[measure] if compared or one not in COMPARING]
+    others = [setting("measure", one) for one in EASIER[measure] if compared or one not in COMPARING]
     advice = (
-        f"Take measure={' or '.join(others)}" if others else "Give the questions wrong answers too, and measure='rouge'"
+        f"Take {' or '.join(others)}"
+        if others
+        else f"Give the questions wrong answers too, and {setting('measure', 'rouge')}"
     )
-    longer = ", or raise max_new_tokens" if measure in MATCH_OF else ""
+    longer = f", or raise {setting('max_new_tokens')}" if measure in MATCH_OF else ""
     raise InputError(
-        f"The unedited model has none of the {unedited.n} questions right by measure={measure!r}, so settings would be "
-        f"chosen by chance. {advice}{longer}."
+        f"The unedited model has none of the {unedited.n} questions right by {setting('measure', measure)}, so "
+        f"settings would be chosen by chance. {advice}{longer}."
     )
 
 

@@ -25,6 +25,7 @@ from sea_lens.models.activations import Activations, Role, TokenChoice
 from sea_lens.models.bridge import ModelInfo
 from sea_lens.models.sinks import Sinks
 from sea_lens.models.sites import Site, named_sites
+from sea_lens.wording import either
 
 T = TypeVar("T", bound=type)
 
@@ -274,7 +275,8 @@ def fitted_editor(
     if far:
         warnings.warn(
             f"This edit is longer than the activations themselves at {named_sites(far)}: up to "
-            f"{max(moves.values()):.3g} times. That can break the model: scale it down, and look at sea_lens.measure_damage.",
+            f"{max(moves.values()):.3g} times. That can break the model: scale it down"
+            f"{either(', and look at sea_lens.measure_damage', '')}.",
             SeaLensWarning,
             stacklevel=3,
         )

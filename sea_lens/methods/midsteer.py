@@ -28,6 +28,7 @@ from sea_lens.methods.directions import sides_of
 from sea_lens.methods.method import check_roles, fitted_editor, register_method
 from sea_lens.models.activations import Activations, Role
 from sea_lens.models.sites import Site
+from sea_lens.wording import setting
 
 ROUNDING = 1e-24
 """Share of the squares of activations below which their variance is rounding."""
@@ -92,7 +93,7 @@ class MidSteer:
             if reads is None:
                 raise InputError(
                     f"The neutral activations of {site} do not vary along the negative concept, so their covariance does not "
-                    "say how to read it. Give more demonstrations, or shrinkage=True."
+                    f"say how to read it. Give more demonstrations, or {setting('shrinkage', True)}."
                 )
             left = (t if self.switch else torch.zeros_like(t)) - s
             device = activations.positive[site].device

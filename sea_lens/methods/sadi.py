@@ -33,6 +33,7 @@ from sea_lens.methods.heads import head_width
 from sea_lens.methods.method import check_roles, fitted_editor, register_method
 from sea_lens.models.activations import Activations, Role
 from sea_lens.models.sites import Site
+from sea_lens.wording import setting
 
 
 @register_method("sadi", source="Wang et al. 2024, arXiv 2410.12299")
@@ -98,7 +99,7 @@ class SADI:
         if self.n_elements > len(all_of_them):
             warnings.warn(
                 f"{self.n_elements} elements were to be edited, and there are {len(all_of_them)}: all of them are. Give "
-                "n_elements.",
+                f"{setting('n_elements')}.",
                 SeaLensWarning,
                 stacklevel=2,
             )

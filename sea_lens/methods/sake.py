@@ -33,6 +33,7 @@ from sea_lens.models.passes import telling
 from sea_lens.models.prefixes import how_to_run
 from sea_lens.models.sites import Site
 from sea_lens.models.tokens import PaddedTokens, check_context_length, tokenized_answers
+from sea_lens.wording import either, setting
 
 SITE = Site(None, "unembed.hook_in")
 """What the unembedding reads: after the final norm."""
@@ -88,9 +89,11 @@ class SAKE:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.scope is not None and not 0 < self.scope <= 1:
-            raise InputError(f"scope is a share above 0 and up to 1, or None, and {self.scope} was given.")
+            raise InputError(
+                f"{setting('scope')} is a share above 0 and up to 1, or {either('None', 'none')}, and {self.scope} was given."
+            )
         if self.tokens < 1:
-            raise InputError(f"tokens is a number of tokens from 1 on, and {self.tokens} was given.")
+            raise InputError(f"{setting('tokens')} is a number of tokens from 1 on, and {self.tokens} was given.")
 
     def fit(self, activations: Activations) -> Editor:
         """The editor of one fact.
@@ -114,7 +117,7 @@ class SAKE:
         if self.scope is not None and len(source) < 2 * HELD_OUT:
             raise InputError(
                 f"The radius is fitted on every fifth prompt, and {len(source)} are too few for that: give ten at least, or "
-                "scope=None."
+                f"{setting('scope', None)}."
             )
         by_token = (torch.split(side, width, 1) for side in (source, target))
         steps = [self._step(*sides) for sides in zip(*by_token, strict=True)]

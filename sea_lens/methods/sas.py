@@ -29,6 +29,7 @@ from sea_lens.models.activations import Activations, Role
 from sea_lens.models.sites import Site
 from sea_lens.sae.load import find_sae, kept, load_sae
 from sea_lens.sae.sae import SAE, SAESource
+from sea_lens.wording import either
 
 POOR = 0.5
 """Share of variance below which an SAE is warned about: those that are published explain more on their own activations."""
@@ -79,7 +80,9 @@ class SAS:
         check_fields(self)
         given = self.sae
         if given is None:
-            raise InputError("SAS needs a sparse autoencoder: SAS(sea_lens.load_sae(folder)), or --sae FOLDER.")
+            raise InputError(
+                "SAS needs a sparse autoencoder: " + either("SAS(sea_lens.load_sae(folder)).", "--sae FOLDER.")
+            )
         if not isinstance(given, SAESource):
             loaded = given if isinstance(given, SAE) else load_sae(given)
             if loaded.n_features != loaded.identity.n_features:
@@ -125,7 +128,7 @@ class SAS:
         if fidelity.explained_variance < POOR:
             warnings.warn(
                 f"The SAE explains {fidelity.explained_variance:.0%} of the variance of these activations, so it may be of "
-                "another model, layer or scale. Look at sae.measure(activations).",
+                "another model, layer or scale." + either(" Look at sae.measure(activations).", ""),
                 SeaLensWarning,
                 stacklevel=2,
             )
@@ -197,8 +200,11 @@ def _site(sae: SAE, activations: Activations) -> Site:
     if site not in activations.sites:
         raise ModelMismatchError(
             f"The SAE is of {site}, and these activations are of {', '.join(map(str, activations.sites[:4]))}"
-            f"{', ...' if len(activations.sites) > 4 else ''}. Collect its own: collect_activations(model, demonstrations, "
-            f"[{site.hook_name!r}])."
+            f"{', ...' if len(activations.sites) > 4 else ''}. "
+            + either(
+                f"Collect its own: collect_activations(model, demonstrations, [{site.hook_name!r}]).",
+                f"Give --layers {site.layer} --site {site.name}.",
+            )
         )
     width = activations.positive[site].shape[1]
     if width != sae.width:

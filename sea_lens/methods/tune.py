@@ -31,6 +31,7 @@ from sea_lens.models.bridge import Model, check_is_model, weights_digest
 from sea_lens.models.damage import Damage, DamageMeter
 from sea_lens.models.damage_limits import DamageLimits
 from sea_lens.models.distributed import from_first
+from sea_lens.wording import either, setting
 
 EXPLAINED_VARIANCES = (0.5, 0.8, 0.9, 0.99, 0.998, 0.9999)
 MAX_KL = DamageLimits().kl
@@ -146,7 +147,10 @@ def tune(
     if isinstance(neutral_texts, str):
         raise InputError("neutral_texts is a list of texts, and a single text was given. Put it into a list.")
     if max_kl is not None and not max_kl > 0:
-        raise InputError(f"max_kl is a number of nats per token above zero, or None for no limit; {max_kl} was given.")
+        raise InputError(
+            f"{setting('max_kl')} is a number of nats per token above zero, or {either('None', 'none')} for no "
+            f"limit; {max_kl} was given."
+        )
     if control < 0 or examples < 0:
         raise InputError(f"control and examples are at least 0, and {control} and {examples} were given.")
     check_arguments(tune, given)
@@ -246,7 +250,8 @@ def _warn_of(tuning: Tuning) -> None:
         limited = "" if tuning.n_allowed == len(tuning.table) else f" within a KL of {tuning.max_kl:g}"
         warnings.warn(
             f"None of {tuning.n_allowed} settings{limited} scores higher than the unedited model ({tuning.unedited}). "
-            "Try other layers, strengths or settings, and look at demonstrations.check() and the token choice.",
+            + "Try other layers, strengths or settings, "
+            f"{either('look at demonstrations.check()', 'other demonstrations')}, or another {setting('token')}.",
             SeaLensWarning,
             stacklevel=3,
         )

@@ -22,6 +22,7 @@ from sea_lens.models.neutral import neutral_texts
 from sea_lens.models.repetition import examples_of
 from sea_lens.models.tokens import all_token_ids, token_ids
 from sea_lens.results import Result, readable, screen
+from sea_lens.wording import either
 
 PROMPTS, NEUTRAL = "prompts", "neutral text"
 SHOWN = 3
@@ -188,7 +189,8 @@ class DamageMeter:
         if not predictions:
             raise InputError(
                 "There is no text to measure damage on: no prompt has two tokens, and the model's tokenizer does not know "
-                "the shipped English sample. Give texts=[...] in the model's language."
+                "the shipped English sample. "
+                + either("Give texts=[...] in the model's language.", "Give prompts in the model's language.")
             )
         shown = spread if asked is None else _spread(asked)
         shown = tuple(prompt for prompt in shown if token_ids(model, prompt))

@@ -13,6 +13,7 @@ from sea_lens.models.activations import ROLES, Role, TokenChoice
 from sea_lens.models.bridge import Model, tokenizer_of
 from sea_lens.models.prefixes import common_length
 from sea_lens.models.tokens import TokenizedAnswer, check_context_length
+from sea_lens.wording import setting
 
 KEPT_TOKENS = 100_000
 """Tokens kept from the first reading, 4 bytes each. Later demonstrations are tokenized again when they are run."""
@@ -49,14 +50,16 @@ class DemonstrationTexts:
     def __post_init__(self) -> None:
         if not isinstance(self.token, int) and self.token not in ("last", "last_content", "mean"):
             raise InputError(
-                f'token must be "last", "last_content", "mean" or an integer, and {self.token!r} was given.'
+                f'{setting("token")} must be "last", "last_content", "mean" or an integer, and {self.token!r} was given.'
             )
         rows = self.demonstrations.rows
         missing = [index for index, row in enumerate(rows) if row.neutral is None]
         if 0 < len(missing) < len(rows):
             raise InputError(
                 f"{len(missing)} of {len(rows)} demonstrations have no neutral completion (row {missing[0]}), and the others "
-                "have one. Call demonstrations.with_neutral_answers(model), or leave them out of all rows."
+                "have one. "
+                + either("Call demonstrations.with_neutral_answers(model), or leave", "Give them all one, or leave")
+                + " them out of all rows."
             )
         self.roles: list[Role] = [role for role in ROLES if role != "neutral" or not missing]
 
@@ -138,7 +141,7 @@ class DemonstrationTexts:
             if not -len(answer) <= self.token < len(answer):
                 raise InputError(
                     f"{label} has an answer of {len(answer)} tokens, so there is no token {self.token}. Use "
-                    'token="last", or drop such rows.'
+                    f"{setting('token', 'last')}, or drop such rows."
                 )
             position = answer[self.token]
         return position, position + 1

@@ -14,6 +14,7 @@ from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.models.answering import Asking, answer_prompts
 from sea_lens.models.bridge import EditsModels, Model, check_is_model
 from sea_lens.models.sampling import Sampling
+from sea_lens.wording import either, setting
 
 
 def greedy_answers(
@@ -85,8 +86,11 @@ def _warn_of_reasoning(answers: Sequence[Answer], max_new_tokens: int, stackleve
     if n:
         warnings.warn(
             f"{n} of {len(answers)} answers are reasoning traces that were not over after {max_new_tokens} tokens. Turn the "
-            "reasoning off, with with_chat_template(model, enable_thinking=False) or as the model's card says, or raise "
-            "max_new_tokens.",
+            "reasoning off, "
+            + either(
+                "with with_chat_template(model, enable_thinking=False)", "with --chat-option enable_thinking=false"
+            )
+            + f" or as the model's card says, or raise {setting('max_new_tokens')}.",
             SeaLensWarning,
             stacklevel=stacklevel,
         )

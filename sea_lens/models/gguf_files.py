@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sea_lens.errors import InputError
+from sea_lens.wording import either
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -222,6 +223,9 @@ def _only(name: str, files: Sequence[str]) -> str | None:
     if len(found) > 1:
         raise InputError(
             f"{name} holds {len(found)} GGUF files: {', '.join(found[:12])}. Say which, as in "
-            f'load_model({name!r}, gguf_file="{found[0]}").'
+            + either(
+                f'load_model({name!r}, gguf_file="{found[0]}").',
+                f"{name}/{found[0]}." if Path(name).is_dir() else f"{name}:{found[0]}.",
+            )
         )
     return found[0] if found else None

@@ -24,6 +24,7 @@ from sea_lens.models.quantization import (
     is_quantized,
     quantization_config,
 )
+from sea_lens.wording import either
 
 Dtype = Literal["float32", "bfloat16", "float16", "float64", "auto"]
 """Words for the dtype of weights; `"auto"` is the one that the checkpoint names."""
@@ -140,7 +141,9 @@ def load_model(
         if quantization is None:
             raise
         told = " ".join(str(error).split())[:200]
-        raise InputError(f"{name!r} could not be loaded with quantization={quantization!r} here: {told}") from error
+        raise InputError(
+            f"{name!r} could not be loaded with {setting('quantization', quantization)} here: {told}"
+        ) from error
     except ImportError as error:
         told = " ".join(str(error).split())[:300]
         raise InputError(f"{name!r} cannot be loaded before something else is installed: {told}") from error
@@ -157,7 +160,8 @@ def load_model(
     check_is_model(bridge)
     if quantization is not None and not is_quantized(bridge.original_model):
         warnings.warn(
-            f"quantization={quantization!r} quantized no weights of {name!r}: no layer's size fits it. Try another.",
+            f"{setting('quantization', quantization)} quantized no weights of {name!r}: no layer's size fits "
+            "it. Try another.",
             SeaLensWarning,
             stacklevel=2,
         )
@@ -221,7 +225,7 @@ def _config(name: str, revision: str | None, options: dict[str, Any]) -> Any:
 def _brings_code(name: str) -> str:
     return (
         f"{name!r} needs code that comes with the checkpoint, which is not run unasked. Read it, and pass "
-        "trust_remote_code=True to load_model if you trust it."
+        "trust_remote_code=True to load_model if you trust it" + either(".", ", in Python.")
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 import torch
 
 from sea_lens.errors import InputError
+from sea_lens.wording import setting
 
 QuantizationName = Literal[
     "4bit",
@@ -116,8 +117,8 @@ def quantization_config(
     missing = [package for module, package in needed.items() if not _is_installed(module)]
     if missing:
         raise InputError(
-            f"quantization={quantization!r} needs {' and '.join(missing)}. Run `pip install {' '.join(missing)}`, or leave "
-            "it out."
+            f"{setting('quantization', quantization)} needs {' and '.join(missing)}. Run `pip install "
+            f"{' '.join(missing)}`, or leave it out."
         )
     try:
         return quantizer.config(what, dtype), quantizer.takes_a_map

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sea_lens.errors import InputError
+from sea_lens.wording import setting
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,15 @@ class Sampling:
         if not 0 <= self.temperature < float("inf"):
             raise InputError(f"A temperature is 0 or above, and {self.temperature} was given.")
         if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p is above 0 and at most 1, and {self.top_p} was given.")
+            raise InputError(f"{setting('top_p')} is above 0 and at most 1, and {self.top_p} was given.")
         if self.top_k < 0 or not 0 <= self.seed < 2**63:
-            raise InputError(f"top_k and seed are 0 or above, and {self.top_k} and {self.seed} were given.")
+            raise InputError(
+                f"{setting('top_k')} and {setting('seed')} are 0 or above, and {self.top_k} and {self.seed} were given."
+            )
         if not self.temperature and (self.top_p < 1 or self.top_k):
             raise InputError(
-                "top_p and top_k are for draws, which a temperature of 0 makes none of. Give a temperature."
+                f"{setting('top_p')} and {setting('top_k')} are for draws, which a temperature of 0 makes none of. Give "
+                f"a {setting('temperature')}."
             )
 
     def warpers(self) -> list[Any]:

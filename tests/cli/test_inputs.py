@@ -7,6 +7,7 @@ from conftest import assert_is_one_error
 from sea_lens import Demonstrations, Questions
 from sea_lens.cli.inputs import read_demonstrations, read_questions, reading_of
 from sea_lens.errors import FileFormatError, InputError
+from sea_lens.wording import speaking
 from sea_lens.worlds.bias import BiasWorld
 
 
@@ -54,7 +55,7 @@ def test_the_word_bias_organism_is_the_other_worlds(tmp_path, monkeypatch):
     ("name", "text", "message"),
     [
         ("rows.csv", "prompt,true\np,a\n", "has no column 'false'. It has: prompt, true. Say which columns"),
-        ("rows.jsonl", '{"question": "q"}', "It has: question. .* --column prompt=NAME on the command line"),
+        ("rows.jsonl", '{"question": "q"}', 'It has: question. .* columns=."prompt": NAME'),
         ("rows.jsonl", "", "There are no rows in"),
     ],
 )
@@ -165,7 +166,7 @@ def test_layouts_and_their_options_on_the_command_line(tmp_path):
     rows = [{**BBQ, "context_condition": "ambig"}, {**BBQ, "context_condition": "ambig"}]
     path = tmp_path / "ambiguous.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    with pytest.raises(InputError, match="--reader-option context_condition=none"):
+    with speaking(lambda name, value: None), pytest.raises(InputError, match="--reader-option context_condition=none"):
         read_demonstrations(path, **reading_of("auto", None, None))
     assert len(read_demonstrations(path, **reading_of("auto", None, ["context_condition=none"]))) == 2
     persona = {"question": "Would you?", "answer_matching_behavior": " Yes", "answer_not_matching_behavior": " No"}

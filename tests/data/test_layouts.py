@@ -279,7 +279,7 @@ def test_choices_of_caa_and_of_anthropic(shared_data):
     persona = {"question": "Would you?", "statement": "s", "label_confidence": 0.9}
     persona |= {"answer_matching_behavior": " Yes", "answer_not_matching_behavior": " No"}
     assert Demonstrations.from_file([persona])[0] == Demonstration("Would you?", " Yes", " No")
-    with pytest.raises(InputError, match=r'name no choices of the question\. Read them with answers="published"'):
+    with pytest.raises(InputError, match=r"name no choices of the question\. Read them with answers=\'published\'"):
         Demonstrations.from_file([persona], answers="texts")
 
 
@@ -350,9 +350,7 @@ def test_bbq_of_hugging_face_and_where_answers_are_not_described(shared_data):
         assert question.unknown == known.unknown
         assert question.stereotyped == (known.stereotyped if "target_loc" in row else None)
     ambiguous = [row for row in rows if row["context_condition"] == "ambig"]
-    with pytest.raises(
-        InputError, match=r"None of the 20 rows of BBQ .* 'disambig'.* --reader-option context_condition=none"
-    ):
+    with pytest.raises(InputError, match=r"None of the 20 rows of BBQ .* 'disambig'.* with context_condition=None"):
         Demonstrations.from_file(ambiguous)
     assert len(Demonstrations.from_file(ambiguous, context_condition=None)) == 20
 

@@ -213,7 +213,7 @@ def test_a_folder_of_something_else(tmp_path):
 
 
 def test_a_folder_that_does_not_exist(tmp_path):
-    with pytest.raises(FileFormatError, match="neither a folder nor the name of a repository"):
+    with pytest.raises(FileFormatError, match=r"There is no folder .*Give the folder of an editor"):
         Editor.from_pretrained(tmp_path / "nowhere")
 
 

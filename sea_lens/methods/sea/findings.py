@@ -9,6 +9,7 @@ from sea_lens.editing.card import FitReport
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import SeaLensWarning
 from sea_lens.models.sites import Site, named_sites
+from sea_lens.wording import either, setting
 
 NEARLY_NOTHING = 0.01
 """Share of the norm below which an edit is reported as doing next to nothing."""
@@ -35,12 +36,14 @@ def _does_nothing(editor: Editor, center: bool) -> str:
         f"{_range(one[f'rank_{side}'] for one in found.values())} {side}" for side in ("positive", "negative")
     )
     centering = (
-        "Activations share a dominant mean, and both subspaces may be little more than it: try center=True, at one layer or "
-        "at a small strength first, for centered edits of many layers can break a model. "
+        "Activations share a dominant mean, and both subspaces may be little more than it: try "
+        f"{setting('center', True)}, at one layer or at a small strength first, for centered edits of many "
+        "layers can break a model. "
     )
     remedy = ("Raise" if center else f"{centering}Otherwise raise") + (
-        " explained_variance, give the positive and the negative different ranks, or look at demonstrations.check() and "
-        "the token choice. On SmolLM2-135M-Instruct and Gemma 3 270M no setting of SEA had an effect worth the name, and "
+        f" {setting('explained_variance')}, give the positive and the negative different {setting('ranks')}, or look at "
+        f"{either('demonstrations.check()', 'the demonstrations')} and the token choice. On "
+        "SmolLM2-135M-Instruct and Gemma 3 270M no setting of SEA had an effect worth the name, and "
         "MeanDifference had (docs/real_models.md)."
     )
     if editor.is_identity:
@@ -76,7 +79,8 @@ def _compounds(editor: Editor) -> str:
     return (
         f"This editor moves activations by {sum(moved) / len(moved):.0%} of their norm at each of {len(moved)} sites on "
         f"average, {sum(moved):.2g} norms together, and edits compound. On SmolLM2-135M-Instruct such edits of 15 and 30 "
-        "layers cost 2.6 to 13 nats per token, and the text was gone. Take editor.scaled_to(model, kl=0.1), or one layer."
+        "layers cost 2.6 to 13 nats per token, and the text was gone. "
+        + either("Take editor.scaled_to(model, kl=0.1), or one layer.", "Give --kl 0.1, or one layer.")
     )
 
 
@@ -94,6 +98,6 @@ def _clamps(found: Mapping[Site, FitReport]) -> list[str]:
             listed = ", ".join(f"layer {layer} {share:.1%}" for layer, share in shares.items() if share > MANY_CLAMPED)
             texts.append(
                 f"Entries of the neutral activations {why}: {listed}. Give the feature map a larger scale, or fit at a "
-                "larger feature_unit."
+                f"larger {setting('feature_unit')}."
             )
     return texts

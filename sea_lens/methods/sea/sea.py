@@ -30,6 +30,7 @@ from sea_lens.methods.sea.spectral import CrossCovariance, Spectrum, Subspace, c
 from sea_lens.models.activations import Activations, Role
 from sea_lens.models.distributed import shows
 from sea_lens.models.sites import Site
+from sea_lens.wording import setting
 
 Share = float | tuple[float, float]
 Projections = Literal["both", "positive", "negative", "reversed"]
@@ -132,16 +133,20 @@ class SEA:
                 check_share(pair_of(self.explained_variance)[0], self.spectrum)
             object.__setattr__(self, "explained_variance", None)
             if not all(isinstance(rank, Integral) and rank > 0 for rank in pair_of(self.ranks)):
-                raise InputError(f"ranks are whole numbers above zero, and {self.ranks} was given.")
+                raise InputError(f"{setting('ranks')} are whole numbers above zero, and {self.ranks} was given.")
         elif self.explained_variance is None:
-            raise InputError("SEA needs an explained_variance in (0, 1], or ranks, and neither was given.")
+            raise InputError(
+                f"SEA needs {setting('explained_variance')} in (0, 1], or {setting('ranks')}, and neither was given."
+            )
         for share in pair_of(1.0 if self.explained_variance is None else self.explained_variance):
             check_share(share, self.spectrum)
         if self.feature_map is not None:
             check_map(self.feature_map)
         unit = self.feature_unit
         if unit != "median" and not (isinstance(unit, float | int) and math.isfinite(unit) and unit > 0):
-            raise InputError(f'feature_unit is "median" or a finite number above zero, and {unit!r} was given.')
+            raise InputError(
+                f'{setting("feature_unit")} is "median" or a finite number above zero, and {unit!r} was given.'
+            )
         check_fields(self)
 
     # --- fitting -----------------------------------------------------------------------------------------------------
@@ -247,7 +252,9 @@ class SEA:
             return 1.0
         unit = float(neutral.double().abs().median())
         if unit == 0:
-            raise InputError(f"Half of the neutral activations of {site} are zero. Give feature_unit as a number.")
+            raise InputError(
+                f"Half of the neutral activations of {site} are zero. Give {setting('feature_unit')} as a number."
+            )
         return unit
 
     def features(self, h: Float[Tensor, "n width"], unit: float) -> Float[Tensor, "n width"]:

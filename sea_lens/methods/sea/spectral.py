@@ -22,6 +22,7 @@ from sea_lens.methods.sea.operators import OfMatrix, OfRows
 from sea_lens.methods.sea.rows import Rows
 from sea_lens.methods.sea.squared import SquaredSpectrum
 from sea_lens.models.distributed import from_each, n_processes
+from sea_lens.wording import setting
 
 Spectrum = Literal["squared", "singular_values"]
 """What an explained variance is a share of: the squared singular values (the energy), or the singular values."""
@@ -295,7 +296,7 @@ def rank_explaining(
     if not cumulative[-1] > 0:
         raise InputError(
             "The cross-covariance is zero, so it has no leading directions: the activations are all zero, or (with "
-            "center=True) all rows are the same. Check the demonstrations and the token choice."
+            f"{setting('center', True)}) all rows are the same. Check the demonstrations and the token choice."
         )
     if explained_variance == 1:  # counted, for beside a massive one the others are lost in a sum of squares
         return int(weights.count_nonzero())
@@ -311,7 +312,7 @@ def check_share(explained_variance: float, spectrum: str) -> None:
     if spectrum not in get_args(Spectrum):
         raise InputError(f"spectrum is one of {', '.join(get_args(Spectrum))}, and {spectrum!r} was given.")
     if not (isinstance(explained_variance, Real) and 0 < explained_variance <= 1):
-        raise InputError(f"explained_variance must lie in (0, 1], and {explained_variance} was given.")
+        raise InputError(f"{setting('explained_variance')} must lie in (0, 1], and {explained_variance} was given.")
 
 
 def _without_rounding(singular_values: Float[Tensor, " n_singular_values"]) -> Float[Tensor, " n_singular_values"]:
