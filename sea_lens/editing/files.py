@@ -20,6 +20,7 @@ from sea_lens.editing.registry import edit_of_0_1, from_plain, to_plain
 from sea_lens.editing.where import From, Where
 from sea_lens.errors import FileFormatError
 from sea_lens.models.hub import check_repository
+from sea_lens.models.loading import NAMED
 from sea_lens.models.sites import Site, named_sites
 
 FORMAT = "sea_lens.editor/2"

@@ -13,7 +13,7 @@ from sea_lens.models.activations import ROLES, Role, TokenChoice
 from sea_lens.models.bridge import Model, tokenizer_of
 from sea_lens.models.prefixes import common_length
 from sea_lens.models.tokens import TokenizedAnswer, check_context_length
-from sea_lens.wording import setting
+from sea_lens.wording import either, setting
 
 KEPT_TOKENS = 100_000
 """Tokens kept from the first reading, 4 bytes each. Later demonstrations are tokenized again when they are run."""

@@ -24,7 +24,7 @@ from sea_lens.models.quantization import (
     is_quantized,
     quantization_config,
 )
-from sea_lens.wording import either
+from sea_lens.wording import either, setting
 
 Dtype = Literal["float32", "bfloat16", "float16", "float64", "auto"]
 """Words for the dtype of weights; `"auto"` is the one that the checkpoint names."""
