@@ -47,6 +47,8 @@ print(sl.generate(model, [{"role": "user", "content": "..."}], editor))  # or a 
 <!-- written by sea_lens, and again whenever an editor is saved here; without this line, the file stays as it is -->
 """
 WRITTEN = "<!-- written by sea_lens, "
+CACHED = re.compile(r"-[0-9a-f]{16}-\w+$")
+"""What the cache adds to a GGUF file's name: the file's digest and the dtype."""
 
 
 def write_editor_files(folder: Path, edits: Mapping[Site, Edit], card: EditorCard, where: Where | None) -> None:
@@ -73,7 +75,8 @@ def write_editor_files(folder: Path, edits: Mapping[Site, Edit], card: EditorCar
 
 def words_of_card(card: EditorCard, sites: Iterable[Site], folder: Path) -> dict[str, str]:
     """What fills in the model card of an editor that is saved to a folder."""
-    n, model = card.n_demonstrations, "MODEL" if card.model is None else card.model.name
+    n, model = card.n_demonstrations, "MODEL" if card.model is None else CACHED.sub("", card.model.name)
+    model = model.removeprefix("sea-lens-")  # of an embedded model, which load_model knows without
     words = {
         "method": card.method,
         "fitted_on": ("" if n is None else f"{n:,} demonstrations with ") + ("a model" if model == "MODEL" else model),

@@ -110,6 +110,19 @@ def test_saving_again_overwrites_and_leaves_a_card_of_your_own_alone(editor, fol
     assert readme.read_text() == "Mine."
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("sea-lens-organism", "organism"),
+        ("smollm2-b179c9523d0e6a0f-float32", "smollm2"),
+        ("you/model-7b", "you/model-7b"),
+    ],
+)
+def test_the_card_loads_a_model_by_the_name_that_load_model_knows(editor, tmp_path, name, shown):
+    Editor(editor.edits, replace(editor.card, model=replace(editor.card.model, name=name))).save_pretrained(tmp_path)
+    assert f'sl.load_model("{shown}")' in (tmp_path / "README.md").read_text()
+
+
 def test_a_card_cannot_break_out_of_the_code_it_shows(editor, tmp_path):
     info = replace(editor.card.model, name='a"); import os  # `\n```')
     Editor(editor.edits, replace(editor.card, model=info)).save_pretrained(tmp_path)
