@@ -10,7 +10,7 @@ from typing import Optional
 from sea_lens.cli.app import command
 from sea_lens.cli.inputs import Reading, columns_in, load, read_questions, reading_of
 from sea_lens.cli.options import Of, Options
-from sea_lens.cli.output import UNFINISHED, conclude, finish, record, say, show
+from sea_lens.cli.output import UNFINISHED, conclude, finish, keeps, record, rows_of, say, show
 from sea_lens.data.texts import read_texts
 from sea_lens.errors import FileFormatError
 from sea_lens.evaluation.study import study as run_study
@@ -61,6 +61,10 @@ def study(
         found = replace(found, facts={**found.facts, "replaced": before})
     conclude(found.summary, *found.reasons)
     record(found)
+    for title, table in {"trials": found.trials, "controls": found.controls, "examples": found.examples}.items():
+        keeps(title, rows_of(table))
+    keeps("facts", [dict(found.facts)])
+    keeps("checked", [{"finding": finding} for finding in found.checked.findings])
     show(readable_rows(found.table).rename(columns={"": "model"}))
     if "setting" in found.facts:
         say(f"chosen of {len(found.trials)} of {found.facts['planned']} planned: {found.facts['setting']}", indent=0)

@@ -24,7 +24,6 @@ from sea_lens.evaluation.costs import bytes_on_disk, forward_slowdown
 from sea_lens.evaluation.evaluation import Evaluation, Run
 from sea_lens.evaluation.guard import guarded_from_outside, passing_on, unwarned
 from sea_lens.evaluation.metrics import Scale
-from sea_lens.evaluation.shared import sharing
 from sea_lens.evaluation.side_by_side import (
     COSTS,
     DAMAGE,
@@ -38,6 +37,7 @@ from sea_lens.evaluation.side_by_side import (
 from sea_lens.models.bridge import Model, check_is_model
 from sea_lens.models.distributed import shows
 from sea_lens.models.layers import spans
+from sea_lens.models.shared_meters import sharing
 from sea_lens.models.tokens import token_ids
 from sea_lens.results import Result
 

@@ -24,13 +24,13 @@ from sea_lens.evaluation.benchmark import Benchmark
 from sea_lens.evaluation.compare import kept_in
 from sea_lens.evaluation.evaluation import Evaluation, Run
 from sea_lens.evaluation.guard import guarded_from_outside, passing_on
-from sea_lens.evaluation.shared import sharing
 from sea_lens.evaluation.side_by_side import CONTROLS, NUMBERS, with_interval
 from sea_lens.methods.method import Method
 from sea_lens.methods.sea.sea import SEA
 from sea_lens.models.activations import Activations, BySite
 from sea_lens.models.bridge import Model, check_is_model
 from sea_lens.models.distributed import from_first, shows
+from sea_lens.models.shared_meters import sharing
 from sea_lens.results import Result
 
 PUBLISHED = SEA()

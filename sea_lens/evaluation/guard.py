@@ -20,12 +20,12 @@ from sea_lens.editing.editor import Editor
 from sea_lens.errors import BrokenModelWarning, InputError, SeaLensWarning
 from sea_lens.evaluation.evaluation import Evaluation, Run
 from sea_lens.evaluation.metrics import Columns, Metric
-from sea_lens.evaluation.shared import shared_meter
 from sea_lens.models.bridge import EditsModels, Model
 from sea_lens.models.damage import MOST_PROMPTS, Damage, DamageMeter
 from sea_lens.models.distributed import from_first
 from sea_lens.models.hooks import model_facts
 from sea_lens.models.repetition import examples_of
+from sea_lens.models.shared_meters import shared_meter
 from sea_lens.models.unchanged import unchanged_weights
 
 EXAMPLES = 3

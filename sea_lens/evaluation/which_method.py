@@ -34,6 +34,7 @@ from sea_lens.methods.tuning import Tuning, describe_setting
 from sea_lens.models.activations import Activations, TokenChoice
 from sea_lens.models.bridge import Model, check_is_model
 from sea_lens.models.distributed import shows
+from sea_lens.models.shared_meters import sharing
 from sea_lens.results import folder_names
 from sea_lens.statistics import holm
 from sea_lens.wording import either
@@ -120,7 +121,7 @@ def compare_methods(
     chosen, left_out = chosen_methods(methods)
     how = measure_of(measure, fitting_questions, max_new_tokens, batch_size)
     check_chooses(measure, how(model, fitting_questions), fitting_questions)
-    with kept_in(folder) as kept:
+    with kept_in(folder) as kept, sharing():
         own_folder = kept if folder is not None else None
         sources = Sources(model, demonstrations, token, max_new_tokens, batch_size, own_folder)
         tunings: dict[str, Tuning] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -19,6 +19,7 @@ from sea_lens.methods.settings import UNEDITED, Measured
 from sea_lens.models.bridge import Model
 from sea_lens.models.damage import Damage, DamageMeter
 from sea_lens.models.distributed import alone, from_each, from_first, n_processes, share_of, shows, together
+from sea_lens.models.shared_meters import shared_answer
 from sea_lens.statistics import Proportion
 
 FIRST_LOOK, WHOLE = "first look", "whole"
@@ -65,6 +66,7 @@ class Trials:
     progress: bool
     editors: dict[str, Editor] = field(default_factory=dict)
     _known: dict[Name, Numbers] = field(default_factory=dict, init=False, repr=False)
+    _damages: dict[str, Damage] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         rows = [] if self.store is None else self.store.rows()
@@ -80,10 +82,14 @@ class Trials:
         """The score of the unedited model, on all parts."""
         for part, name in zip(self.parts, self.names, strict=True):
             if (UNEDITED, name) not in self._known:
-                found = self.measure(self.model, part)
-                self._keep((UNEDITED, name), _numbers(found))
+                self._keep((UNEDITED, name), _numbers(self._of_unedited(part, name)))
         whole = self.of(UNEDITED, Reached(len(self.parts), WHOLE))
         return Proportion(whole.right, whole.n)
+
+    def _of_unedited(self, part: Questions, name: str) -> Proportion:
+        if not isinstance(self.measure, Preferring | AnsweringShortly):  # nobody knows what a function looks at
+            return self.measure(self.model, part)
+        return shared_answer(self.model, f"{self.measure!r} {name}", lambda: self.measure(self.model, part))
 
     def of(self, key: str, reached: Reached) -> Measured:
         """What was measured of an editor so far."""
@@ -103,9 +109,25 @@ class Trials:
                 some = share[start : start + AT_ONCE]
                 found = self.meters[look].measure_all([self.editors[key] for key in some])
                 for key, damage in zip(some, found, strict=True):
+                    if look == WHOLE:
+                        self._damages[key] = damage
                     yield key, (damage.kl, damage.perplexity_ratio, float(self._is_certain(damage)))
 
         self._measure(keys, look, each, f"damage, {look}")
+
+    def damage(self, key: str, editor: Editor, examples: int, max_new_tokens: int) -> Damage:
+        """The whole damage of an editor with examples; its table is the one measured before, if this process did that.
+
+        Args:
+            key: The editor's.
+            editor: It.
+            examples: How many prompts both models continue.
+            max_new_tokens: Length of a continuation.
+        """
+        meter = self.meters[WHOLE]
+        if n_processes() > 1 or key not in self._damages:
+            return meter.measure(editor, examples=examples, max_new_tokens=max_new_tokens)
+        return replace(self._damages[key], examples=meter.examples(editor, examples, max_new_tokens))
 
     def ask(self, keys: Sequence[str], n_parts: int) -> None:
         """Measures the scores of editors on the first parts of the questions."""

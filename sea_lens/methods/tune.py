@@ -31,6 +31,7 @@ from sea_lens.models.bridge import Model, check_is_model, weights_digest
 from sea_lens.models.damage import Damage, DamageMeter
 from sea_lens.models.damage_limits import DamageLimits
 from sea_lens.models.distributed import from_first
+from sea_lens.models.shared_meters import shared_meter
 from sea_lens.wording import either, setting
 
 EXPLAINED_VARIANCES = (0.5, 0.8, 0.9, 0.99, 0.998, 0.9999)
@@ -159,7 +160,7 @@ def tune(
     needed = {layer for found in sets.values() for layer in found}
     score = measure_of(measure, questions, max_new_tokens, batch_size)
     limits = _limits(max_kl)
-    meter = DamageMeter.of(model, prompts, neutral_texts, limits=limits, batch_size=batch_size)
+    meter = shared_meter(DamageMeter.of(model, prompts, neutral_texts, limits=limits, batch_size=batch_size))
     store = None
     if folder is not None:
         texts = {kind: plain.rows for kind, plain in meter.predictions.items()}
@@ -209,9 +210,7 @@ def tune(
             if not race.is_finished(keys[first]):
                 race.go_on()
                 continue
-            damage = meter.measure(
-                editors[first], examples=examples, max_new_tokens=min(max_new_tokens, EXAMPLE_TOKENS)
-            )
+            damage = trials.damage(keys[first], editors[first], examples, min(max_new_tokens, EXAMPLE_TOKENS))
             if not damage.is_broken:
                 break
             broken.add(keys[first])  # the next one is looked at
