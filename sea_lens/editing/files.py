@@ -76,7 +76,6 @@ def write_editor_files(folder: Path, edits: Mapping[Site, Edit], card: EditorCar
 def words_of_card(card: EditorCard, sites: Iterable[Site], folder: Path) -> dict[str, str]:
     """What fills in the model card of an editor that is saved to a folder."""
     n, model = card.n_demonstrations, "MODEL" if card.model is None else CACHED.sub("", card.model.name)
-    model = model.removeprefix("sea-lens-")  # of an embedded model, which load_model knows without
     words = {
         "method": card.method,
         "fitted_on": ("" if n is None else f"{n:,} demonstrations with ") + ("a model" if model == "MODEL" else model),
