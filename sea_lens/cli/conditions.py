@@ -46,7 +46,7 @@ def condition(
     show(found.table, f"Conditions, fitted on half; precision and recall on {found.n_when} and {found.n_unless} others")
     conditional = fitted.when(found.where)
     save_editor(conditional, out)
-    say(f"{conditional!r}\nsaved in {out}")
+    say(f"{conditional!r}\nsaved in {out}", indent=4)
     write(out, {}, found)
 
 

@@ -83,7 +83,7 @@ def collect(
     bridge = load(model, loading, [demonstrations])
     activations = reading.collect(bridge, data, collecting, out, layers)
     wrote(out, sorted(path for path in out.rglob("*") if path.is_file()))
-    say(f"{activations!r}\nsaved in {out}")
+    say(f"{activations!r}\nsaved in {out}", indent=4)
 
 
 @command_of_each("Data and fitting", lambda: METHODS, lambda entry: entry.summary, default="sea")
@@ -208,7 +208,7 @@ def tune(entry: MethodEntry) -> Callable[..., None]:
                     result.damage.examples[["prompt", "unedited", "edited"]], "Answers at the best setting", lines=True
                 )
             save_editor(result.best, out, "editor")
-            say(f"{result.best!r}\n")
+            say(f"{result.best!r}\n", indent=4)
         if questions is None:
             say("Chosen by the demonstrations of the fit. Measure it on others before you believe the score.")
         record(result)

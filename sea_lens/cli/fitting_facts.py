@@ -38,7 +38,7 @@ def fit_of_facts(entry: MethodEntry) -> Callable[..., None]:
         model: str,
         facts: Path,
         out: Path = Path("editor"),
-        layers: str = "",
+        layers: Optional[str] = None,
         texts: Optional[Path] = None,
         n: Optional[int] = None,
         *,
@@ -52,7 +52,7 @@ def fit_of_facts(entry: MethodEntry) -> Callable[..., None]:
         chosen = tuple(named_layers(layers, bridge.cfg.n_layers)) if layers else None
         editor = entry.cls(**settings, layers=chosen).fit_facts(bridge, given, texts=neutral, **fitting)
         save_editor(editor, out)
-        say(f"{editor!r}\nsaved in {out}")
+        say(f"{editor!r}\nsaved in {out}", indent=4)
 
     fitting = Of(entry.cls.fit_facts, without=("texts", "moments"))
     return spread(fit_facts, settings=Of(entry.cls, without=("layers",)), fitting=fitting)

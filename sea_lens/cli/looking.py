@@ -50,7 +50,7 @@ def effects(
     conclude(of_effects(result))
     show(result.table, f"Effects on {result.n} questions, {result.confidence:.0%} intervals of the change")
     for name, row in result.flips.iterrows():
-        say(f"{name}: {row['gained']} questions gained, {row['lost']} lost")
+        say(f"{str(name).replace('_', ' ')}: {row['gained']} questions gained, {row['lost']} lost")
     if result.damage is not None:
         conclude(f"Damage: {result.damage.summary}")
     write(out, {"effects": plotting.plot_effects(result)}, result)

@@ -28,6 +28,8 @@ from sea_lens.editing.files import CONFIG, TENSORS
 from sea_lens.results import Result, readable
 
 console = Console()
+WHOLE: Any = {"break_long_words": False, "break_on_hyphens": False}
+"""Lines break at spaces alone, so that names of files and options stay whole."""
 UNFINISHED = "unfinished"
 """Folder of batches that a killed command continues from. It is gone once the results are written."""
 
@@ -143,7 +145,7 @@ def say(text: str, indent: int | None = None) -> None:
         if indent is None or len(line) <= console.width:
             typer.echo(line)
             continue
-        for part in wrap(line, console.width, subsequent_indent=" " * indent, break_long_words=False):
+        for part in wrap(line, console.width, subsequent_indent=" " * indent, **WHOLE):
             typer.echo(part)
 
 
@@ -157,7 +159,7 @@ def note(text: str) -> None:
     if told is not None:
         told.notes.append(text)
         return
-    for part in wrap(harmless(f"note: {text}"), console.width, break_long_words=False):
+    for part in wrap(harmless(f"note: {text}"), console.width, **WHOLE):
         typer.echo(part, err=True)
 
 
@@ -270,4 +272,4 @@ def finish(out: Path, written: Sequence[Path]) -> None:
     if wrote(out, written):
         return
     inside = dict.fromkeys(f"{name.parts[0]}/" for name in names if len(name.parts) > 1)
-    say(f"{', '.join([*(str(name) for name in names if len(name.parts) == 1), *inside])} in {out}")
+    say(f"{', '.join([*(str(name) for name in names if len(name.parts) == 1), *inside])} in {out}", indent=4)

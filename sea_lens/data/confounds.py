@@ -23,6 +23,7 @@ from sea_lens.data.chat import HasTokenizer, Tokenizer, tokenizer_of
 from sea_lens.data.prompts import join
 from sea_lens.data.surface import EXAMINED, copied, letters, looks, plural, recurring, sides_of
 from sea_lens.results import Result
+from sea_lens.wording import either, setting
 
 LENGTH_RATIO = 1.5
 ENDING_GAP = 0.2
@@ -204,7 +205,10 @@ def _length_findings(table: pd.DataFrame, lengths: Mapping[str, Sequence[int]]) 
 def _remedy(roles: tuple[str, str]) -> str:
     if "neutral" not in roles:
         return "choose completions of similar length"
-    return "give with_neutral_answers a max_new_tokens near the length of the others"
+    return either(
+        "give with_neutral_answers a max_new_tokens near the length of the others",
+        f"give {setting('max_new_tokens')} near the length of the others",
+    )
 
 
 def _ending_findings(endings: pd.Series[float]) -> Iterator[tuple[str, str]]:
@@ -213,8 +217,9 @@ def _ending_findings(endings: pd.Series[float]) -> Iterator[tuple[str, str]]:
             yield (
                 "final punctuation",
                 f"{endings[first]:.0%} of {plural(first)} and {endings[second]:.0%} of {plural(second)} end in a period (or "
-                '! or ?), so the last token separates punctuation. Use with_answer_ending("."), or collect with '
-                'token="last_content".',
+                "! or ?), so the last token separates punctuation. "
+                + either('Use with_answer_ending(".")', "Give --answer-ending .")
+                + f", or collect with {setting('token', 'last_content')}.",
             )
             return
 

@@ -18,6 +18,7 @@ from sea_lens.errors import FileFormatError, InputError
 from sea_lens.models.damage import Damage
 from sea_lens.results import WIDEST_CELL, WIDTH, Result, readable
 from sea_lens.statistics import Proportion
+from sea_lens.wording import either
 
 SHOWN = 10
 """Rows that a repr shows."""
@@ -141,8 +142,8 @@ class Tuning(Result):
         gentlest = self.table.iloc[int(self.table["kl"].to_numpy().argmin())]
         return (
             f"all {len(self.table)} settings break the model (limit {self.max_kl} nats per token; the gentlest has KL "
-            f"{gentlest['kl']:.3g}: {describe_setting(gentlest)}). Try smaller strengths or fewer layers, or see "
-            "Editor.scaled_to."
+            f"{gentlest['kl']:.3g}: {describe_setting(gentlest)}). Try smaller strengths or fewer "
+            f"layers{either(', or see Editor.scaled_to', '')}."
         )
 
     @property
@@ -171,6 +172,8 @@ class Tuning(Result):
     def of_controls(self) -> str:
         """What random editors score, in a line."""
         scores, kls = self.controls["score"], self.controls["kl"]
+        if len(self.controls) == 1:
+            return f"1 random editor like the best: score {scores.iloc[0]:.1%}, KL {kls.iloc[0]:.3g}"
         return (
             f"{len(self.controls)} random editors like the best: score {scores.min():.1%} to {scores.max():.1%}, "
             f"KL {kls.min():.3g} to {kls.max():.3g}"
