@@ -291,6 +291,8 @@ def readable_rows(table: pd.DataFrame) -> pd.DataFrame:
         cells["right"].append(f"{right:.0f}/{n:.0f}" if float(right).is_integer() else f"{right:.1f}/{n:.0f}")
         cells["share"].append(f"{100 * share:.0f}% [{100 * low:.0f}, {100 * high:.0f}]")
     for name, (called, form) in CELLS.items():
+        if name == "broken" and not (name in table and (table[name] > 0).any()):
+            continue
         if name in table and table[name].notna().any():
             cells[called] = ["" if pd.isna(value) else form.format(value) for value in table[name]]
             if f"{name}_low" in table:

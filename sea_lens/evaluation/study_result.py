@@ -15,7 +15,7 @@ from sea_lens.data.confounds import DemonstrationCheck
 from sea_lens.editing.editor import Editor
 from sea_lens.evaluation.evaluation import Evaluation
 from sea_lens.evaluation.study_confirm import Beside
-from sea_lens.evaluation.study_controls import SAME_COST, SAME_LENGTH, SHUFFLED, of_costs
+from sea_lens.evaluation.study_controls import SAME_COST, SAME_LENGTH, SHUFFLED, of_costs, span
 from sea_lens.evaluation.study_report import page_of, readable_rows
 from sea_lens.evaluation.study_told import told_of
 from sea_lens.results import Result
@@ -157,9 +157,11 @@ def verdict_of(beside: Beside, table: pd.DataFrame) -> tuple[Verdict, str, list[
     reasons += of_costs(beside.controls, beside.kl) if len(beside.controls) else []
     if SHUFFLED in at:
         fits = [round(at[SHUFFLED][end] * n) for end in ("share_low", "share_high")]
+        costs_of_refits = beside.controls.loc[beside.controls["control"] == SHUFFLED, "kl"]
         reasons.append(
-            f"Fits on shuffled demonstrations, scaled to the edit's share of the limit, have {_span(*fits)} right. One may "
-            "find the same axis with either sign, and its mirror image the other: so their mean is compared."
+            f"Fits on shuffled demonstrations, scaled towards the edit's share of the limit (up to four times a method's own "
+            f"strength), cost {span(costs_of_refits)} nats per token and have {_span(*fits)} right. One may find the same "
+            "axis with either sign, and its mirror image the other: so their mean is compared."
         )
     damage = found.damage
     if damage is not None:
