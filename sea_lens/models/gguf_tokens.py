@@ -33,7 +33,8 @@ def share_kept_whole(tokenizer: Any, tokens: Sequence[str]) -> float | None:
         return None
     words = words[:: -(-len(words) // MOST_WORDS)]
     ids = tokenizer([f"a {word}" for _, word in words], add_special_tokens=False)["input_ids"]
-    return sum(row[-1] == number for (number, _), row in zip(words, ids, strict=True)) / len(words)
+    right = sum(int(row[-1] == number) for (number, _), row in zip(words, ids, strict=True))
+    return right / len(words)
 
 
 def check_tokenizer(name: str, tokenizer: Any, tokens: Sequence[str]) -> None:
