@@ -125,6 +125,7 @@ TRUTH = ["evaluate", "truthfulqa", "organism", "organism"]
         (["tune", "organism", "good.jsonl", "--out", "o", "--strength", "nan"], ["--strength", "finite number"]),
         (["tune", "organism", "good.jsonl", "--out", "o", "--also", "magic"], ["no method 'magic'", "leace"]),
         (["convert", "nofile.pt", "nofile.pt"], ["nofile.pt could not be read"]),
+        (["fit", "memit", "organism", "nofile.json"], ["nofile.json"]),
         (["generate", "organism", "EDITOR"], ["Missing argument"]),
         (["effects", "organism", "EDITOR", "organism", "--control", "-1"], ["--control", "from 0 on"]),
         ([*ABLATE, "--effect", "taste"], ["Unknown effect 'taste'"]),
