@@ -209,7 +209,7 @@ def study(
             progress,
         )
         apart = sides_apart([tries.activations(MeanDifference(), token) for token in tokens], seed)
-        facts["apart"] = apart.told
+        facts |= {"apart": apart.told, "sides_tested": apart.is_tested}
         if apart.is_tested and not apart.is_certain:
             summary = f"no effect can be told: {apart.told}."
             return _nothing(summary, told.right, checked, facts | _spent(started, 0, 0))

@@ -45,6 +45,8 @@ def told_of(facts: Mapping[str, Any]) -> Sequence[str]:
             f"It took {took:.1f} minutes, and {minutes:g} were asked for: one setting and one control of each kind are "
             "always measured, and a machine may slow down on the way."
         )
+    if not facts.get("sides_tested", True):
+        told.append(f"{facts['apart']}.")
     if facts.get("replaced"):
         told.append(str(facts["replaced"]))
     return told

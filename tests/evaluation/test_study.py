@@ -139,6 +139,7 @@ def test_few_demonstrations_are_said_to_be_few(parts, n):
     found = sides_apart([sl.Activations.from_tensors(**sides)])
     assert not found.is_tested
     assert found.told.startswith(f"{n} demonstration{'s are' if n > 1 else ' is'} too few to test")
+    assert told_of({"apart": found.told, "sides_tested": found.is_tested}) == [f"{found.told}."]
 
 
 def test_the_best_trial_within_the_limit_is_chosen(works):
