@@ -1,4 +1,4 @@
-"""Tables and figures of `docs/real_models.md`, from `results/real_models/`: what is between two comments is written anew."""
+"""Tables and figures of `docs/real_models*.md`, from `results/real_models/`: what is between two comments is written anew."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import pandas as pd
 
 from experiments.real_report import RESULTS, figures_of
 
-PAGE = Path(__file__).parents[1] / "docs" / "real_models.md"
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = DOCS / "real_models.md", DOCS / "real_models_tables.md"
+ALPHA = 0.05
 TABLE = re.compile(r"(<!-- table: (?P<name>[^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -71,6 +73,48 @@ def methods_table(found: dict[str, pd.DataFrame], model: str, data: str, seed: i
     return _table(head, rows)
 
 
+def _by_draw(
+    table: pd.DataFrame, model: str, cell: Callable[[pd.Series], str], behaviors: tuple[str, ...]
+) -> tuple[list[str], list[list[object]]]:
+    """A row per method and a column per behavior and draw, the methods in the order of their mean change."""
+    own = table[(table["model"] == model) & table["data"].isin(behaviors)]
+    draws = list(own.groupby(["data", "seed"], sort=False).groups)
+    draws.sort(key=lambda draw: (behaviors.index(draw[0]), draw[1]))
+    means = own.groupby("method")["change"].mean().sort_values(ascending=False)
+    rows: list[list[object]] = []
+    for method in means.index:
+        cells: list[object] = [method]
+        for data, seed in draws:
+            here = own[(own["method"] == method) & (own["data"] == data) & (own["seed"] == seed)]
+            none_here = here.empty or pd.isna(here.iloc[0]["change"])
+            cells.append(("-" if here.empty else "none") if none_here else cell(here.iloc[0]))
+        rows.append(cells)
+    return ["method", *[f"{data} {seed}" for data, seed in draws]], rows
+
+
+def overview_table(found: dict[str, pd.DataFrame], model: str, *behaviors: str) -> str:
+    """Every method as it was chosen: change and KL by behavior and draw."""
+
+    def cell(row: pd.Series) -> str:
+        change = f"{row['change']:+.2f}"
+        return f"{f'**{change}**' if row['more_than_chance'] else change}, {row['kl']:.2f}"
+
+    return _table(*_by_draw(found["methods"], model, cell, behaviors))
+
+
+def equal_table(found: dict[str, pd.DataFrame], model: str, *behaviors: str) -> str:
+    """Every method at one KL: change, the best random editor at that KL, and whether it differs from mean difference."""
+
+    def cell(row: pd.Series) -> str:
+        change = f"{row['change']:+.2f}"
+        mark = ""
+        if row.get("apart_p_holm", 1.0) <= ALPHA:
+            mark = " ▲" if row["apart_change"] > 0 else " ▼"
+        return f"{f'**{change}**' if row['more_than_chance'] else change} ({row['control_high']:+.2f}){mark}"
+
+    return _table(*_by_draw(found["equal"], model, cell, behaviors))
+
+
 def landscape_table(found: dict[str, pd.DataFrame], method: str, *columns: str) -> str:
     """One row per factor and value: the change, a random editor's in brackets, and the KL."""
     table = found["landscape"]
@@ -108,7 +152,7 @@ def chance_table(found: dict[str, pd.DataFrame]) -> str:
     rows: list[list[object]] = [
         [
             row["model"],
-            row["task"],
+            f"{row['task']} {row['seed']}",
             f"{row['right']} of {row['n']}",
             f"[{row['low']:.2f}, {row['high']:.2f}]",
             f"{row['chance']:.2f}",
@@ -119,10 +163,10 @@ def chance_table(found: dict[str, pd.DataFrame]) -> str:
     return _table(["model", "task", "right", "interval", "chance", "so it"], rows)
 
 
-def tasks_table(found: dict[str, pd.DataFrame], model: str, task: str) -> str:
+def tasks_table(found: dict[str, pd.DataFrame], model: str, task: str, seed: int) -> str:
     """Every method and measure of a task."""
     table = found["tasks"]
-    own = table[(table["model"] == model) & (table["task"] == task)]
+    own = table[(table["model"] == model) & (table["task"] == task) & (table["seed"] == seed)]
     rows: list[list[object]] = [
         [
             row["method"],
@@ -151,6 +195,19 @@ def tasks_table(found: dict[str, pd.DataFrame], model: str, task: str) -> str:
     return _table(head, rows)
 
 
+def lm_eval_table(found: dict[str, pd.DataFrame]) -> str:
+    """lm-eval's tasks under the chosen edits."""
+    rows: list[list[object]] = [
+        [row["model"], f"{row['method']}, {row['data']}", row["metric"], *_lm_eval_cells(row)]
+        for _, row in found["lm_eval"].iterrows()
+    ]
+    return _table(["model", "edit", "metric", "unedited -> edited", "change", "random"], rows)
+
+
+def _lm_eval_cells(row: pd.Series) -> list[object]:
+    return [row[name] for name in row.index if name not in ("model", "data", "method", "metric")]
+
+
 def tables(results: Path = RESULTS) -> dict[str, pd.DataFrame]:
     """What was found, by name."""
     return {path.stem: pd.read_csv(path) for path in sorted(results.glob("*.csv"))}
@@ -168,9 +225,12 @@ def filled(page: str, found: dict[str, pd.DataFrame]) -> str:
         kind, *rest = (part.strip() for part in match["name"].split(";"))
         make: dict[str, Callable[[], str]] = {
             "methods": lambda: methods_table(found, rest[0], rest[1], int(rest[2])),
+            "overview": lambda: overview_table(found, *rest),
+            "equal": lambda: equal_table(found, *rest),
+            "lm-eval": lambda: lm_eval_table(found),
             "landscape": lambda: landscape_table(found, rest[0], *rest[1:]),
             "chance": lambda: chance_table(found),
-            "tasks": lambda: tasks_table(found, rest[0], rest[1]),
+            "tasks": lambda: tasks_table(found, rest[0], rest[1], int(rest[2])),
         }
         return f"{match[1]}{make[kind]()}{match[3]}"
 
@@ -184,7 +244,8 @@ def named(page: str) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), tables()), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8"), tables()), encoding="utf-8")
     for name, figure in figures_of(tables()).items():
         if "worlds" not in name:
-            figure.savefig(PAGE.parent / name, dpi=110)
+            figure.savefig(DOCS / name, dpi=110)
