@@ -13,9 +13,9 @@ from sea_lens.cli.options import Of, Options
 from sea_lens.cli.output import UNFINISHED, conclude, finish, keeps, record, rows_of, say, show
 from sea_lens.data.texts import read_texts
 from sea_lens.errors import FileFormatError
-from sea_lens.evaluation.study import study as run_study
-from sea_lens.evaluation.study_report import readable_rows
-from sea_lens.evaluation.study_result import Study
+from sea_lens.evaluation.study.report import readable_rows
+from sea_lens.evaluation.study.result import Study
+from sea_lens.evaluation.study.study import study as run_study
 
 STUDYING = Of(run_study, without=("methods", "neutral_texts", "max_new_tokens", "seed"))
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from sea_lens.data.demonstrations import Demonstrations
 from sea_lens.data.questions import Questions
-from sea_lens.evaluation.study_sizes import spread
+from sea_lens.evaluation.study.sizes import spread
 from sea_lens.methods.measures import MATCH_OF, Measure, NamedMeasure, Preferring
 from sea_lens.models.bridge import Model
 from sea_lens.models.log_probs import score_answers

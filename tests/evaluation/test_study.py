@@ -11,13 +11,13 @@ import sea_lens as sl
 from sea_lens.errors import FileFormatError, InputError
 from sea_lens.evaluation.apart import check_apart
 from sea_lens.evaluation.sides import sides_apart
-from sea_lens.evaluation.study_clock import Clock
-from sea_lens.evaluation.study_confirm import Beside, table_of
-from sea_lens.evaluation.study_controls import SAME_COST, SAME_LENGTH, of_costs, random_pair
-from sea_lens.evaluation.study_plans import STUDIED, plans, studied_layers
-from sea_lens.evaluation.study_report import page_of
-from sea_lens.evaluation.study_result import verdict_of
-from sea_lens.evaluation.study_told import told_of
+from sea_lens.evaluation.study.clock import Clock
+from sea_lens.evaluation.study.confirm import Beside, table_of
+from sea_lens.evaluation.study.controls import SAME_COST, SAME_LENGTH, of_costs, random_pair
+from sea_lens.evaluation.study.plans import STUDIED, plans, studied_layers
+from sea_lens.evaluation.study.report import page_of
+from sea_lens.evaluation.study.result import verdict_of
+from sea_lens.evaluation.study.told import told_of
 from sea_lens.models.sites import named_layers
 
 GOOD = {"methods": [sl.SEA(0.5, center=True)], "layers": ["2", "first:3"], "control": 2, "shuffles": 1}

@@ -14,10 +14,10 @@ from sea_lens.cache import write_text
 from sea_lens.data.confounds import DemonstrationCheck
 from sea_lens.editing.editor import Editor
 from sea_lens.evaluation.evaluation import Evaluation
-from sea_lens.evaluation.study_confirm import Beside
-from sea_lens.evaluation.study_controls import SAME_COST, SAME_LENGTH, SHUFFLED, of_costs, span
-from sea_lens.evaluation.study_report import page_of, readable_rows
-from sea_lens.evaluation.study_told import told_of
+from sea_lens.evaluation.study.confirm import Beside
+from sea_lens.evaluation.study.controls import SAME_COST, SAME_LENGTH, SHUFFLED, of_costs, span
+from sea_lens.evaluation.study.report import page_of, readable_rows
+from sea_lens.evaluation.study.told import told_of
 from sea_lens.results import Result
 from sea_lens.statistics import Proportion
 

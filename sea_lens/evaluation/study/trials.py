@@ -19,7 +19,7 @@ from sea_lens.data.demonstrations import Demonstrations
 from sea_lens.data.questions import Questions
 from sea_lens.editing.editor import Editor
 from sea_lens.errors import HookNeverFiredError, InputError, ModelMismatchError, SeaLensWarning
-from sea_lens.evaluation.study_plans import Plan
+from sea_lens.evaluation.study.plans import Plan
 from sea_lens.methods.budget import own_site, sites_to_collect
 from sea_lens.methods.measures import Measure, Preferring
 from sea_lens.methods.method import Method

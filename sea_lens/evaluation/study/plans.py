@@ -10,6 +10,7 @@ from sea_lens.methods.budget import own_site
 from sea_lens.methods.gaussian_transport import GaussianTransport
 from sea_lens.methods.mean_difference import MeanDifference
 from sea_lens.methods.method import Method, settings_of
+from sea_lens.methods.midsteer import MidSteer
 from sea_lens.methods.sea.sea import SEA
 from sea_lens.methods.settings import layer_sets
 from sea_lens.models.activations import TokenChoice
@@ -17,6 +18,7 @@ from sea_lens.models.activations import TokenChoice
 STUDIED: tuple[Method, ...] = (
     MeanDifference(),
     ACE(),
+    MidSteer(),
     SEA(0.5, center=True),
     GaussianTransport(),
     SEA(0.998, center=False),

@@ -20,8 +20,8 @@ from sea_lens.editing.editor import Editor
 from sea_lens.errors import SeaLensWarning
 from sea_lens.evaluation.evaluation import Evaluation
 from sea_lens.evaluation.right import evaluate_right
-from sea_lens.evaluation.study_clock import Clock
-from sea_lens.evaluation.study_controls import (
+from sea_lens.evaluation.study.clock import Clock
+from sea_lens.evaluation.study.controls import (
     SAME_COST,
     SAME_LENGTH,
     SHUFFLED,
@@ -29,8 +29,8 @@ from sea_lens.evaluation.study_controls import (
     controls_table,
     random_pair,
 )
-from sea_lens.evaluation.study_plans import Plan
-from sea_lens.evaluation.study_trials import Trial, Trials
+from sea_lens.evaluation.study.plans import Plan
+from sea_lens.evaluation.study.trials import Trial, Trials
 from sea_lens.models.bridge import Model
 from sea_lens.models.damage import NEUTRAL, PROMPTS, Damage, DamageMeter
 from sea_lens.models.distributed import shows

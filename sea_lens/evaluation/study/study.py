@@ -22,13 +22,13 @@ from sea_lens.evaluation.compare import kept_in
 from sea_lens.evaluation.contenders import chosen_methods
 from sea_lens.evaluation.evaluation import check_model, check_questions
 from sea_lens.evaluation.sides import sides_apart
-from sea_lens.evaluation.study_clock import Clock
-from sea_lens.evaluation.study_confirm import EVERY, HeldOut, shuffled_pair, table_of, unedited_only
-from sea_lens.evaluation.study_plans import FREE_STRENGTHS, SHARES, STUDIED, TOKENS, plans, studied_layers
-from sea_lens.evaluation.study_result import Study, verdict_of
-from sea_lens.evaluation.study_search import best_of, run_trials, trials_table
-from sea_lens.evaluation.study_sizes import needs_neutral, sized
-from sea_lens.evaluation.study_trials import Trials
+from sea_lens.evaluation.study.clock import Clock
+from sea_lens.evaluation.study.confirm import EVERY, HeldOut, shuffled_pair, table_of, unedited_only
+from sea_lens.evaluation.study.plans import FREE_STRENGTHS, SHARES, STUDIED, TOKENS, plans, studied_layers
+from sea_lens.evaluation.study.result import Study, verdict_of
+from sea_lens.evaluation.study.search import best_of, run_trials, trials_table
+from sea_lens.evaluation.study.sizes import needs_neutral, sized
+from sea_lens.evaluation.study.trials import Trials
 from sea_lens.evaluation.unedited import answer_tokens, why_nothing_can_be_told
 from sea_lens.methods.budget import tried
 from sea_lens.methods.mean_difference import MeanDifference
@@ -94,8 +94,8 @@ def study(
             demonstrations are read, how many questions are asked and how many controls are scored. At least one setting is
             tried, and one control of each kind; a study that took longer, for that or as the machine slowed down, says so.
         trials: How many settings to try instead, on all questions: the same numbers whatever the machine's speed.
-        methods: Methods to try, in their order, by name or with settings; None for mean difference, ACE, SEA (centered at
-            0.5, and as published) and Gaussian transport.
+        methods: Methods to try, in their order, by name or with settings; None for mean difference, ACE, MidSteer,
+            SEA (centered at 0.5, and as published) and Gaussian transport.
         layers: Sets of layers to try, in their order, as for `tune`; None for single layers, a band, parts, and all.
         strengths: Strengths to try, instead of those that cost parts of `max_kl`.
         measure: What counts as right, as for `tune`. By default a right answer that is likelier per token than every wrong

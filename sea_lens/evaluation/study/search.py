@@ -10,9 +10,9 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from sea_lens.errors import InputError
-from sea_lens.evaluation.study_clock import Clock
-from sea_lens.evaluation.study_plans import Plan
-from sea_lens.evaluation.study_trials import Trial, Trials
+from sea_lens.evaluation.study.clock import Clock
+from sea_lens.evaluation.study.plans import Plan
+from sea_lens.evaluation.study.trials import Trial, Trials
 from sea_lens.models.damage import Damage, DamageMeter
 from sea_lens.models.distributed import shows
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from sea_lens.data.confounds import DemonstrationCheck
 from sea_lens.evaluation.evaluation import Evaluation
-from sea_lens.evaluation.study_figures import effect_figure, legend, trials_figure
+from sea_lens.evaluation.study.figures import effect_figure, legend, trials_figure
 from sea_lens.methods.measures import MATCH_OF
 from sea_lens.versions import versions_of
 
@@ -89,7 +89,7 @@ def page_of(study: Studied) -> str:
     asked = int(study.table["n"].iloc[0])
     held_out = "held-out questions" if study.evaluation is not None else "questions"
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True).from_string(
-        (files("sea_lens.evaluation") / "study.html").read_text(encoding="utf-8")
+        (files("sea_lens.evaluation.study") / "study.html").read_text(encoding="utf-8")
     )
     shown = study.trials[study.trials["n"] > 0] if len(study.trials) else study.trials
     before = float(facts.get("unedited_score", 0.0))
