@@ -138,7 +138,7 @@ def main() -> None:
     methods = given.methods or short.get("methods")
     parts = given.only or (["methods"] if given.short else list(PARTS))
     cells = Cells(given.out / "cells")
-    for name in models:
+    for name in [each for each in models if parts != ["report"]]:
         world = "world" in config["models"][name]
         model = None if world else load(name, config["models"][name], where, given.device)
         for part in parts:
