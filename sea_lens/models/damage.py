@@ -209,7 +209,7 @@ class DamageMeter:
             # Texts that it does not edit are texts that it leaves alone.
             warnings.simplefilter("ignore", SeaLensWarning)
             found = {
-                kind: _where_it_acts(plain, editor, plain.divergence_to(editor))
+                kind: plain.where_it_acts(editor, plain.divergence_to(editor))
                 for kind, plain in self.predictions.items()
             }
             shown = self.examples(editor, examples, max_new_tokens)
@@ -229,7 +229,7 @@ class DamageMeter:
             warnings.simplefilter("ignore", SeaLensWarning)
             found = {kind: plain.divergences_to(editors) for kind, plain in self.predictions.items()}
             for kind, plain in self.predictions.items():
-                found[kind] = [_where_it_acts(plain, *each) for each in zip(editors, found[kind], strict=True)]
+                found[kind] = [plain.where_it_acts(*each) for each in zip(editors, found[kind], strict=True)]
         tables = [[self._row(kind, each[number]) for kind, each in found.items()] for number in range(len(editors))]
         return [Damage(pd.DataFrame(rows).set_index("text"), limits=self.limits) for rows in tables]
 
@@ -290,19 +290,6 @@ class DamageMeter:
         return greedy_answers(
             self.model, prompts, max_new_tokens, editor=editor, stop=(), batch_size=self.batch_size, progress=False
         )
-
-
-def _where_it_acts(unedited: UneditedPredictions, editor: EditsModels, found: Divergence) -> Divergence:
-    """What was found with whole texts as prompts, or with parts of them where that says nothing.
-
-    An edit of nothing but what is generated is measured as if the texts were, after their first token. An edit of a prompt's
-    last token alone, which nothing follows here, is measured as if a text's first half were its prompt.
-    """
-    if not found.is_edited:
-        found = unedited.divergence_to(editor, prompt_length=1)
-    if found.kl or editor.token_local:
-        return found
-    return unedited.divergence_to(editor, prompt_length=0.5)
 
 
 def _spread(prompts: Sequence[str]) -> tuple[str, ...]:

@@ -239,6 +239,22 @@ class UneditedPredictions:
         where[:, -1] = False
         return tokens, where
 
+    def where_it_acts(self, editor: EditsModels, found: Divergence) -> Divergence:
+        """What was found with whole texts as prompts, or with parts of them where that says nothing.
+
+        An edit of nothing but what is generated is measured as if the texts were, after their first token. An edit of a
+        prompt's last token alone, which nothing follows here, is measured as if a text's first half were its prompt.
+
+        Args:
+            editor: The editor.
+            found: Its divergence with whole texts as prompts.
+        """
+        if not found.is_edited:
+            found = self.divergence_to(editor, prompt_length=1)
+        if found.kl or editor.token_local:
+            return found
+        return self.divergence_to(editor, prompt_length=0.5)
+
 
 def _prompt_lengths(rows: Rows, asked: int | float | None) -> Tensor | int | None:
     if asked is None or asked >= 1:

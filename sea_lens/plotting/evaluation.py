@@ -325,10 +325,9 @@ def plot_transfer(result: Transfer, *, axes: Axes | None = None) -> Figure:
         [f"({text})" if within else text for text, within in zip(map(_signed, row, most), inside, strict=True)]
         for row, most, inside in zip(values, tops, chance, strict=True)
     ]
-    headlines = result.headlines
-    names = [f"{name}\n{in_words(headlines[name])}\n{unedited[name]:.3g}" for name in benchmarks]
-    width = max(len(line) for name in names for line in name.split("\n"))
-    axes = one_panel(axes, 3.2 + max(1.1, 0.09 * width) * len(names), 2.2 + 0.5 * len(changes))
+    names = [f"{name}\n{in_words(result.headlines[name])}\n{unedited[name]:.3g}" for name in benchmarks]
+    widest = max(len(line) for name in names for line in name.split("\n"))
+    axes = one_panel(axes, 3.2 + max(1.1, 0.09 * widest) * len(names), 2.2 + 0.5 * len(changes))
     own = [(row, benchmarks.index(source)) for row, source in enumerate(sources) if source in benchmarks]
     shades = towards / np.where(largest > 0, largest, 1.0)
     told = _with_damage(result.table)[1:]

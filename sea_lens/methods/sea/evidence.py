@@ -13,6 +13,8 @@ from torch import Tensor
 from sea_lens.editing.affine import AffineEdit
 from sea_lens.errors import InputError
 from sea_lens.methods.sea.spectral import CrossCovariance
+from sea_lens.models.sites import Site
+from sea_lens.wording import setting
 
 T = TypeVar("T")
 
@@ -63,3 +65,17 @@ def pair_of(value: T | tuple[T, T]) -> tuple[T, T]:
     if len(value) != 2:
         raise InputError(f"A pair (positive, negative) was expected, and {value} was given.")
     return (value[0], value[1])
+
+
+def median_unit(neutral: Float[Tensor, "n width"], site: Site | int | str) -> float:
+    """The unit of a feature map: the median of the neutral activations' absolute entries.
+
+    Raises:
+        InputError: If half of them are zero.
+    """
+    unit = float(neutral.double().abs().median())
+    if unit == 0:
+        raise InputError(
+            f"Half of the neutral activations of {site} are zero. Give {setting('feature_unit')} as a number."
+        )
+    return unit

@@ -22,7 +22,7 @@ from sea_lens.editing.sparing import NotMassive
 from sea_lens.errors import InputError
 from sea_lens.methods.devices import fitting_device
 from sea_lens.methods.method import Origin, card_of, check_roles, method_of, register_method
-from sea_lens.methods.sea.evidence import Evidence, pair_of, part_of
+from sea_lens.methods.sea.evidence import Evidence, median_unit, pair_of, part_of
 from sea_lens.methods.sea.feature_space import FeatureMap, FeatureSpaceEdit, check_map
 from sea_lens.methods.sea.findings import warn_of
 from sea_lens.methods.sea.projectors import difference_of_projectors
@@ -250,12 +250,7 @@ class SEA:
             return float(self.feature_unit)
         if self.feature_map is None:  # a median takes longer than a fit, and a linear edit knows no unit
             return 1.0
-        unit = float(neutral.double().abs().median())
-        if unit == 0:
-            raise InputError(
-                f"Half of the neutral activations of {site} are zero. Give {setting('feature_unit')} as a number."
-            )
-        return unit
+        return median_unit(neutral, site)
 
     def features(self, h: Float[Tensor, "n width"], unit: float) -> Float[Tensor, "n width"]:
         """Phi of activations in a unit, in float64; without a feature map the activations themselves, in their precision."""
