@@ -110,7 +110,8 @@ def equal_table(found: dict[str, pd.DataFrame], model: str, *behaviors: str) -> 
         mark = ""
         if row.get("apart_p_holm", 1.0) <= ALPHA:
             mark = " ▲" if row["apart_change"] > 0 else " ▼"
-        return f"{f'**{change}**' if row['more_than_chance'] else change} ({row['control_high']:+.2f}){mark}"
+        shown = f"**{change}**" if row["more_than_chance"] else change
+        return f"{shown} ({row['control_high']:+.2f}), {row['kl']:.2f}{mark}"
 
     return _table(*_by_draw(found["equal"], model, cell, behaviors))
 
@@ -152,7 +153,7 @@ def chance_table(found: dict[str, pd.DataFrame]) -> str:
     rows: list[list[object]] = [
         [
             row["model"],
-            f"{row['task']} {row['seed']}",
+            f"{row['task'].removesuffix(' again')}, draw {row['seed']}",
             f"{row['right']} of {row['n']}",
             f"[{row['low']:.2f}, {row['high']:.2f}]",
             f"{row['chance']:.2f}",

@@ -81,10 +81,11 @@ def _wait(device: torch.device) -> None:
 
 
 def bytes_on_disk(editor: Editor) -> int | None:
-    """Size of the files that `save_pretrained` writes; None for an editor that cannot be saved."""
+    """Size of the files that make an editor, without their README, which names the folder; None where it cannot be saved."""
     with TemporaryDirectory() as folder:
         try:
             editor.save_pretrained(folder)
         except InputError:
             return None
-        return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+        files = [path for path in Path(folder).rglob("*") if path.is_file() and path.name != "README.md"]
+        return sum(path.stat().st_size for path in files)

@@ -92,7 +92,8 @@ def test_the_unedited_model_is_scored_once_whatever_the_number_of_editors(llama,
 def test_costs_are_those_of_the_editor(comparison, llama, editor_of, tmp_path):
     editor_of(llama).save_pretrained(tmp_path)
     table = comparison.table
-    assert table.at["SEA / 1", "bytes"] == sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    weights, config = tmp_path / "editor.safetensors", tmp_path / "config.json"
+    assert table.at["SEA / 1", "bytes"] == weights.stat().st_size + config.stat().st_size
     assert pd.isna(table.at["unedited", "bytes"])
     assert table["rank"].tolist()[1:3] == [12, 8]
     assert list(table["layers"][1:]) == ["0-2", "0,2", "1"]

@@ -112,7 +112,7 @@ def test_an_empty_vector_is_refused_by_its_cause():
     for tau in (-0.1, 1.1):
         with pytest.raises(InputError, match="tau must be a number from 0 to 1"):
             sl.SAS(dictionary(), tau)
-    with pytest.raises(InputError, match=r"SAS needs a sparse autoencoder: .* or --sae FOLDER"):
+    with pytest.raises(InputError, match=r"SAS needs a sparse autoencoder: SAS\(sea_lens.load_sae\(folder\)\)"):
         sl.SAS()
     with pytest.raises(InputError, match="only some of its features"):
         sl.SAS(dictionary().at_features(torch.tensor([1])))

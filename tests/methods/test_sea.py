@@ -221,7 +221,7 @@ def test_activations_of_which_half_are_zero_have_no_median_unit():
     [
         *(({name: "neither"}, f"^{name} is one of ") for name in ("projections", "merge", "merge_space", "spectrum")),
         *(({"explained_variance": share}, "must lie in") for share in (0.0, 1.1, float("nan"), (0.9, 0.0))),
-        ({"explained_variance": None}, "needs an explained_variance"),
+        ({"explained_variance": None}, "needs explained_variance"),
         ({"ranks": (1, 2, 3)}, "A pair"),
         *(({"ranks": ranks}, "whole numbers above zero") for ranks in (0, (1, 0), 1.5, "3")),
         *(({"feature_map": Tanh(), "feature_unit": unit}, "feature_unit is") for unit in (0.0, float("inf"), "mean")),
