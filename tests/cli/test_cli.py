@@ -162,7 +162,7 @@ def test_mistakes_are_one_line_before_any_model_is_loaded(sea_lens, editor_folde
         (["generate", "organism", "EDITOR", "word " * 80], "context is 64"),
         (["generate", "no-such-model", "EDITOR", "text"], "There is no model 'no-such-model'"),
         (["evaluate", "truthfulqa", "organism", "organism", "--prompt", "some"], "template with {question}"),
-        (["evaluate", "bbq", "organism", "organism"], "Questions.from_bbq"),
+        (["evaluate", "bbq", "organism", "organism"], "Give one of BBQ's files"),
     ],
 )
 def test_mistakes_that_only_the_model_shows_are_one_line(sea_lens, demos, editor_folder, tmp_path, arguments, part):

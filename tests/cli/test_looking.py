@@ -56,7 +56,7 @@ def test_effects_are_measured_shown_and_written(run, organism, fitted):
     assert all(name.replace("_", " ") in shown for name in expected.table.index)
     assert "Effects on 12 questions, 95% intervals" in out
     for name, row in expected.flips.iterrows():
-        assert f"{name}: {row['gained']} questions gained, {row['lost']} lost" in out
+        assert f"{name.replace('_', ' ')}: {row['gained']} questions gained, {row['lost']} lost" in out
     assert "effects.png" in names
     assert max(map(len, out.splitlines()[:-1])) <= 80
 

@@ -103,7 +103,7 @@ def test_generate_asks_in_the_chat_template(sea_lens, chatty, editor_folder):
         (["--chat-option", "loud"], "--chat-option is NAME=VALUE"),
         (["--chat-option", "loud=true"], "no switch 'loud'"),
         (["--top-k", "-1"], "from 0 on"),
-        (["--chat", "--top-p", "0.5"], "Give a temperature"),
+        (["--chat", "--top-p", "0.5"], "Give a --temperature"),
     ]:
         code, _, err = sea_lens("generate", "organism", editor_folder, asked, *SHORT, *wrong)
         assert code == 2
