@@ -291,8 +291,8 @@ def test_no_code_of_a_file_runs(tmp_path, capsys):
 
 
 def test_what_is_not_there_or_damaged_is_said(tmp_path):
-    assert "the hub could not be asked" in refused("nobody/no-such-sae", inside="layer_3")
-    assert "neither a file or folder nor the name of a repository" in refused("a/b/c", inside="d")
+    assert "the Hugging Face hub cannot be asked for it" in refused("nobody/no-such-sae", inside="layer_3")
+    assert "There is no folder a/b/c. Give the folder of an SAE" in refused("a/b/c", inside="d")
     (tmp_path / "empty").mkdir()
     assert "one of these files is expected: sae_weights.safetensors, params.npz" in refused(tmp_path / "empty")
     folder = saelens(tmp_path / "damaged", layouts.without_threshold(random_sae()))

@@ -96,7 +96,7 @@ def test_it_is_fitted_from_the_command_line(sea_lens, demos, tmp_path):
     assert (tmp_path / "f" / "features-blocks.1.hook_resid_post.csv").is_file()
     for options, why in (
         ([], "SAS needs a sparse autoencoder"),
-        (["--sae", "nowhere"], "no SAE of that name"),
+        (["--sae", "nowhere"], "There is no folder nowhere with an SAE"),
         (["--sae", "organism", "--tau", "2"], "expected a finite number from 0 to 1"),
     ):
         code, out, err = sea_lens("fit", "sas", "organism", demos, *options)
