@@ -202,11 +202,13 @@ def lm_eval_table(found: dict[str, pd.DataFrame]) -> str:
         [row["model"], f"{row['method']}, {row['data']}", row["metric"], *_lm_eval_cells(row)]
         for _, row in found["lm_eval"].iterrows()
     ]
-    return _table(["model", "edit", "metric", "unedited -> edited", "change", "random"], rows)
+    return _table(["model", "edit", "metric", "n", "unedited -> edited", "change", "random"], rows)
 
 
 def _lm_eval_cells(row: pd.Series) -> list[object]:
-    return [row[name] for name in row.index if name not in ("model", "data", "method", "metric")]
+    interval = "" if pd.isna(row["low"]) else f" [{row['low']:+.3f}, {row['high']:+.3f}]"
+    values = f"{row['unedited']:.3g} -> {row['edited']:,.4g}"
+    return [int(row["n"]), values, f"{row['change']:+,.3g}{interval}", f"{row['control']:+,.3g}"]
 
 
 def tables(results: Path = RESULTS) -> dict[str, pd.DataFrame]:

@@ -137,12 +137,14 @@ def of_costs(controls: pd.DataFrame, kl: float) -> list[str]:
     length, cost = (controls[controls["control"] == kind] for kind in (SAME_LENGTH, SAME_COST))
     if len(length):
         broken = int(length["is_broken"].sum())
-        typical = float(length["kl"].median())
-        says = "about as much as the edit"
-        if typical > FAR * kl:
-            says = "far more than the edit, so beating them says less than beating those of the same cost"
-        elif typical < kl / FAR:
-            says = "far less than the edit, so they are beaten more easily than those of the same cost"
+        dear, cheap = length["kl"] > FAR * kl, length["kl"] < kl / FAR
+        says = "about as much as the edit, or on either side of it"
+        if 2 * int(dear.sum()) > len(length):
+            most = "far more" if dear.all() else "mostly far more"
+            says = f"{most} than the edit, so beating them says less than beating those of the same cost"
+        elif 2 * int(cheap.sum()) > len(length):
+            most, them = ("far less", "they") if cheap.all() else ("mostly far less", "most of them")
+            says = f"{most} than the edit, so {them} are beaten more easily than those of the same cost"
         breaks = f" {broken} of {len(length)} {'breaks' if broken == 1 else 'break'} the model." if broken else ""
         told.append(
             f"Random editors of the same length move every token as far as the edit, elsewhere. They cost "
@@ -152,7 +154,7 @@ def of_costs(controls: pd.DataFrame, kl: float) -> list[str]:
         off = int((cost["kl"].map(lambda one: _apart(one, kl)) > math.log(FAR)).sum())
         missed = f" {off} of {len(cost)} could not be brought near to it." if off else ""
         told.append(
-            f"Random editors of the same cost are those directions at {span(cost['factor'])} times the edit's length, where "
+            f"Random editors of the same cost lie in the same directions at {span(cost['factor'])} times the edit's length, where "
             f"they cost {span(cost['kl'])} nats per token.{missed}"
         )
     return told

@@ -237,7 +237,7 @@ def _limits(study: Studied) -> list[str]:
             "smaller effects are not told from none."
         )
         found.append(
-            f"Beating random editors of {facts['control']} directions says that the direction matters (same length), and "
+            f"Beating random editors (directions: {facts['control']}) says that the direction matters (same length), and "
             f"that the effect is not what any damage of this size does (same cost). It is no p-value below "
             f"{1 / (1 + max(1, facts['control'])):.2g}."
         )

@@ -124,6 +124,8 @@ def study(
             f"{setting('minutes')} is above 0, {setting('trials')} at least 1, {setting('control')} and "
             f"{setting('shuffles')} at least 0; {minutes}, {trials}, {control} and {shuffles} were given."
         )
+    if strengths is not None and 0 in strengths:
+        raise InputError(f"{setting('strengths')} holds 0, which changes nothing: leave it out.")
     if max_kl is not None and not max_kl > 0:
         raise InputError(
             f"{setting('max_kl')} is a number of nats per token above zero, or {either('None', 'none')} for no "
