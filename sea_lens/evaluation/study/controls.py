@@ -154,8 +154,8 @@ def of_costs(controls: pd.DataFrame, kl: float) -> list[str]:
         off = int((cost["kl"].map(lambda one: _apart(one, kl)) > math.log(FAR)).sum())
         missed = f" {off} of {len(cost)} could not be brought near to it." if off else ""
         told.append(
-            f"Random editors of the same cost lie in the same directions at {span(cost['factor'])} times the edit's length, where "
-            f"they cost {span(cost['kl'])} nats per token.{missed}"
+            f"Random editors of the same cost lie in the same directions, {span(cost['factor'])} times as long as the edit, "
+            f"and cost {span(cost['kl'])} nats per token.{missed}"
         )
     return told
 

@@ -16,6 +16,9 @@ from sea_lens.evaluation.study.trials import Trial, Trials
 from sea_lens.models.damage import Damage, DamageMeter
 from sea_lens.models.distributed import shows
 
+TOLD = "{desc}: {n_fmt} of {total_fmt} planned, as many as there is time for [{elapsed}{postfix}]"
+"""A progress bar without an estimate, which would be of all that is planned."""
+
 
 def run_trials(
     tries: Trials, planned: Sequence[Plan], clock: Clock, n_held_out: int, progress: bool
@@ -32,7 +35,8 @@ def run_trials(
     found: list[tuple[Plan, Trial]] = []
     left_out: dict[str, str] = {}
     most = len(planned) if clock.trials is None else min(clock.trials, len(planned))
-    with tqdm(total=most, desc="trials", unit="trial", disable=not shows(progress)) as bar:
+    shape = None if clock.seconds is None else TOLD  # what is planned takes longer than there is
+    with tqdm(total=most, desc="trials", unit="trial", bar_format=shape, disable=not shows(progress)) as bar:
         for plan in planned:
             is_known, is_fitted = plan.name in tries.known, tries.is_fitted(plan)
             if clock.is_over(fits=not is_fitted):
