@@ -121,7 +121,7 @@ def test_what_is_no_model_is_one_sentence(tmp_path, llama, without_type_checks):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="not a model's folder"):
         load_model(tmp_path)
-    with pytest.raises(InputError, match="There is no folder or file .*nowhere"):
+    with pytest.raises(InputError, match=r"There is no folder or file .*nowhere"):
         load_model(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"takes a name or a folder, and a LlamaForCausalLM .*hf_model=model"):
         load_model(llama.original_model)
