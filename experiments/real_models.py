@@ -76,7 +76,11 @@ def run_methods(
         print(f"{time.strftime('%H:%M:%S')} {where} {method}: {told} ({time.perf_counter() - began:.0f} s)", flush=True)
         if equal:
             found = run_equal(cells, setup, where, method, config, facts, trials)
-            told = "none" if found["chosen"] is None else f"{found['change']:+.2f} (random {max(found['random']):+.2f})"
+            told = (
+                "none"
+                if found["chosen"] is None
+                else f"{found['change']:+.2f} (random {max(found['random'], default=float('nan')):+.2f})"
+            )
             print(f"{where} {method}, at a KL of {config['equal']['kl']}: {told}", flush=True)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import sea_lens as sl
+from experiments.real_classes import around
 from experiments.real_equal import run_equal, scaled_to
 from experiments.real_judge import JUDGES
 from experiments.real_methods import chosen_of, kept, method_of_entry, run_method, stronger
@@ -95,6 +96,18 @@ def test_a_run_that_was_killed_goes_on(llama, tmp_path):
     assert landscape_rows(cells).empty
     edited, plain = setup.gaps(setup.held_out, [None, None])
     assert torch.equal(edited, plain)
+
+
+def test_an_edit_around_the_mean_that_it_has_is_the_same_edit():
+    torch.manual_seed(0)
+    sides = {
+        role: torch.randn(40, 8).double() + shift for role, shift in (("neutral", 3), ("positive", 2), ("negative", 1))
+    }
+    activations = sl.Activations.from_tensors(**{role: {0: side.float()} for role, side in sides.items()})
+    editor = sl.SEA(0.5, center=True).fit(activations).scaled(0.7)
+    mean, h = sides["neutral"].mean(0), torch.randn(5, 8)
+    assert torch.allclose(around(editor, {0: mean})[0](h), editor[0](h), atol=1e-5)
+    assert not torch.allclose(around(editor, {0: mean + 1})[0](h), editor[0](h), atol=1e-3)
 
 
 def test_the_pages_hold_the_tables_of_the_results():
