@@ -164,11 +164,16 @@ def plain_of(setup: Setup, columns: Columns) -> Mapping[str, Tensor]:
     return found
 
 
+def facts_of(name: str, task: str, own: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the results of a task: not which methods and draws are asked for."""
+    return {"model": name, "task": task, **{key: own[key] for key in own if key not in ("methods", "seeds")}}
+
+
 def run_letters(
     cells: Cells, name: str, model: Model, entry: Mapping[str, Any], task: str, own: Mapping[str, Any], data: Path
 ) -> None:
     """A task of letters: chance, and no more where the model may be guessing."""
-    facts = {"model": name, "task": task, **own}
+    facts = facts_of(name, task, own)
     found = cells.get(f"{name}/tasks/{task}/chance", facts, lambda: caa(model, entry, own["letters"], data))
     print(f"{name} {task}: {found}", flush=True)
 
@@ -179,7 +184,7 @@ def run_task(
     """Chance on the tuning questions first; then every method of the task where the model is above it."""
     columns = truthful if task.startswith("truthfulqa") else per_token_right
     limits, where = config["task_limits"], f"{name}/tasks/{task}/seed {seed}"
-    facts = {"model": name, "task": task, **own, "places": setup.places, "limits": limits, "seed": seed}
+    facts = {**facts_of(name, task, own), "places": setup.places, "limits": limits, "seed": seed}
     chance = cells.get(f"{where}/chance", facts, lambda: at_chance(setup.model, setup.tuning, own["chance"]))
     print(f"{where}: tuning questions right, unedited: {chance}", flush=True)
     if chance["at_chance"] and not own.get("steered_at_chance"):

@@ -14,8 +14,10 @@ from experiments.real_equal import run_equal, scaled_to
 from experiments.real_judge import JUDGES
 from experiments.real_methods import chosen_of, kept, method_of_entry, run_method, stronger
 from experiments.real_page import PAGES, filled, named, tables
-from experiments.real_report import equal_rows, landscape_rows, method_rows
+from experiments.real_report import equal_rows, landscape_rows, method_rows, task_rows
 from experiments.real_setup import HERE, Cells, behavior, split_rows
+from experiments.real_tasks import per_token_right, run_task
+from sea_lens.models.log_probs import score_answers
 
 CONFIG = json.loads((HERE / "real_models.json").read_text(encoding="utf-8"))
 
@@ -96,6 +98,15 @@ def test_a_run_that_was_killed_goes_on(llama, tmp_path):
     assert landscape_rows(cells).empty
     edited, plain = setup.gaps(setup.held_out, [None, None])
     assert torch.equal(edited, plain)
+    own = {"chance": 0.5, "steered_at_chance": True, "methods": ["mean-difference"], "seeds": [0]}
+    config["task_limits"] = config["limits"]
+    run_task(cells, "tiny", setup, "bbq", own, 0, config)
+    more = {**own, "methods": ["mean-difference"] * 2, "seeds": [0, 1]}
+    run_task(cells, "tiny", replace(setup, model=None), "bbq", more, 0, config)  # kept, whatever else is asked for
+    chance, row = (table.iloc[0] for table in task_rows(cells))
+    right = per_token_right(score_answers(llama, setup.tuning, progress=False))["right"]
+    assert (chance["right"], chance["n"]) == (int(right.sum()), 2)
+    assert row["change"] == pytest.approx(row["edited"] - row["plain"])
 
 
 def test_an_edit_around_the_mean_that_it_has_is_the_same_edit():
