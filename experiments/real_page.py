@@ -206,7 +206,7 @@ def lm_eval_table(found: dict[str, pd.DataFrame]) -> str:
 
 
 def _lm_eval_cells(row: pd.Series) -> list[object]:
-    interval = "" if pd.isna(row["low"]) else f" [{row['low']:+.3f}, {row['high']:+.3f}]"
+    interval = "" if pd.isna(row["low"]) else f" [{row['low']:+,.3g}, {row['high']:+,.3g}]"
     values = f"{row['unedited']:.3g} -> {row['edited']:,.4g}"
     return [int(row["n"]), values, f"{row['change']:+,.3g}{interval}", f"{row['control']:+,.3g}"]
 

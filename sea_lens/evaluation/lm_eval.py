@@ -54,8 +54,9 @@ def evaluate_lm_eval(
 ) -> Evaluation:
     """Runs tasks of lm-evaluation-harness, such as HellaSwag, MMLU and GSM8K, on the edited model.
 
-    A metric that is a mean over samples (accuracy, exact match) gets a paired interval over lm-eval's own samples (see
-    `metric_table`), and a p-value; other metrics (corpus BLEU, perplexity) have lm-eval's standard errors only. The column
+    A metric that is a mean over samples (accuracy, exact match), or a perplexity or bits per byte over them, gets a paired
+    interval over lm-eval's own samples (see `metric_table`), and a p-value; other metrics (corpus BLEU, a median) have
+    lm-eval's standard errors only, as have perplexities from a folder of runs that an earlier release kept. The column
     `interval` says which. Groups such as `mmlu` come with their tasks; their samples are pooled where lm-eval weights tasks
     by size.
 

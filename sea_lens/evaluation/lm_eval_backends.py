@@ -228,9 +228,17 @@ def left_as_it_was(hf_model: torch.nn.Module) -> Iterator[None]:
         torch.set_rng_state(states[2])
 
 
-def _number(value: object) -> float | None:
-    """A sample's metric if it is a number; corpus metrics keep texts and tuples there."""
-    return float(value) if isinstance(value, bool | int | float | np.number | np.bool_) else None
+def _number(value: object) -> float | list[float] | None:
+    """What a sample counts for in a metric if that is a number, or a sum and its weight; corpus metrics keep texts there."""
+    if isinstance(value, bool | int | float | np.number | np.bool_):
+        return float(value)
+    if (
+        isinstance(value, tuple)
+        and len(value) == 2
+        and all(isinstance(part, int | float | np.number) for part in value)
+    ):
+        return [float(part) for part in value]
+    return None
 
 
 def _plain(value: object) -> object:

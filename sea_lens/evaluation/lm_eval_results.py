@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from sea_lens.errors import InputError
-from sea_lens.evaluation.metrics import Scale, mean, metric_table
+from sea_lens.evaluation.metrics import Columns, Metric, Scale, Sums, mean, metric_table
 from sea_lens.statistics import ENOUGH
 
 BOOTSTRAP = "bootstrap over samples"
@@ -22,6 +23,13 @@ TaskResults = Mapping[str, Any]
 """What `lm_eval.simple_evaluate` returned for one task or group, as plain JSON."""
 Runs = Sequence[Mapping[str, TaskResults]]
 """Results by task, of one model or of the unedited and the edited one."""
+MEAN = mean("sum", "weight")
+BY_FORM: Sequence[Callable[[Sums], Tensor]] = (
+    MEAN.value,
+    lambda sums: (-sums["sum"] / sums["weight"]).exp(),  # perplexity, per sample, word or byte
+    lambda sums: -sums["sum"] / sums["weight"] / math.log(2),  # bits per byte
+)
+"""How lm-eval makes a number of the sums of what samples count for: the sum of values, and of their weights."""
 
 
 @dataclass(frozen=True)
@@ -33,22 +41,38 @@ class Score:
         value: The number.
         stderr: lm-eval's standard error; NaN where it has none.
         higher_is_better: As the task says; None if it does not say.
-        values: What each sample counts for in the metric; None where that is no number.
+        values: What each sample counts for in the metric: a number, or a sum with its weight (log-probability, and words or
+            bytes); None where it is neither.
     """
 
     name: str
     value: float
     stderr: float
     higher_is_better: bool | None
-    values: Sequence[float | None]
+    values: Sequence[float | Sequence[float] | None]
 
     @property
-    def is_mean(self) -> bool:
-        """Whether the number is the mean over the samples."""
-        numbers = [value for value in self.values if value is not None]
-        if not numbers or len(numbers) < len(self.values):
-            return False
-        return math.isclose(sum(numbers) / len(numbers), self.value, rel_tol=1e-9, abs_tol=1e-12)
+    def columns(self) -> Columns | None:
+        """Of each sample, the sum and its weight, 1 for a number; None where a sample has neither."""
+        pairs = [value if isinstance(value, Sequence) else (value, 1.0) for value in self.values]
+        if not pairs or any(part is None for pair in pairs for part in pair):
+            return None
+        sums, weights = torch.tensor(pairs, dtype=torch.float64).unbind(1)
+        return {"rows": torch.ones(len(pairs)), "sum": sums, "weight": weights}
+
+    @property
+    def form(self) -> int | None:
+        """The place in `BY_FORM` of what gives the number; None for corpus metrics such as BLEU, and for medians."""
+        columns = self.columns
+        if columns is None:
+            return None
+        for place, form in enumerate(BY_FORM):
+            if place == 0 and not bool((columns["weight"] == 1).all()):
+                continue  # a true and a predicted label, of which equal sums mean nothing
+            found = Metric(self.name, form, "rows").of(columns)
+            if math.isclose(found, self.value, rel_tol=1e-9, abs_tol=1e-12):
+                return place
+        return None
 
 
 def scores_of(found: TaskResults) -> Iterator[Score]:
@@ -104,7 +128,7 @@ def score_table(runs: Runs, seed: int, confidence: float) -> tuple[pd.DataFrame,
     Returns:
         One row per task and metric: `n` samples; of one run `value` and `stderr`, of two `unedited`, `edited`, `change`,
         `p_value`, `unedited_stderr` and `edited_stderr`; the interval `low` to `high`, and which kind it is in `interval`. A
-        metric that is not a mean over samples has none. And the scales of the scores, by name.
+        metric that is neither a mean over samples nor their perplexity has none. And the scales of the scores, by name.
 
     Raises:
         InputError: If the runs did not see the same samples.
@@ -132,7 +156,7 @@ def score_table(runs: Runs, seed: int, confidence: float) -> tuple[pd.DataFrame,
 
 def _scale(score: Score) -> Scale:
     """Which way a score is better; where every sample is right or wrong, it is a share."""
-    values = set(score.values)
+    values = {value for value in score.values if not isinstance(value, Sequence)}
     low, high = (0.0, 1.0) if values and values <= {0.0, 1.0} else (-math.inf, math.inf)
     return Scale(math.nan if score.higher_is_better is None else high if score.higher_is_better else low, low, high)
 
@@ -143,23 +167,20 @@ def _row(scores: Sequence[Score], seed: int, confidence: float) -> dict[str, obj
     if len(scores) == 2:
         row["change"] = scores[1].value - scores[0].value
     ends = ["low", "high", "p_value"][: 1 + len(scores)]
-    is_mean = all(score.is_mean for score in scores)
-    if is_mean:
-        columns = [
-            {
-                "rows": torch.ones(len(score.values)),
-                "score": torch.tensor([float(value or 0) for value in score.values]),
-            }
-            for score in scores
-        ]
-        resampled = metric_table([mean("score")], *columns, seed=seed, confidence=confidence)
+    forms = {score.form for score in scores}
+    form = forms.pop() if len(forms) == 1 else None
+    columns = [found for found in (score.columns for score in scores) if found is not None]
+    if form is not None:
+        metric = MEAN if form == 0 else Metric(scores[0].name, BY_FORM[form], "rows")
+        resampled = metric_table([metric], *columns, seed=seed, confidence=confidence)
         row |= {name: float(resampled[name].iloc[0]) for name in ends}
         row |= {"note": resampled["note"].iloc[0]} if "note" in resampled else {}
     else:
         row |= dict.fromkeys(ends, math.nan)
     row |= {f"{suffix}stderr": score.stderr for suffix, score in zip(suffixes, scores, strict=True)}
     n = len(scores[0].values)
-    return {"n": n, **row, "interval": (BOOTSTRAP if n >= ENOUGH else OF_FEW) if is_mean else STDERR_ONLY}
+    kind = STDERR_ONLY if form is None else OF_FEW if form == 0 and n < ENOUGH else BOOTSTRAP
+    return {"n": n, **row, "interval": kind}
 
 
 def sample_table(runs: Runs) -> pd.DataFrame:
@@ -179,7 +200,8 @@ def sample_table(runs: Runs) -> pd.DataFrame:
             sides = [(suffix, one) for suffix, (_, one) in zip(suffixes, found, strict=True)]
             row |= {f"response{suffix}": _text(one["filtered_resps"]) for suffix, one in sides}
             for name in first["metrics"]:
-                row |= {f"{name}{suffix}": one["metrics"][name] for suffix, one in sides}
+                if not isinstance(first["metrics"][name], list):
+                    row |= {f"{name}{suffix}": one["metrics"][name] for suffix, one in sides}
             rows.append(row)
     return pd.DataFrame(rows).dropna(axis="columns", how="all").rename_axis("sample")
 

@@ -16,7 +16,7 @@ from sea_lens.errors import HookNeverFiredError, InputError, ModelMismatchError
 from sea_lens.evaluation.evaluation import Evaluation
 from sea_lens.evaluation.lm_eval import _task_manager, evaluate_lm_eval
 from sea_lens.evaluation.lm_eval_backends import left_as_it_was
-from sea_lens.evaluation.lm_eval_results import OF_FEW, STDERR_ONLY, score_table
+from sea_lens.evaluation.lm_eval_results import BOOTSTRAP, OF_FEW, STDERR_ONLY, score_table
 from sea_lens.evaluation.metrics import SHARE, Scale
 
 lm_eval = pytest.importorskip("lm_eval", reason='lm-eval is not installed: pip install "sea-lens[eval]"')
@@ -69,6 +69,22 @@ metric_list:
 metadata:
   version: 1
 """
+STORIES = """
+task: local_stories
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {folder}/colors.jsonl
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{{{question}}}} {{{{choices[0]}}}} {{{{choices[1]}}}}"
+metric_list:
+  - metric: word_perplexity
+  - metric: bits_per_byte
+metadata:
+  version: 1
+"""
 GROUP = """
 group: local_group
 task: [local_colors, local_numbers]
@@ -93,6 +109,7 @@ def folder(tmp_path_factory):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (folder / f"{name}.yaml").write_text(CHOICE.format(name=name, folder=folder))
     (folder / "told.yaml").write_text(TOLD.format(folder=folder))
+    (folder / "stories.yaml").write_text(STORIES.format(folder=folder))
     (folder / "group.yaml").write_text(GROUP)
     return folder
 
@@ -183,6 +200,40 @@ def test_means_over_samples_have_paired_intervals_and_other_metrics_lm_evals_err
     assert table.loc["local_group acc", "edited"] == pytest.approx(pooled["acc edited"].mean())
     assert measured.headline == "local_group acc"
     assert measured.score == table.loc["local_group acc", "edited"]
+
+
+def test_perplexities_have_paired_intervals_over_texts(llama, folder, editor_of):
+    found = evaluate_lm_eval(
+        llama, ["local_stories"], editor_of(llama), task_folder=folder, damage=False, progress=False, seed=3
+    )
+    table, rows = found.table, found.per_row
+    rolled = [directly(llama, ["local_stories"], folder, hooks) for hooks in ((), editor_of(llama).fwd_hooks())]
+    sums, words, sizes = [], [], []
+    for each in rolled:
+        samples = each["samples"]["local_stories"]
+        sums.append([sample["word_perplexity"][0] for sample in samples])
+        words.append([sample["word_perplexity"][1] for sample in samples])
+        sizes.append([sample["bits_per_byte"][1] for sample in samples])
+    assert words[0] == words[1]
+    per_word = {"local_stories word_perplexity": (words[0], np.exp), "local_stories bits_per_byte": (sizes[0], None)}
+    drawn = np.random.default_rng(0).integers(N, size=(20_000, N))
+    for name, (weights, grown) in per_word.items():
+
+        def metric(logs, counts, grown=grown):
+            loss = -logs.sum(-1) / counts.sum(-1)
+            return loss / np.log(2) if grown is None else grown(loss)
+
+        plain, edited, counts = map(np.array, (sums[0], sums[1], weights))
+        row = table.loc[name]
+        assert row["change"] == pytest.approx(metric(edited, counts) - metric(plain, counts))
+        changes = metric(edited[drawn], counts[drawn]) - metric(plain[drawn], counts[drawn])
+        spread = changes.std()
+        assert row["low"] == pytest.approx(np.quantile(changes, 0.025), abs=0.25 * spread)
+        assert row["high"] == pytest.approx(np.quantile(changes, 0.975), abs=0.25 * spread)
+        assert 0 < row["p_value"] <= 1
+        assert row["interval"] == BOOTSTRAP
+        assert math.isinf(found.scale(name).best)
+    assert "word_perplexity edited" not in rows
 
 
 def test_the_result_says_what_made_it_and_is_saved(measured, tmp_path):
