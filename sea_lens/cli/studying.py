@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Optional
 
 from sea_lens.cli.app import command
-from sea_lens.cli.inputs import Reading, columns_in, load, read_questions, reading_of
+from sea_lens.cli.inputs import Reading, columns_in, is_embedded, load, read_questions, reading_of
 from sea_lens.cli.options import Of, Options
-from sea_lens.cli.output import UNFINISHED, conclude, finish, keeps, record, rows_of, say, show
+from sea_lens.cli.output import UNFINISHED, conclude, finish, keeps, note, record, rows_of, say, show
+from sea_lens.data.demonstrations import Demonstrations
+from sea_lens.data.layouts import read_source
+from sea_lens.data.questions import Questions
 from sea_lens.data.texts import read_texts
-from sea_lens.errors import FileFormatError
+from sea_lens.errors import FileFormatError, InputError
 from sea_lens.evaluation.study.report import readable_rows
 from sea_lens.evaluation.study.result import Study
 from sea_lens.evaluation.study.study import study as run_study
@@ -37,11 +42,11 @@ def study(
 
     The first line is the verdict: works, no effect, or breaks the model.
     """
-    fitted = reading.read(demonstrations)
-    columns = reading_of("auto", columns_in(questions, reading.columns), None)["columns"]
-    asked = read_questions(questions, columns=columns)
+    fitted, asked = _read(model, demonstrations, questions, reading)
     texts = None if neutral is None else _paragraphs(neutral)
-    before = _earlier(out)
+    earlier = _earlier(out)
+    if earlier:
+        note(f"{out} holds the results of {earlier}. They stay until those of this study replace them.")
     bridge = load(model, loading, [demonstrations, questions])
     if reading.answer_ending is not None:
         fitted = fitted.with_answer_ending(reading.answer_ending)
@@ -57,13 +62,14 @@ def study(
         **longest,
         **studying,
     )
-    if before:
-        found = replace(found, facts={**found.facts, "replaced": before})
+    if earlier:
+        found = replace(found, facts={**found.facts, "replaced": f"It replaces the results of {earlier} in {out}."})
     conclude(found.summary, *found.reasons)
     record(found)
     for title, table in {"trials": found.trials, "controls": found.controls, "examples": found.examples}.items():
         keeps(title, rows_of(table))
     keeps("facts", [dict(found.facts)])
+    keeps("repetition", [dict(found.repetition)] if found.repetition else [])
     keeps("checked", [{"finding": finding} for finding in found.checked.findings])
     show(readable_rows(found.table).rename(columns={"": "model"}))
     if "setting" in found.facts:
@@ -75,16 +81,53 @@ def study(
 
 
 def _earlier(out: Path) -> str:
-    """What is said of results that lie in the folder already; empty where there are none."""
+    """The study whose results lie in the folder already, with its verdict; empty where there is none."""
     there = out / "study.json"
     if not there.exists():
         return ""
     made = datetime.fromtimestamp(there.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
     try:
-        verdict = f" (its verdict: {Study.load(out).verdict})"
+        before = Study.load(out)
+        verdict = f" (its verdict: {before.verdict}{f', {before.thin}' if before.thin else ''})"
     except FileFormatError:
         verdict = ""
-    return f"It replaces the results of a study of {made} in {out}{verdict}."
+    return f"a study of {made}{verdict}"
+
+
+def _read(model: str, demonstrations: Path, questions: Path, reading: Reading) -> tuple[Demonstrations, Questions]:
+    """Both files; where they are exchanged, an error with the right command line.
+
+    Files of questions can be read as demonstrations and the other way round, so only both at once are taken for a mistake,
+    and not where columns are named.
+    """
+    right = shlex.join(["sea-lens", "study", model, str(questions), str(demonstrations)])
+    told = f"The order is MODEL DEMONSTRATIONS QUESTIONS: {right}, and the options as they are."
+    is_auto = reading.format == "auto" and not reading.columns
+    if is_auto and (_layout(demonstrations), _layout(questions)) == ("questions", "demonstrations"):
+        raise InputError(
+            f"{demonstrations} and {questions} seem to be exchanged: the first has right and wrong answers, as questions "
+            f"have, and the second positive and negative ones, as demonstrations have. {told}"
+        )
+    try:
+        return reading.read(demonstrations), _asked(questions, reading)
+    except (InputError, FileFormatError) as error:
+        try:
+            reading.read(questions), _asked(demonstrations, reading)
+        except (InputError, FileFormatError):
+            raise error from None
+        raise InputError(f"{error} {demonstrations} and {questions} seem to be exchanged. {told}") from error
+
+
+def _asked(path: Path, reading: Reading) -> Questions:
+    columns = reading_of("auto", columns_in(path, reading.columns), None)["columns"]
+    return read_questions(path, columns=columns)
+
+
+def _layout(path: Path) -> str:
+    """The layout of a file by its own columns; empty where there is none."""
+    with suppress(InputError, FileFormatError):
+        return "" if is_embedded(path) else read_source(path)[0].name
+    return ""
 
 
 def _paragraphs(path: Path) -> list[str]:

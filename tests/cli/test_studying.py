@@ -15,7 +15,9 @@ def test_the_first_line_is_the_verdict_and_the_last_names_the_page(sea_lens, org
     assert code == 0, err
     found = sl.Study.load(out)
     lines = shown.splitlines()
-    assert lines[0].split(":")[0] == found.verdict
+    assert found.thin == "as far as one of 2 settings tells"
+    assert shown.replace("\n", " ").startswith(f"{found.verdict}, {found.thin}: ")
+    assert "note:" not in err
     assert " ".join(shown.split()).startswith(found.summary)
     assert max(map(len, lines[:-2])) <= 80
     assert lines[-1] == f"report: {out / 'study.html'}"
@@ -28,8 +30,13 @@ def test_the_first_line_is_the_verdict_and_the_last_names_the_page(sea_lens, org
     tables = {table["title"]: table["rows"] for table in told["tables"]}
     again = sl.Study.load(out)
     assert told["lines"][0] == again.summary == found.summary
+    assert (told["results"][0]["verdict"], told["results"][0]["thin"]) == (found.verdict, found.thin)
+    assert tables["repetition"] == [dict(found.repetition)]
+    assert len(told["notes"]) == 1
+    assert told["notes"][0].startswith(f"{out} holds the results of a study of")
+    assert f"(its verdict: {found.verdict}, {found.thin}). They stay until" in told["notes"][0]
     assert "It replaces the results of a study of" in " ".join(told["lines"])
-    assert f"its verdict: {found.verdict}" in " ".join(again.told)
+    assert f"its verdict: {found.verdict}, {found.thin}" in " ".join(again.told)
     assert again.facts["replaced"] in (out / "study.html").read_text()
     assert f"tried 1 of {again.facts['planned']} planned settings" in " ".join(told["lines"])
     assert [row["kl"] for row in tables["controls"]] == again.controls["kl"].tolist()
@@ -38,3 +45,16 @@ def test_the_first_line_is_the_verdict_and_the_last_names_the_page(sea_lens, org
     assert tables["facts"][0]["setting"] == again.facts["setting"]
     code, _, err = sea_lens("study", "organism", demonstrations, demonstrations, "--out", out)
     assert (code, "are asked in the demonstrations" in err) == (2, True)
+    code, _, err = sea_lens("study", "organism", questions, demonstrations, "--out", out)
+    assert code == 2
+    assert f"{questions} and {demonstrations} seem to be exchanged" in err
+    right = f"sea-lens study organism {demonstrations} {questions}"
+    assert f"The order is MODEL DEMONSTRATIONS QUESTIONS: {right}, and the options as they are." in err
+    named = tmp_path / "named.jsonl"
+    named.write_text(demonstrations.read_text().replace('"positive"', '"yes"').replace('"negative"', '"no"'))
+    columns = ["--column", "positive=yes", "--column", "negative=no"]
+    code, _, err = sea_lens("study", "organism", questions, named, "--out", out, *columns)
+    assert code == 2
+    assert "seem to be exchanged" in err
+    code, _, err = sea_lens("study", "organism", questions, tmp_path / "none.jsonl", "--out", out)
+    assert (code, "exchanged" in err) == (2, False)

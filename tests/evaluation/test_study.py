@@ -8,15 +8,19 @@ import pytest
 import torch
 
 import sea_lens as sl
+from sea_lens.cache import Store
 from sea_lens.errors import FileFormatError, InputError
 from sea_lens.evaluation.apart import check_apart
 from sea_lens.evaluation.sides import sides_apart
 from sea_lens.evaluation.study.clock import Clock
 from sea_lens.evaluation.study.confirm import Beside, table_of
 from sea_lens.evaluation.study.controls import SAME_COST, SAME_LENGTH, of_costs, random_pair
+from sea_lens.evaluation.study.going_on import going_on, keep_finished
 from sea_lens.evaluation.study.plans import STUDIED, plans, studied_layers
+from sea_lens.evaluation.study.repeats import repeats_of
 from sea_lens.evaluation.study.report import page_of
-from sea_lens.evaluation.study.result import verdict_of
+from sea_lens.evaluation.study.result import TEXTS, verdict_of, where_of
+from sea_lens.evaluation.study.thin import ENOUGH_RANDOM, headed, more_for, thin_of
 from sea_lens.evaluation.study.told import told_of
 from sea_lens.models.sites import named_layers
 
@@ -47,7 +51,8 @@ def test_an_edit_that_works_is_said_to_work_with_numbers_that_hold(parts, works)
         edited = sl.prefer_right(model, held_out, per_token=True)
     plain = sl.prefer_right(model, held_out, per_token=True)
     assert works.verdict == "works"
-    assert works.summary.startswith(f"works: {edited.right.successes} of {edited.right.n} [")
+    told = "works, as far as two random directions tell"
+    assert works.summary.startswith(f"{told}: {edited.right.successes} of {edited.right.n} [")
     assert f"against {plain.right.successes} of {plain.right.n} unedited" in works.summary
     assert works.table.at["edited", "right"] == edited.right.successes
     assert works.table.at["edited", "margin"] == pytest.approx(edited.table["margin"].mean(), abs=1e-6)
@@ -57,6 +62,87 @@ def test_an_edit_that_works_is_said_to_work_with_numbers_that_hold(parts, works)
     damage = sl.measure_damage(model, [row.prompt for row in held_out], works.editor, examples=0)
     assert works.table.at["edited", "kl"] == pytest.approx(damage.kl, rel=1e-4)
     assert f"costs {damage.kl:.2g} nats per token" in works.summary
+    costs = damage.table["kl"]
+    assert works.summary.endswith(
+        f"costs {costs.max():.2g} nats per token {TEXTS[costs.idxmax()]} ({costs.min():.2g} {TEXTS[costs.idxmin()]})."
+    )
+    other = damage.table.assign(kl=costs.to_numpy()[::-1])
+    assert where_of(replace(damage, table=other)).startswith(f" {TEXTS[costs.idxmin()]} (")
+
+
+@pytest.mark.parametrize(
+    ("random", "shuffles", "thin"),
+    [
+        (5, 2, ""),
+        (3, 1, ""),
+        (2, 1, "as far as two random directions tell"),
+        (1, 1, "as far as one random direction tells"),
+        (1, 0, "as far as one random direction tells and with no shuffled refit beside it"),
+        (0, 1, "with no random direction beside it"),
+        (5, 0, "with no shuffled refit beside it"),
+        (0, 0, "with no random direction and no shuffled refit beside it"),
+    ],
+)
+def test_a_verdict_says_how_thin_its_controls_are(works, random, shuffles, thin):
+    facts = {**works.facts, "control": random, "control_asked": 5, "shuffles": shuffles}
+    assert thin_of("works", facts) == thin
+    assert headed("works", thin, "so.") == (f"works, {thin}: so." if thin else "works: so.")
+    found = replace(works, facts=facts, thin=thin, summary=headed("works", thin, "so."))
+    more = " ".join(found.told)
+    assert ("give it more minutes" in more) == (random < ENOUGH_RANDOM)
+    odds = {1: "in one of two cases", 2: "in one of three cases"}
+    assert (odds.get(random, "") in more, "cases" in more) == (True, random in odds)
+    assert ("ask for shuffles of 1 or more" in more) == (shuffles == 0)
+    page = page_of(found)
+    assert f"<h1>Works{', ' if thin else ''}{thin}</h1>" in page
+    assert ('class="verdict works thin"' in page, 'class="verdict works"' in page) == (bool(thin), not thin)
+
+
+def test_that_nothing_was_found_says_of_how_little():
+    facts = {"trials": 1, "planned": 192, "trials_asked": None, "minutes": 1.0, "seconds": 60.0}
+    assert thin_of("no effect", facts) == "as far as one of 192 settings tells"
+    assert thin_of("breaks the model", {**facts, "trials": 8}) == "as far as 8 of 192 settings tell"
+    assert "give it more minutes" in more_for("no effect", facts)[0]
+    assert "ask for more trials" in more_for("no effect", {**facts, "trials_asked": 1})[0]
+    for enough in ({"trials": 9}, {"planned": 1}):  # all that was planned is no less than was asked for
+        assert thin_of("no effect", {**facts, **enough}) == ""
+        assert more_for("no effect", {**facts, **enough}) == []
+
+
+def test_how_much_answers_repeat_themselves_is_counted_where_they_are_made(parts, works):
+    model, *_ = parts
+    said = {"unedited": ["A B A B A B", "A B C", ""], "edited": ["A A A A A A", "A B A B", "A A"]}
+    per_row = works.evaluation.per_row.head(3).assign(**{f"answer {side}": said[side] for side in said})
+    of_all = repeats_of(model, replace(works.evaluation, per_row=per_row), works.examples, 0)
+    pairs = {  # counted by hand, of the tokens
+        side: [(len(two) - len(set(two))) / len(two) if two else 0.0 for two in map(pairs_of(model), texts)]
+        for side, texts in said.items()
+    }
+    assert of_all["n"] == 3
+    for side, shares in pairs.items():
+        assert of_all[side] == pytest.approx(sum(shares) / 3)
+    assert of_all["change"] == pytest.approx(of_all["edited"] - of_all["unedited"])
+    assert of_all["low"] < of_all["change"] < of_all["high"]
+    assert works.repetition["n"] == len(works.examples)
+    assert works.repetition["change"] == pytest.approx(works.evaluation.damage.repetition)
+    beside = Beside(works.evaluation, works.controls, 0.2, 0.001, 2, 1)
+    loops = {"n": 6, "unedited": 0.02, "edited": 0.31, "change": 0.29, "low": 0.12, "high": 0.46}
+    verdict, said_of, reasons = verdict_of(beside, table_of(beside), loops)
+    assert verdict == "works"
+    assert said_of.endswith("; its answers repeat themselves more (2% -> 31% of token pairs).")
+    told = "31.0% of the token pairs of an edited answer stood in it before, 2.0% of an unedited one "
+    told += "(+29.0% [+12.0%, +46.0%], 6"
+    assert reasons[-1].startswith(f"Repetition rises: {told} greedy answers")
+    assert told in page_of(replace(works, repetition=loops))
+    _, said_of, reasons = verdict_of(beside, table_of(beside), {**loops, "low": -0.01})
+    assert "repeat" not in said_of
+    assert reasons[-1].startswith(f"Repetition: {told[:20]}")
+
+
+def pairs_of(model):
+    return lambda text: list(
+        zip(*(model.to_tokens(text, prepend_bos=True)[0].tolist()[n:] for n in (0, 1)), strict=False)
+    )
 
 
 def test_a_mirror_image_takes_the_place_of_its_shuffle(works):
@@ -149,14 +235,47 @@ def test_the_best_trial_within_the_limit_is_chosen(works):
     assert best["layers"].tolist() == ["first:3"]
 
 
-def test_a_run_goes_on_where_it_stopped_and_gives_the_same(parts, works, folder):
-    again = sl.study(*parts, **GOOD, **QUICK, folder=folder)
+def test_a_run_goes_on_where_it_stopped_and_gives_the_same(parts, works, folder, capsys):
+    again = sl.study(*parts, **GOOD, **{**QUICK, "progress": True}, folder=folder)
+    told = " ".join(capsys.readouterr().err.split())
+    planned = works.facts["planned"]
+    assert told.startswith(f"note: Everything of this study is in {folder} (2 of {planned} planned settings are tried")
     assert again.summary == works.summary
     assert again.trials.equals(works.trials)
     kept = (folder / "study.jsonl").read_text().splitlines()
-    assert len(kept) == 4  # two trials, a shuffled fit and its mirror image: none was made anew
+    assert (
+        len(kept) == 5
+    )  # two trials, a shuffled fit and its mirror image, and that it is finished: none was made anew
     with pytest.raises(FileFormatError, match="differs in max_kl"):
         sl.study(*parts, **GOOD, **QUICK, max_kl=0.4, folder=folder)
+
+
+def test_what_a_folder_holds_is_said_at_the_start(tmp_path):
+    planned = plans(("mean",), STUDIED[:2], ["1", "2"], (0.8, 0.3), ())
+    store = Store(tmp_path, "study", {})
+
+    def told(trials, control=5):
+        return going_on(store, tmp_path, planned, trials, 6.0, (control, 2))
+
+    assert told(3) == ""
+    for plan in planned[:3]:
+        store.append({"plan": plan.name})
+    holds = f"{tmp_path} holds a run of this study that was stopped: 3 of 8 planned settings are tried."
+    assert told(3) == f"{holds} It goes on from there."
+    assert told(None) == f"{holds} It goes on from there, for 6 minutes."
+    keep_finished(store, 3, 5, 2)
+    keep_finished(store, 3, 5, 2)
+    assert len(store.rows()) == 4
+    assert told(3).startswith(
+        f"Everything of this study is in {tmp_path} (3 of 8 planned settings are tried, and the best"
+    )
+    finished = (
+        f"{tmp_path} holds a finished run of this study: 3 of 8 planned settings are tried. It goes on from there"
+    )
+    assert told(4) == told(3, control=6) == f"{finished}."
+    assert told(None) == f"{finished}, for 6 minutes."
+    keep_finished(store, 8, 5, 2)  # the others cannot be fitted
+    assert told(None).startswith("Everything of this study is in")
 
 
 def test_shuffled_demonstrations_have_no_effect(parts):

@@ -13,6 +13,7 @@ import pandas as pd
 from sea_lens.data.confounds import DemonstrationCheck
 from sea_lens.evaluation.evaluation import Evaluation
 from sea_lens.evaluation.study.figures import effect_figure, legend, trials_figure
+from sea_lens.evaluation.study.repeats import told_of_repeats
 from sea_lens.methods.measures import MATCH_OF
 from sea_lens.versions import versions_of
 
@@ -75,6 +76,14 @@ class Studied(Protocol):
     def told(self) -> Sequence[str]:
         """What was left out, taken over or replaced."""
 
+    @property
+    def thin(self) -> str:
+        """On how little the verdict rests."""
+
+    @property
+    def repetition(self) -> Mapping[str, int | float]:
+        """How much answers repeat themselves."""
+
 
 FEW_TO_SHUFFLE = 4
 """Demonstrations below which shuffles of their sides are seldom different."""
@@ -96,7 +105,7 @@ def page_of(study: Studied) -> str:
     return template.render(
         study=study,
         facts=facts,
-        hue=HUES[study.verdict],
+        hue=f"{HUES[study.verdict]}{' thin' if study.thin else ''}",
         heading=heading[:1].upper() + heading[1:],
         sentence=sentence[:1].upper() + sentence[1:],
         measured=f"On {asked} {held_out}; {MEASURED[facts['measure']]}.",
@@ -105,12 +114,12 @@ def page_of(study: Studied) -> str:
             "Dots are shares that are right. Thin lines are 95 % Wilson intervals; broad bars are the range over controls: "
             "random editors that move every token exactly as far in other directions; the same ones scaled until they cost "
             "what the edit costs; and refits on demonstrations whose sides are shuffled, each with its mirror image. Margin: "
-            "nats of right over wrong answers; KL: what it costs, in nats per token, of controls on every fourth text, as "
-            "mean and range."
+            "nats of right over wrong answers; KL: what it costs, in nats per token, on prompts or on neutral text, "
+            "whichever is higher; of controls on every fourth text, as mean and range."
         ),
         rows=readable_rows(study.table),
         controls=_controls(study.controls),
-        reasons=[reason for reason in study.reasons if not reason.startswith("Damage")],
+        reasons=[reason for reason in study.reasons if not reason.startswith(("Damage", "Repetition:"))],
         damage=_damage(study),
         examples=_examples(study.examples) if len(study.examples) else [],
         trials=_trials(study.trials) if len(study.trials) else None,
@@ -156,7 +165,11 @@ def _damage(study: Studied) -> dict[str, Any] | None:
         [str(name), f"{row['texts']:.0f}", f"{row['unedited']:.3g}", f"{row['edited']:.3g}", f"{row['kl']:.2g}"]
         for name, row in damage.table.iterrows()
     ]
-    return {"said": damage.summary, "rows": rows}
+    return {
+        "said": damage.summary,
+        "rows": rows,
+        "repeats": told_of_repeats(study.repetition) if study.repetition else "",
+    }
 
 
 def _examples(examples: pd.DataFrame) -> list[dict[str, str]]:

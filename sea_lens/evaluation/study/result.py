@@ -16,14 +16,19 @@ from sea_lens.editing.editor import Editor
 from sea_lens.evaluation.evaluation import Evaluation
 from sea_lens.evaluation.study.confirm import Beside
 from sea_lens.evaluation.study.controls import SAME_COST, SAME_LENGTH, SHUFFLED, of_costs, span
+from sea_lens.evaluation.study.repeats import rises, told_of_repeats
 from sea_lens.evaluation.study.report import page_of, readable_rows
+from sea_lens.evaluation.study.thin import more_for
 from sea_lens.evaluation.study.told import told_of
+from sea_lens.models.damage import NEUTRAL, PROMPTS, Damage
 from sea_lens.results import Result
 from sea_lens.statistics import Proportion
 
 Verdict = Literal["works", "no effect", "breaks the model"]
 LEVEL = 0.05
 """The p-value up to which a change counts as more than chance."""
+TEXTS = {PROMPTS: "on the questions' prompts", NEUTRAL: "on neutral text"}
+"""Kinds of text that damage is measured on."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -40,7 +45,7 @@ class Study(Result):
         verdict: `"works"`: better on held-out questions than chance, than every random editor of its length and of its cost,
             and than shuffled refits on average, and the model is whole. `"breaks the model"`: the best editor is past a limit
             of damage, or all were. `"no effect"`: neither, or nothing could be told.
-        summary: The verdict in a sentence, with its numbers.
+        summary: The verdict in a sentence, with its numbers, and with `thin` where it rests on little.
         reasons: What speaks for and against it, a sentence each.
         table: One row per model: `unedited`, `edited`, and, as their means, `random, same length`, `random, same cost` and
             `shuffled refits`. On the held-out questions: how many are `right` of `n`, the `share`, from `share_low` to
@@ -59,6 +64,13 @@ class Study(Result):
         controls: One row per control: which kind (`control`) and `number` of it, its length as a `factor` of the edit's (1
             for refits), how many questions are `right`, the `change`, the `margin` of log-probabilities, and on every fourth
             text its `kl` and `perplexity_ratio`, and whether it `is_broken`.
+        thin: On how little the verdict rests, such as `"as far as one random direction tells"`: `"works"` on fewer than three
+            random directions or no shuffled refit, the others on fewer than nine settings of more that were planned. Empty
+            where it rests on enough.
+        repetition: How much greedy answers repeat themselves, as the mean share of an answer's pairs of tokens that stood in
+            it before (`sl.measure_damage` counts the same): `unedited`, `edited`, the `change`, from `low` to `high` (a
+            paired interval of 95 %), and of how many answers (`n`): those of `examples`, or all, where the measure is of
+            answers. Empty where nothing was steered.
     """
 
     verdict: str
@@ -72,6 +84,8 @@ class Study(Result):
     evaluation: Evaluation | None = None
     editor: Editor | None = field(default=None)
     controls: pd.DataFrame = field(default_factory=pd.DataFrame)
+    thin: str = ""
+    repetition: Mapping[str, int | float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reasons", tuple(self.reasons))
@@ -79,7 +93,7 @@ class Study(Result):
     @property
     def told(self) -> Sequence[str]:
         """What was left out for want of time, taken over from an earlier run, or replaced, a sentence each."""
-        return told_of(self.facts)
+        return [*told_of(self.facts), *(more_for(self.verdict, self.facts) if self.thin else [])]
 
     def report(self, path: str | Path = "study.html") -> Path:
         """Writes one self-contained HTML page: the verdict, effect, controls and damage, texts side by side, and the trials.
@@ -110,14 +124,17 @@ class Study(Result):
         return "\n".join([*self.reasons, *self.told])
 
 
-def verdict_of(beside: Beside, table: pd.DataFrame) -> tuple[Verdict, str, list[str]]:
-    """The verdict on an editor, in a word, in a sentence and with reasons.
+def verdict_of(
+    beside: Beside, table: pd.DataFrame, repetition: Mapping[str, int | float] | None = None
+) -> tuple[Verdict, str, list[str]]:
+    """The verdict on an editor in a word, what it rests on in a sentence, and with reasons.
 
     Args:
         beside: The editor on the held-out questions, with its damage, and its controls.
         table: As that of a `Study`.
+        repetition: As that of a `Study`.
     """
-    found = beside.evaluation
+    found, repeats = beside.evaluation, repetition or {}
     row, plain = (dict[str, Any](table.loc[name]) for name in ("edited", "unedited"))
     n, right, before = int(row["n"]), int(row["right"]), int(plain["right"])
     low, high = Proportion(right, n).interval()
@@ -142,7 +159,10 @@ def verdict_of(beside: Beside, table: pd.DataFrame) -> tuple[Verdict, str, list[
     if SHUFFLED in at:
         told.append(f"shuffled refits {at[SHUFFLED]['right']:.0f} on average")
         beaten += [SHUFFLED] if beside.p_value > LEVEL else []
-    costs = f"costs {row['kl']:.2g} nats per token"
+    damage = found.damage
+    costs = f"costs {row['kl']:.2g} nats per token{'' if damage is None else where_of(damage)}"
+    if rises(repeats):
+        costs += f"; its answers repeat themselves more ({repeats['unedited']:.0%} -> {repeats['edited']:.0%} of token pairs)"
     p_text = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
     reasons = [
         f"On {n} held-out questions the editor changes the share that is right by {change:+.1%} "
@@ -163,21 +183,30 @@ def verdict_of(beside: Beside, table: pd.DataFrame) -> tuple[Verdict, str, list[
             f"strength), cost {span(costs_of_refits)} nats per token and have {_span(*fits)} right. One may find the same "
             "axis with either sign, and its mirror image the other: so their mean is compared."
         )
-    damage = found.damage
     if damage is not None:
         reasons.append(f"Damage: {damage.summary}")
+    if repeats:
+        reasons.append(told_of_repeats(repeats))
     if damage is not None and damage.is_broken:
         past = damage.finding.removeprefix("This edit breaks the model: ").rstrip(".")
-        return "breaks the model", f"breaks the model: {past}; {against}, which says little.", reasons
+        return "breaks the model", f"{past}; {against}, which says little.", reasons
     if p_value <= LEVEL and change > 0 and not beaten:
-        return "works", f"works: {'; '.join([against, *told, costs])}.", reasons
+        return "works", f"{'; '.join([against, *told, costs])}.", reasons
     if p_value <= LEVEL and change < 0:
         why = f"and worse ({p_text})"
     elif p_value > LEVEL:
         why = f"which chance gives too ({p_text})"
     else:
         why = f"and {' and '.join(beaten)} do as much ({p_text})"
-    return "no effect", f"no effect: {against}, {why}; {'; '.join([*told, costs])}.", reasons
+    return "no effect", f"{against}, {why}; {'; '.join([*told, costs])}.", reasons
+
+
+def where_of(damage: Damage) -> str:
+    """The text on which an edit costs what it is said to cost, the one where it costs most; and its cost on the other."""
+    costs = {str(kind): float(kl) for kind, kl in damage.table["kl"].items()}
+    most = max(costs, key=lambda kind: costs[kind])
+    others = [f"{kl:.2g} {TEXTS.get(kind, f'on {kind}')}" for kind, kl in costs.items() if kind != most]
+    return f" {TEXTS.get(most, f'on {most}')}{f' ({others[0]})' if others else ''}"
 
 
 def _span(least: int, most: int) -> str:

@@ -24,10 +24,13 @@ from sea_lens.evaluation.evaluation import check_model, check_questions
 from sea_lens.evaluation.sides import sides_apart
 from sea_lens.evaluation.study.clock import Clock
 from sea_lens.evaluation.study.confirm import EVERY, HeldOut, shuffled_pair, table_of, unedited_only
+from sea_lens.evaluation.study.going_on import announce, going_on, keep_finished
 from sea_lens.evaluation.study.plans import FREE_STRENGTHS, SHARES, STUDIED, TOKENS, plans, studied_layers
+from sea_lens.evaluation.study.repeats import repeats_of
 from sea_lens.evaluation.study.result import Study, verdict_of
 from sea_lens.evaluation.study.search import best_of, run_trials, trials_table
 from sea_lens.evaluation.study.sizes import needs_neutral, sized
+from sea_lens.evaluation.study.thin import headed, thin_of
 from sea_lens.evaluation.study.trials import Trials
 from sea_lens.evaluation.unedited import answer_tokens, why_nothing_can_be_told
 from sea_lens.methods.budget import tried
@@ -148,6 +151,11 @@ def study(
         longest = answer_tokens(model, demonstrations)
         tokens = TOKENS[:1] if longest == 1 else TOKENS
         writes = needs_neutral(chosen, demonstrations)
+        levels = SHARES if strengths is None and max_kl is not None else ()
+        given = FREE_STRENGTHS if strengths is None else strengths
+        sets = studied_layers(model.cfg.n_layers) if layers is None else list(layers)
+        planned = plans(tokens, chosen, sets, levels, given)
+        announce(going_on(store, kept, planned, trials, minutes, (control, shuffles)), progress)
         sizes = sized(
             model,
             demonstrations,
@@ -164,6 +172,7 @@ def study(
         without = [method for method in chosen if "neutral" in method.roles]
         if writes and not sizes.writes_neutral and len(without) < len(chosen):
             writes, chosen = False, [method for method in chosen if method not in without]
+            planned = plans(tokens, chosen, sets, levels, given)
         else:
             without = []
         facts: dict[str, Any] = {
@@ -215,10 +224,6 @@ def study(
         if apart.is_tested and not apart.is_certain:
             summary = f"no effect can be told: {apart.told}."
             return _nothing(summary, told.right, checked, facts | _spent(started, 0, 0))
-        given = FREE_STRENGTHS if strengths is None else strengths
-        is_scaled = strengths is None and max_kl is not None
-        sets = studied_layers(model.cfg.n_layers) if layers is None else list(layers)
-        planned = plans(tokens, chosen, sets, SHARES if is_scaled else (), given)
         facts["unedited_right"], facts["unedited_score"] = tries.score(None)
         clock = Clock(started, seconds, trials, tries.pace[-1] * len(held_out), control, shuffles)
         if seconds is not None:
@@ -232,12 +237,13 @@ def study(
         table_of_trials = trials_table(found, best, max_kl)
         if best is None:
             gentlest = min((trial.kl for _, trial in found), default=math.nan)
-            summary = (
-                f"breaks the model: each of {len(found)} settings costs more than {max_kl:g} nats per token (the gentlest "
-                f"{gentlest:.2g}), and none was chosen."
-            )
-            table = unedited_only(told.right)
-            return Study("breaks the model", summary, (), table, table_of_trials, pd.DataFrame(), checked, facts)
+            each, least = f"each of {len(found)} settings", "the gentlest "
+            if len(found) == 1:
+                each, least = "the one setting tried", ""
+            said = f"{each} costs more than {max_kl:g} nats per token ({least}{gentlest:.2g}), and none was chosen."
+            thin = thin_of("breaks the model", facts)
+            tried = unedited_only(told.right), table_of_trials, pd.DataFrame(), checked, facts
+            return Study("breaks the model", headed("breaks the model", thin, said), (), *tried, thin=thin)
         plan, trial, cost = best
         editor = tries.editor(plan, trial)
         options = {"measure": measure, "max_new_tokens": max_new_tokens, "seed": seed}
@@ -252,16 +258,32 @@ def study(
             seed,
             lambda number: shuffled_pair(tries, plan, seed, number),
         )
+        keep_finished(store, len(found) + len(left_out), beside.random, beside.shuffles)
     facts |= {"control": beside.random, "shuffles": beside.shuffles}
     table = table_of(beside)
-    verdict, summary, reasons = verdict_of(beside, table)
-    chosen_one = f"{plan.setting}, fitted on the {plan.token} token{'s' if plan.token == 'mean' else ''}"
-    facts["setting"] = f"{chosen_one}, layers {plan.layers}, strength {trial.strength:.3g}"
     damage = beside.evaluation.damage
     examples = damage.examples if damage is not None else pd.DataFrame()
+    repetition = repeats_of(model, beside.evaluation, examples, seed)
+    verdict, said, reasons = verdict_of(beside, table, repetition)
+    chosen_one = f"{plan.setting}, fitted on the {plan.token} token{'s' if plan.token == 'mean' else ''}"
+    facts["setting"] = f"{chosen_one}, layers {plan.layers}, strength {trial.strength:.3g}"
     facts |= _spent(started, len(found), len(planned))
-    tried = table_of_trials, examples, checked, facts
-    return Study(verdict, summary, reasons, table, *tried, beside.evaluation, editor, beside.controls)
+    thin = thin_of(verdict, facts)
+    return Study(
+        verdict,
+        headed(verdict, thin, said),
+        reasons,
+        table,
+        table_of_trials,
+        examples,
+        checked,
+        facts,
+        evaluation=beside.evaluation,
+        editor=editor,
+        controls=beside.controls,
+        thin=thin,
+        repetition=repetition,
+    )
 
 
 def _nothing(summary: str, right: Proportion, checked: DemonstrationCheck, facts: dict[str, Any]) -> Study:
