@@ -47,16 +47,18 @@ def methods_table(found: dict[str, pd.DataFrame], model: str, data: str, seed: i
         "KL",
         "it says",
         "random says",
+        "it repeats",
     ]
     rows: list[list[object]] = []
     for _, row in own.sort_values("change", ascending=False, na_position="last").iterrows():
         if pd.isna(row["change"]):
-            rows.append([row["method"], *["-"] * 2, "nothing within the limit", *["-"] * 6])
+            rows.append([row["method"], *["-"] * 2, "nothing within the limit", *["-"] * 7])
             continue
         name = f"**{row['method']}**" if row["more_than_chance"] else row["method"]
-        said = ["", ""]
+        said = ["", "", ""]
         if "said" in row and not pd.isna(row["said"]):
             said = [f"{row['said_plain']:.2f} -> {row['said']:.2f}", f"{row['said_random']:.2f}"]
+            said.append(f"{row['repetition_plain']:.2f} -> {row['repetition']:.2f}")
         controls = [_range(row[f"{kind}_low"], row[f"{kind}_high"]) for kind in ("control", "shuffled")]
         rows.append(
             [

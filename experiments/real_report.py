@@ -59,7 +59,8 @@ def method_rows(cells: Cells) -> pd.DataFrame:
             if "said" in found:
                 said = ("plain", "change", "low", "high", "p")
                 row |= {"said": found["said"], **{f"said_{key}": found[f"said_{key}"] for key in said}}
-                row |= {"said_random": max(found["said_random"]), "repetition": found["repetition"]}
+                row |= {"said_random": max(found["said_random"])}
+                row |= {key: found[key] for key in ("repetition_plain", "repetition")}
         rows.append(row)
     table = pd.DataFrame(rows)
     if table.empty:
