@@ -6,7 +6,9 @@ import inspect
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, fields
 from functools import wraps
@@ -44,6 +46,7 @@ class Told:
     """What a command under `--json` tells: kept until its end, and printed as one object.
 
     Attributes:
+        error: Why the command failed, as stderr says it; None where it did not.
         lines: What else would say in words, the verdict first.
         tables: What else would be drawn, as rows.
         results: Results as they are saved, by their kind.
@@ -52,6 +55,7 @@ class Told:
         notes: What else would say on stderr.
     """
 
+    error: str | None = None
     lines: list[str] = field(default_factory=list)
     tables: list[dict[str, Any]] = field(default_factory=list)
     results: list[dict[str, Any]] = field(default_factory=list)
@@ -60,6 +64,8 @@ class Told:
     notes: list[str] = field(default_factory=list)
 
 
+_ASKED: ContextVar[Told | None] = ContextVar("asked", default=None)
+"""What a command line with `--json` tells, until it is known which command runs."""
 _TOLD: ContextVar[Told | None] = ContextVar("told", default=None)
 _NOTED: ContextVar[set[str] | None] = ContextVar("noted", default=None)
 """Notes of the command that runs, each of which is said once."""
@@ -70,23 +76,58 @@ def as_json(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def with_json(*, as_json: bool = False, **given: Any) -> None:
-        told = Told() if as_json else None
+        told = _ASKED.get() or Told() if as_json else None
         tokens = _TOLD.set(told), _NOTED.set(set())
         try:
             command(**given)
         finally:
             _TOLD.reset(tokens[0])
             _NOTED.reset(tokens[1])
-        if told is None:
-            return
-        typer.echo(json.dumps(_plain(asdict(told)), ensure_ascii=False, allow_nan=False))
+        if told is not None:
+            _print(told)
 
-    signature, told = inspect.signature(command), "Print one JSON object to stdout, and nothing else there."
+    signature, about = inspect.signature(command), "Print one JSON object to stdout, and nothing else there; "
+    told = f"{about}after a failure its error says why."
     flag = Annotated[bool, typer.Option("--json", help=told, rich_help_panel="Output")]
     added = inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=flag)
     with_json.__signature__ = signature.replace(parameters=[*signature.parameters.values(), added])  # type: ignore[attr-defined]
     with_json.__annotations__ = {**command.__annotations__, "as_json": flag}
     return with_json
+
+
+@contextmanager
+def failures_as_json(words: Sequence[str]) -> Iterator[Callable[[str], None]]:
+    """Inside the block, gives what prints a failure as JSON: of a command line with `--json`; else it prints nothing.
+
+    The object has all keys that a command's own has, with what it told until then.
+
+    Args:
+        words: The command line.
+    """
+    given = words[: words.index("--")] if "--" in words else words
+    told = Told() if "--json" in given else None
+    token = _ASKED.set(told)
+
+    def fail(message: str) -> None:
+        if told is not None:
+            told.error = message
+            _print(told)
+
+    try:
+        yield fail
+    finally:
+        _ASKED.reset(token)
+
+
+def _print(told: Told) -> None:
+    """One object, on one line; in ASCII where stdout cannot show all of it."""
+    plain = _plain(asdict(told))
+    text = json.dumps(plain, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(plain, allow_nan=False)
+    typer.echo(text)
 
 
 def _plain(value: Any) -> Any:

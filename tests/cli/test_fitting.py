@@ -1,3 +1,4 @@
+import json
 import re
 import textwrap
 from functools import partial
@@ -223,12 +224,14 @@ def test_tuning_asks_the_questions_it_is_given(sea_lens, organism, demos, tmp_pa
     world.demonstrations(world.held_out[::20]).to_jsonl(tmp_path / "others.jsonl")
     options = ["--questions", tmp_path / "others.jsonl", "--measure", "preference", "--layers", "all", "--n", 12]
     command = ["tune", "leace", "organism", demos, "--out", tmp_path / "o", *ONE_TOKEN, *options]
-    code, _, err = sea_lens(*command, "--max-kl", 0.01)
+    code, out, err = sea_lens(*command, "--max-kl", 0.01, "--json")
     assert code == 2
     assert (
         "error: No editor is saved: all 1 settings break the model (limit 0.01 nats per token; the gentlest has KL"
         in err
     )
+    told = json.loads(out)  # with what was found until then
+    assert (f"error: {told['error']}" in err, told["results"][0]["kind"]) == (True, "Tuning")
     assert (tmp_path / "o" / "settings.csv").exists()
     assert not (tmp_path / "o" / "editor").exists()
     code, out, err = sea_lens(*command, "--max-kl", 2)

@@ -1,13 +1,16 @@
 """The first line of a result says what its numbers say, and `--json` holds the whole of it."""
 
+import io
 import json
 import math
+from contextlib import redirect_stdout
 
 import pandas as pd
 import pytest
 
 from sea_lens.cli.app import COMMANDS
 from sea_lens.cli.examples import EXAMPLES
+from sea_lens.cli.output import failures_as_json
 from sea_lens.cli.verdicts import verdict
 from sea_lens.evaluation.metrics import Scale
 from sea_lens.models.damage import Damage
@@ -68,7 +71,42 @@ def test_one_object_of_json_and_nothing_else(sea_lens, editor_folder, tmp_path):
     kept = pd.read_csv(tmp_path / "b" / "effects.csv").iloc[0]
     assert (result["kind"], result["n"], result["table"][0]["edited"]) == ("Effects", 6, kept["edited"])
     assert set(told["files"]) == {str(path.relative_to(tmp_path / "b")) for path in (tmp_path / "b").rglob("*.*")}
-    assert sea_lens("inspect", "nowhere", "--json")[:2] == (2, "")
+    assert told["error"] is None
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "inspect nowhere --json",
+        "inspect --json",
+        "inspect --nothing --json nowhere",
+        "nothing --json",
+        "fit nothing organism organism --json",
+        "--import no/file.py inspect nowhere --json",
+    ],
+)
+def test_a_failure_is_an_object_of_json_too(sea_lens, words):
+    """Whether it is noticed in the command or before one is known."""
+    code, out, err = sea_lens(*words.split())
+    assert code == 2
+    told = json.loads(out)
+    assert err == f"error: {told.pop('error')}\n"
+    assert told == {"lines": [], "tables": [], "results": [], "files": [], "folder": None, "notes": []}
+
+
+def test_a_failure_without_the_option_leaves_stdout_empty(sea_lens):
+    assert sea_lens("inspect", "nowhere")[:2] == (2, "")
+    assert sea_lens("inspect", "--", "--json")[:2] == (2, "")  # the name of an editor
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_json_is_whole_on_a_stdout_that_cannot_show_all_of_it(encoding):
+    """As a Windows console, or text with half of a surrogate pair."""
+    kept = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    with redirect_stdout(kept), failures_as_json(["inspect", "--json"]) as fail:
+        fail("no é \ud800")
+    kept.flush()
+    assert json.loads(kept.buffer.getvalue())["error"] == "no é \ud800"
 
 
 def test_examples_are_commands(sea_lens, tmp_path, monkeypatch):
