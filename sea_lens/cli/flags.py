@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from sea_lens.wording import UNSET, Surface
@@ -39,4 +41,11 @@ def word_for(value: object) -> str:
         return str(value).lower()
     if isinstance(value, tuple | list):
         return ",".join(map(word_for, value))
+    if is_dataclass(value) and hasattr(value, "kind"):  # registered, as a feature map is
+        return ":".join([in_a_word(value.kind), *(word_for(getattr(value, one.name)) for one in fields(value))])
     return f"{value:g}" if isinstance(value, float) else shlex.quote(str(value))
+
+
+def in_a_word(kind: str) -> str:
+    """A registered name as the command line spells it: `squared-exponential` for `SquaredExponential`."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", kind).lower()

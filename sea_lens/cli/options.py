@@ -23,6 +23,7 @@ from typing import (
 
 import typer
 
+from sea_lens.cli.flags import word_for
 from sea_lens.cli.words import LONGEST_CHOICE, NAMED, NONE, is_list, metavar, words_of
 
 Options = dict[str, Any]
@@ -200,6 +201,33 @@ def option(name: str, hint: Any, default: Any, text: str, repeated: bool = False
     kind: Any = Optional[annotation] if default is None else annotation
     made = Annotated[kind, typer.Option(flag, **settings)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=made)
+
+
+def as_options(taken: Of, given: Mapping[str, Any]) -> str:
+    """Values as they are typed; those that are the defaults, or that have no option, are left out.
+
+    Args:
+        taken: The options.
+        given: Values by their names in Python.
+    """
+    usual, words = taken.usual(), []
+    for one in taken.options():
+        value = given.get(one.name, usual[one.name])
+        if _as_tuple(value) == _as_tuple(usual[one.name]):
+            continue
+        kind, info = get_args(one.annotation)
+        flag, _, off = str(info.default).partition("/")  # typer keeps the flag there
+        if off and isinstance(value, bool):
+            words.append(flag if value else off)
+        elif get_origin(kind) is list and isinstance(value, tuple | list):
+            words += [f"{flag} {word_for(part)}" for part in value]
+        else:
+            words.append(f"{flag} {word_for(value)}")
+    return " ".join(words)
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value  # files have no tuples
 
 
 def _fits_the_help(annotation: Any) -> bool:

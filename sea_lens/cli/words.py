@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -14,6 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
 
+from sea_lens.cli.flags import in_a_word
 from sea_lens.editing.registry import registered_values
 from sea_lens.errors import InputError, ModelMismatchError
 from sea_lens.models.sites import named_layers
@@ -147,7 +147,7 @@ def _registered(kind: type) -> Words | None:
     """Registered values of a class or a protocol: `tanh`, or `tanh:4` with its fields in order."""
     if not getattr(kind, "in_words", True):
         return None
-    known = {re.sub(r"(?<=[a-z])(?=[A-Z])", "-", name).lower(): cls for name, cls in registered_values(kind).items()}
+    known = {in_a_word(name): cls for name, cls in registered_values(kind).items()}
 
     def read(word: str) -> Any:
         name, *given = word.split(":")

@@ -1,5 +1,7 @@
+import json
 import re
 
+import pytest
 import torch
 from conftest import low_rank
 
@@ -20,6 +22,28 @@ def test_inspect_shows_the_card_and_every_layer(sea_lens, editor_folder):
         ["1", "2", "1", "1", "-0.5", "0.75", "1", "12.5%"],
         ["2", "2", "", "", "-0.5", "0.75", "0.5", ""],
     ]
+
+
+@pytest.mark.parametrize(
+    ("card", "options"),
+    [
+        (EditorCard("sea", {"explained_variance": 0.5, "center": True}), "sea --explained-variance 0.5 --center"),
+        (
+            EditorCard("sea", {"explained_variance": 0.998, "center": False}),
+            "sea --explained-variance 0.998 --no-center",
+        ),
+        (EditorCard("mean-difference", {"normalize": False}), "mean-difference (its defaults)"),
+        (EditorCard("memit", {"layers": [1], "ridge": 0.5}), "memit --ridge 0.5"),
+        (EditorCard("by hand", {"seed": 3}), None),
+    ],
+)
+def test_settings_lead_to_the_options_of_a_fit(sea_lens, tmp_path, card, options):
+    Editor({0: low_rank(torch.eye(4)[:, :1], torch.tensor([0.5]))}, card).save_pretrained(tmp_path)
+    out = sea_lens("inspect", tmp_path)[1]
+    found = re.search(r"^as options +sea-lens fit (.*)$", out, re.M)
+    assert (found and found[1]) == options
+    told = json.loads(sea_lens("inspect", tmp_path, "--json")[1])["tables"][0]
+    assert (told["title"], told["rows"][0]["settings"]) == ("card", dict(card.settings))
 
 
 def test_control_characters_of_a_card_do_not_reach_the_terminal(sea_lens, tmp_path):

@@ -1,3 +1,4 @@
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Optional
@@ -5,8 +6,10 @@ from typing import Literal, Optional
 import pytest
 from typer.exceptions import TyperException
 
+import sea_lens as sl
 from sea_lens.cli.app import built
-from sea_lens.cli.options import Of, docs_of, spread, words_of
+from sea_lens.cli.options import Of, as_options, docs_of, spread, words_of
+from sea_lens.methods.method import settings_of
 from sea_lens.methods.sea.feature_space import ELU, FeatureMap, SquaredExponential, Tanh
 
 
@@ -168,6 +171,29 @@ def test_a_grid_holds_the_values_that_are_given():
 def test_values_of_a_protocol_are_those_that_are_registered():
     read = words_of(FeatureMap | None)
     assert [read(word) for word in ("none", "squared-exponential", "elu:2")] == [None, SquaredExponential(), ELU(2.0)]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        sl.SEA((0.9, 0.5), center=True, feature_map=SquaredExponential(2.0), feature_unit=1.5),
+        sl.SEA(0.998, ranks=(3, 1), merge="sum"),
+        sl.ITI(n_heads=3, d_head=4),
+        sl.MidSteer(switch=False, clip=True),
+        sl.DirectionalAblation(at=("resid_pre", "mlp_out")),
+        sl.GaussianTransport(),
+    ],
+)
+def test_settings_as_options_are_read_back(method):
+    taken, got = Of(type(method)), []
+
+    def command(*, settings: dict) -> None:
+        got.append(settings)
+
+    typed = as_options(taken, settings_of(method))
+    built(spread(command, settings=taken), "command")(shlex.split(typed), standalone_mode=False)
+    assert settings_of(type(method)(**got[0])) == settings_of(method)
+    assert (typed == "") == (method == type(method)())
 
 
 def test_none_is_none_also_where_the_default_is_something_else(taken):
