@@ -77,7 +77,7 @@ class Result:
 
     @classmethod
     def load(cls: type[R], folder: str | Path) -> R:
-        """Reads what `save` wrote.
+        """What `save` wrote.
 
         Args:
             folder: Where it was saved.

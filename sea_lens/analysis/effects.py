@@ -49,6 +49,9 @@ def register_effect(
         is_share: Whether it is 0 or 1 on every question.
         is_sum: Whether it compares sums over the tokens of answers, which is warned of where their lengths differ.
 
+    Returns:
+        A decorator, which registers the function and gives it back.
+
     Raises:
         InputError: If another effect has that name.
 
@@ -240,6 +243,10 @@ def measure_effects(
         batch_size: Rows of tokens per forward pass. Bounds memory, and changes results by rounding only.
         folder: Where to keep finished batches; a killed run continues from there.
         progress: Whether to show a progress bar.
+
+    Returns:
+        A result whose `table` has one row per effect, with its means without and with the edit, the change with its
+        interval, and controls. `per_question` has every question, `damage` what the edit costs.
 
     Raises:
         InputError: If an effect is unknown, or compares with wrong answers where a question has none.

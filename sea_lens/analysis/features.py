@@ -56,6 +56,10 @@ def read_features(model: Model, editor: Editor, layer: int | str | Site | None =
         layer: Whose edit; None where the editor edits one site.
         k: How many tokens to list at each end.
 
+    Returns:
+        A result whose `table` has one row per feature, with the tokens that it raises and lowers most and by how much,
+        in logits.
+
     Raises:
         InputError: If the edit is of no sparse autoencoder, or not in the residual stream's basis, or `k` is impossible.
         ModelMismatchError: If the editor does not fit the model, or lacks the layer.

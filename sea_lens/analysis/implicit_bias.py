@@ -59,6 +59,9 @@ def measure_implicit_bias(model: Model, texts: Sequence[str], *, kind: TokenKind
         texts: What to run, one at a time.
         kind: Which tokens: `first`, `first delimiter`, or `both`.
 
+    Returns:
+        A result whose `table` has one row per layer, with shares of attention, of norms and of variance.
+
     Raises:
         InputError: If there are no texts, or none of them has such a token with others after it.
         ModelMismatchError: If the model has no such hook points (recurrent layers have none).

@@ -116,6 +116,11 @@ def ablate_layers(
         folder: Where to keep finished batches; a killed run continues from there.
         progress: Whether to show a progress bar.
 
+    Returns:
+        A result whose `table` has one row per set of layers, with the mean effect and its change from the unedited
+        model, in the effect's own unit, with interval, p-value, controls and what the edit costs there, in nats per
+        token.
+
     Raises:
         InputError: If a mode or the effect is unknown, or a set of layers is empty.
         ModelMismatchError: If the editor does not fit the model, or lacks a layer of a set.
@@ -238,7 +243,7 @@ def measure_interactions(
         progress: Whether to show a progress bar.
 
     Returns:
-        A row per pair: the change of the effect under `both` layers, what that is beyond the sum of each `alone`, and its
+        A row per pair, with the change of the effect under `both` layers, what that is beyond the sum of each `alone`, and its
         paired interval over questions.
 
     Raises:

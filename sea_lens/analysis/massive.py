@@ -66,6 +66,10 @@ def massive_activations(
         magnitude: Least absolute value.
         ratio: Least multiple of the median absolute value of the same activation.
 
+    Returns:
+        A result whose `table` has one row per layer and coordinate, with its largest absolute value, and that over the
+        median of its text.
+
     Raises:
         InputError: If the criterion is not of positive numbers.
 
@@ -188,6 +192,10 @@ def massive_tokens(
         magnitude: Least absolute value.
         ratio: Least multiple of the median absolute value of the text at that layer.
         batch_size: Texts per forward pass.
+
+    Returns:
+        A result whose `table` has one row per massive coordinate of a token, with its value; `layers` has the largest
+        and the median absolute values of each layer, as means over texts.
 
     Raises:
         InputError: If there are no texts, one does not fit the context, or the criterion is not of positive numbers.

@@ -125,6 +125,9 @@ def probe_activations(
         seed: Of folds and shuffles.
         progress: Whether to show a progress bar.
 
+    Returns:
+        A result whose `table` has one row per site, with accuracies and AUCs before and after the edit, with intervals.
+
     Raises:
         InputError: If the two sets of activations do not belong together, there are fewer groups than folds, or an argument
             is out of range.

@@ -87,6 +87,10 @@ def select_layers(
         folder: Where to keep finished batches; a killed run continues from there.
         progress: Whether to show progress bars.
 
+    Returns:
+        A result whose `table` has one row per step, with the change of the effect on the choosing and on the held-out
+        questions; `editor` has the chosen layers.
+
     Raises:
         InputError: If a held-out question is also one to choose by, `max_layers` is impossible, or the effect is unknown.
         ModelMismatchError: If the editor does not fit the model.

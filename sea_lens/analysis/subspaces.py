@@ -69,6 +69,10 @@ def measure_spectra(editor: Editor, activations: Activations) -> Spectra:
         editor: Of any method.
         activations: Those it was fitted on.
 
+    Returns:
+        A result whose `table` has one row per site, with ranks, gains, and how far the edit moves activations, as a
+        share of their norm; `curves` and `angles` (in degrees) where the method cuts subspaces.
+
     Raises:
         ModelMismatchError: If the activations lack one of its sites.
         InputError: If they lack a side that its method needs.

@@ -192,6 +192,10 @@ def view_tokens(
         damage: Whether to measure what the edit costs on neutral text, as `measure_damage`.
         chat_options: Switches of the chat template, for a conversation.
 
+    Returns:
+        A result whose `table` has one row per position and layer, with how far the token moves, as a length and as a
+        share of its own; `tokens` and `predictions` have what the model says next, before and after.
+
     Raises:
         InputError: If the text does not fit the model's context, or has no token.
         ModelMismatchError: If the editor does not fit the model.

@@ -67,6 +67,10 @@ def read_directions(
         k: How many tokens to list at each end.
         activations: To orient directions by. An eigenvector has no sign of its own; a shift has, and keeps it.
 
+    Returns:
+        A result whose `table` has one row per direction, with the tokens that it raises and lowers most and by how
+        much, in logits.
+
     Raises:
         InputError: If the edit has no directions in the residual stream's basis, or `k` is impossible.
         ModelMismatchError: If the editor does not fit the model, or the editor or the activations lack the layer.

@@ -64,7 +64,7 @@ class Demonstrations(PromptRows[Demonstration]):
         negatives: Iterable[str],
         neutrals: Iterable[str] | None = None,
     ) -> Demonstrations:
-        """Builds demonstrations from lists of one length.
+        """Demonstrations from lists of one length.
 
         A prompt may also be a list of chat messages, for `with_chat_template`.
 
@@ -100,7 +100,7 @@ class Demonstrations(PromptRows[Demonstration]):
         columns: Columns | None = None,
         **options: object,
     ) -> Demonstrations:
-        r"""Reads demonstrations from a file of any layout that is known (`data/layouts.py` lists them and their options).
+        r"""Demonstrations from a file of any layout that is known (`data/layouts.py` lists them and their options).
 
         Positive is the best right answer, negative the wrong one; where a question has several wrong answers, one is drawn.
 
@@ -144,7 +144,7 @@ class Demonstrations(PromptRows[Demonstration]):
         negative: str = "negative",
         neutral: str | None = None,
     ) -> Demonstrations:
-        """Builds demonstrations from named columns of a pandas data frame.
+        """Demonstrations from named columns of a pandas data frame.
 
         Args:
             frame: One row per demonstration.
@@ -177,7 +177,7 @@ class Demonstrations(PromptRows[Demonstration]):
         negative: str = "negative",
         neutral: str | None = None,
     ) -> Demonstrations:
-        """Reads named columns of a CSV file with a header line. The names are those of `from_dataframe`.
+        """Demonstrations from named columns of a CSV file with a header line. The names are those of `from_dataframe`.
 
         Raises:
             FileFormatError: If the file cannot be read, or a line has more or fewer cells than the header (which line).
@@ -196,7 +196,7 @@ class Demonstrations(PromptRows[Demonstration]):
         negative: str = "negative",
         neutral: str | None = None,
     ) -> Demonstrations:
-        """Reads a file with one JSON object per line (or one JSON list of objects). The names are those of `from_dataframe`.
+        """Demonstrations from a JSON object per line (or one JSON list of objects). The names are those of `from_dataframe`.
 
         Raises:
             FileFormatError: If the file cannot be read or a line is not a JSON object (which line).
@@ -209,7 +209,7 @@ class Demonstrations(PromptRows[Demonstration]):
     def from_halueval(
         cls, path: str | Path, n: int | None = None, seed: int = 0, *, with_knowledge: bool = False
     ) -> Demonstrations:
-        """Reads HaluEval as published (QA, dialogue or summarization): right is positive, hallucinated negative.
+        """Demonstrations from HaluEval (QA, dialogue or summarization): right is positive, hallucinated negative.
 
         Args:
             path: `qa_data.json`: one JSON object per line with `question`, `right_answer` and `hallucinated_answer`; or
@@ -235,7 +235,7 @@ class Demonstrations(PromptRows[Demonstration]):
     def from_bbq(
         cls, path: str | Path, n: int | None = None, seed: int = 0, *, context_condition: str | None = "disambig"
     ) -> Demonstrations:
-        """Reads a BBQ file as published: the right answer is positive, one of the other two (drawn by `seed`) negative.
+        """Demonstrations from a BBQ file: right answers are positive, one of the other two each (drawn by `seed`) negative.
 
         Args:
             path: A `.jsonl` file with `context`, `question`, `ans0` to `ans2`, `label` and `context_condition`.
@@ -259,7 +259,7 @@ class Demonstrations(PromptRows[Demonstration]):
     # --- changing texts ----------------------------------------------------------------------------------------------
 
     def with_answer_ending(self, ending: str) -> Demonstrations:
-        """Gives every completion the same ending, in place of any final full stop, question or exclamation mark.
+        """The same rows with one ending for all completions, in place of any full stop, question or exclamation mark.
 
         Without it, punctuation alone can tell the last token of a positive from that of a negative.
 
@@ -294,7 +294,7 @@ class Demonstrations(PromptRows[Demonstration]):
         folder: str | Path | None = None,
         progress: bool = True,
     ) -> Demonstrations:
-        """Sets every neutral completion to the model's own greedy answer (the SEA paper's protocol).
+        """The same rows with the model's own greedy answers as neutral completions (the SEA paper's protocol).
 
         Give the prompts their template first, and `with_answer_ending` after. Of a model that reasons before it answers, the
         answer after its trace (`<think>...</think>`) is taken.
@@ -306,6 +306,9 @@ class Demonstrations(PromptRows[Demonstration]):
             batch_size: Prompts per forward pass.
             folder: Where to keep answers as they come. A run that was killed goes on there.
             progress: Whether to show a progress bar.
+
+        Raises:
+            InputError: If a prompt with its answer does not fit the model's context.
 
         Warns:
             SeaLensWarning: If answers were cut at `max_new_tokens` (unless that is 1), or before a reasoning trace was over.
@@ -325,7 +328,7 @@ class Demonstrations(PromptRows[Demonstration]):
     # --- knowing one's data ------------------------------------------------------------------------------------------
 
     def check(self, model: ReadsTexts | Tokenizer | None = None) -> DemonstrationCheck:
-        """Reports what separates positives from negatives besides meaning.
+        """What separates positives from negatives besides meaning.
 
         Args:
             model: A model or a tokenizer, to count lengths in tokens and not only in words. With a model, texts that are

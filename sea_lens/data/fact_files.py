@@ -38,6 +38,9 @@ def read_facts(source: Any, n: int | None = None, seed: int = 0, *, sha256: str 
         seed: Seed of the sample.
         sha256: What the file must be, as its SHA-256, such as `COUNTERFACT_SHA256`; None to read any file.
 
+    Returns:
+        The facts, in the order of the file.
+
     Raises:
         FileFormatError: If the file cannot be read, is no JSON (which line), or has another hash.
         InputError: If a field is missing or is not text (which row), or there are fewer than `n` facts.

@@ -150,7 +150,7 @@ class PromptRows(Sequence[RowT], Generic[RowT]):
         return replace(self, rows=self.rows[index]) if isinstance(index, slice) else self.rows[index]
 
     def sample(self: RowsT, n: int, seed: int = 0) -> RowsT:
-        """Draws `n` rows without replacement.
+        """`n` rows, drawn without replacement.
 
         Raises:
             InputError: If `n` is not between 1 and the number of rows.
@@ -168,7 +168,7 @@ class PromptRows(Sequence[RowT], Generic[RowT]):
         return replace(self, rows=tuple(random.Random(seed).sample(self.rows, n)))
 
     def split(self: RowsT, fraction: float = 0.5, seed: int = 0) -> tuple[RowsT, RowsT]:
-        """Splits at random into two disjoint parts, the first with `fraction` of the prompts.
+        """Two disjoint parts at random, the first with `fraction` of the prompts.
 
         Rows with one prompt stay on one side. Nothing is stratified. Both parts keep the order of the rows.
 
@@ -194,7 +194,7 @@ class PromptRows(Sequence[RowT], Generic[RowT]):
         return replace(self, rows=parts[0]), replace(self, rows=parts[1])
 
     def with_prompt_template(self: RowsT, template: str) -> RowsT:
-        r"""Puts each prompt into a template such as `"Q: {question}\nA:"` (`{prompt}` means the same).
+        r"""The same rows, each prompt in a template such as `"Q: {question}\nA:"` (`{prompt}` means the same).
 
         Raises:
             InputError: If the template does not hold exactly one of the two, once. Other braces stay as they are.
@@ -221,7 +221,7 @@ class PromptRows(Sequence[RowT], Generic[RowT]):
         )
 
     def with_chat_template(self: RowsT, tokenizer: Tokenizing, system: str | None = None, **options: object) -> RowsT:
-        """Puts each prompt into the tokenizer's own chat template, up to where the assistant's answer begins.
+        """The same rows, each prompt in the tokenizer's own chat template, up to where the assistant's answer begins.
 
         A prompt is what the user says, or a whole conversation of messages. Templates that write the beginning-of-sequence
         token are safe: it is never added a second time.

@@ -72,7 +72,7 @@ class Questions(PromptRows[Question]):
         right: Iterable[str | Iterable[str]],
         wrong: Iterable[str | Iterable[str]],
     ) -> Questions:
-        """Builds questions from three lists of one length.
+        """Questions from three lists of one length.
 
         Args:
             prompts: One text per question, or a list of chat messages for `with_chat_template`.
@@ -121,7 +121,7 @@ class Questions(PromptRows[Question]):
         template: str | Mapping[str, str] | None = None,
         **options: object,
     ) -> Questions:
-        r"""Reads questions from a file of any layout that is known (`data/layouts.py` lists them and their options).
+        r"""Questions from a file of any layout that is known (`data/layouts.py` lists them and their options).
 
         Args:
             source: A path to CSV, TSV, JSON, JSON lines or parquet, each also with `.gz`; a pandas data frame; a split of
@@ -163,7 +163,7 @@ class Questions(PromptRows[Question]):
 
     @classmethod
     def from_jsonl(cls, path: str | Path) -> Questions:
-        """Reads one JSON object per line with `prompt`, `right`, `wrong` and, if known, `category`.
+        """Questions from one JSON object per line with `prompt`, `right`, `wrong` and, if known, `category`.
 
         `right` and `wrong` are a text or a list of texts. They may be called `true` and `false`, as in files of version 0.1,
         or `positive` and `negative`, as in demonstrations. BBQ's questions come back from `to_jsonl` as such.
@@ -182,7 +182,7 @@ class Questions(PromptRows[Question]):
 
     @classmethod
     def from_truthfulqa(cls, path: str | Path, *, template: str = Q_AND_A, binary: bool = False) -> Questions:
-        r"""Reads `TruthfulQA.csv` as published, or Hugging Face's `truthful_qa`, the best answer first among the right ones.
+        r"""Questions from `TruthfulQA.csv` or Hugging Face's `truthful_qa`, the best answer first among the right ones.
 
         Empty answers and repeats (but for case and the final full stop) are dropped, and every answer ends in a full stop,
         as in the published scoring.
@@ -220,7 +220,7 @@ class Questions(PromptRows[Question]):
         context_condition: str | None = None,
         template: str = "{question}\nAnswer:",
     ) -> Questions:
-        r"""Reads a BBQ file as published, with one right and two wrong answers per question.
+        r"""Questions from a BBQ file as published, with one right and two wrong answers per question.
 
         Args:
             path: A `.jsonl` file with `context`, `question`, `ans0` to `ans2`, `label` and `context_condition`.
@@ -251,7 +251,7 @@ class Questions(PromptRows[Question]):
     def from_crows_pairs(
         cls, path: str | Path, n: int | None = None, seed: int = 0, *, direction: str | None = None
     ) -> Questions:
-        r"""Reads CrowS-Pairs as published: pairs of sentences, one of which stereotypes more than the other.
+        r"""Questions from CrowS-Pairs as published: pairs of sentences, one of which stereotypes more than the other.
 
         The prompt is the words that both begin with, the right answer the rest of the less stereotyping sentence and the
         wrong answer the rest of the other. So the two answers differ in summed log-probability as the whole sentences do,

@@ -79,7 +79,7 @@ class AffineEdit:
 
     @classmethod
     def of_shift(cls, shift: Float[Tensor, " width"], strength: float = 1.0) -> AffineEdit:
-        """Adds one vector, `[width]`, to every activation. Raises InputError if it is no vector."""
+        """An edit that adds one vector, `[width]`, to every activation. Raises InputError if it is no vector."""
         check_arguments(AffineEdit.of_shift, locals())
         if shift.ndim != 1 or not len(shift):
             raise InputError(f"A shift is one vector, [width], and one of shape {list(shift.shape)} was given.")
@@ -96,7 +96,10 @@ class AffineEdit:
         restore_norm: bool = False,
         strength: float = 1.0,
     ) -> AffineEdit:
-        """Adds `W diag(lam) W^T x`, W `[width, rank]`: a direction of `lam` above 0 is promoted, below suppressed."""
+        """An edit that adds `W diag(lam) W^T x`, W `[width, rank]`: `lam` above 0 promotes a direction, below suppresses it.
+
+        Raises InputError if there is not one eigenvalue per direction.
+        """
         check_arguments(AffineEdit.of_eigenvalues, locals())
         if directions.ndim != 2 or eigenvalues.shape != directions.shape[1:]:
             raise InputError(
@@ -215,7 +218,7 @@ class AffineEdit:
 
     @classmethod
     def from_fields(cls, left: Tensor, right: Tensor, **rest: Any) -> AffineEdit:
-        """Reads what `to_fields` gives."""
+        """The edit that has these fields, as `to_fields` gives them."""
         symmetric = left.ndim == 1 and left.shape == right.shape[1:]
         return cls(right * left if symmetric else left, right, **rest)
 

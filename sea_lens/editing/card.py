@@ -115,7 +115,7 @@ class EditorCard:
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> EditorCard:
-        """Reads what `to_json` wrote, of this version and of 0.1. Fields of later versions are left out.
+        """The card that `to_json` wrote, of this version and of 0.1. Fields of later versions are left out.
 
         Raises:
             FileFormatError: If it is not a card.

@@ -71,7 +71,11 @@ class WhenAligned:
         return Site.of(self.site)
 
     def decide(self, read: Float[Tensor, "batch pos width"], seen: Pass) -> Bool[Tensor, " batch"]:
-        """Compares what stands for the prompt with the direction."""
+        """For which rows the condition holds: what stands for their prompt, compared with the direction.
+
+        Raises:
+            InputError: If the direction has another width than what is read.
+        """
         if read.shape[-1] != len(self.direction):
             raise InputError(
                 f"The condition's direction has width {len(self.direction)}, and {self.site} has {read.shape[-1]}."
@@ -86,7 +90,7 @@ class WhenAligned:
         return (seen.positions >= 0) & decided.to(seen.positions.device)[:, None]
 
     def spared(self, site: Site, read: Float[Tensor, "batch pos width"]) -> Mask | None:
-        """None."""
+        """None: it spares no token of a row that it holds for."""
         return None
 
     def __str__(self) -> str:

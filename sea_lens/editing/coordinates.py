@@ -76,7 +76,7 @@ class SetCoordinates:
 
     @classmethod
     def to_zero(cls, width: int, coordinates: list[int]) -> SetCoordinates:
-        """Sets coordinates to zero, as ablations of neurons or of massive activations do.
+        """An edit that sets coordinates to zero, as ablations of neurons or of massive activations do.
 
         Args:
             width: Width of the activations.

@@ -187,7 +187,7 @@ class Editor(
         return self.scaled(strength_for(lambda factor: meter.measure(self.scaled(factor)).kl, kl))
 
     def at_positions(self, positions: Positions) -> Editor:
-        """Edits only some tokens. Positions are true ones: padding is not counted, and a KV cache is.
+        """The same edits at some tokens only. Positions are true ones: padding is not counted, and a KV cache is.
 
         An editor that spares attention sinks spares them at any positions but `"all"`, which are all tokens there are.
 
@@ -207,7 +207,7 @@ class Editor(
         return replace(self, where=placed(self.where, positions))
 
     def when(self, condition: Where) -> Editor:
-        """Edits only texts that meet a condition on their prompt, at the positions chosen before.
+        """The same edits, only in texts whose prompt meets a condition, at the positions chosen before.
 
         Args:
             condition: Such as `sea_lens.WhenAligned(site, direction, threshold)`.
@@ -295,15 +295,16 @@ class Editor(
         """
         self.check(model)
         if self.is_identity and any(edit.strength for edit in self.edits.values()):
-            what = (
-                f"This editor of {self.card.method!r} changes nothing at any layer. Fit another: other settings, other "
-            )
-            warnings.warn(what + "demonstrations or another token.", SeaLensWarning, stacklevel=3)
+            what = f"This editor of {self.card.method!r} changes nothing at any layer."
+            warnings.warn(f"{what} Fit it with other settings, demonstrations or token.", SeaLensWarning, stacklevel=3)
         with edited(model, self):
             yield model
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
         """Writes the editor's two files and a model card; `options` are those of Hugging Face's `ModelHubMixin`.
+
+        Returns:
+            The commit's address where `push_to_hub=True` is among them; else None.
 
         Raises:
             InputError: If the folder cannot be one.
@@ -311,9 +312,8 @@ class Editor(
         as_folder(save_directory, "save_directory")
         if Path(save_directory).is_file():
             raise InputError(f"{save_directory} is a file. Give the name of a folder.")
-        told = words_of_card(self.card, self.edits, Path(save_directory)) | (
-            options.pop("model_card_kwargs", None) or {}
-        )
+        given = options.pop("model_card_kwargs", None) or {}
+        told = words_of_card(self.card, self.edits, Path(save_directory)) | given
         return super().save_pretrained(save_directory, model_card_kwargs=told, **options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -330,7 +330,7 @@ class Editor(
         local_files_only: bool = False,
         revision: str | None = None,
     ) -> Editor:
-        """Reads what `save_pretrained` or `push_to_hub` wrote, by this version or 0.1.
+        """The editor that `save_pretrained` or `push_to_hub` wrote, by this version or 0.1.
 
         Args:
             pretrained_model_name_or_path: A folder, or a repository's name on the hub.

@@ -50,6 +50,9 @@ def register_edit(kind: str) -> Callable[[T], T]:
     Args:
         kind: The name that files know it by.
 
+    Returns:
+        A decorator, which registers the class and gives it back.
+
     Raises:
         InputError: If another class has that name.
     """
@@ -62,6 +65,9 @@ def register_value(name: str) -> Callable[[T], T]:
 
     Args:
         name: The name that files know it by.
+
+    Returns:
+        A decorator, which registers the class and gives it back.
 
     Raises:
         InputError: If another class has that name.

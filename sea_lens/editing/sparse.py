@@ -239,7 +239,7 @@ class SAEFeature:
             raise InputError("This SAE's files do not say which activations it is of. Give site to load_sae.")
 
     def steer(self, amount: float) -> Editor:
-        """Adds the feature's direction to every token but the first, as a code of `amount` would.
+        """An editor that adds the feature's direction to every token but the first, as a code of `amount` would.
 
         Its code need not change by as much: what is added is read by the encoder again only where somebody encodes it. Twice
         the strength adds twice as much.
@@ -251,7 +251,7 @@ class SAEFeature:
         return self._editor("add", amount)
 
     def clamp(self, value: float) -> Editor:
-        """Sets the feature's code to a value at every token but the first: `h + (value - code) W_dec`.
+        """An editor that sets the feature's code at every token but the first: `h + (value - code) W_dec`.
 
         At strength s it goes that share of the way.
 

@@ -81,6 +81,10 @@ def evaluate_bbq(
             another editor.
         progress: Whether to show progress bars.
 
+    Returns:
+        The evaluation, with accuracies and shares from 0 to 1, bias scores from -1 to 1; `per_row` has one row per
+        question.
+
     Raises:
         InputError: If questions do not say what is unknown and what a stereotype, none has the context, or the prompt does
             not suit them.

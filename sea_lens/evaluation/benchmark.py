@@ -123,6 +123,9 @@ def register_benchmark(
         templates: See `RegisteredBenchmark`.
         also_writes: See `RegisteredBenchmark`.
 
+    Returns:
+        A decorator, which registers the function and gives it back.
+
     Raises:
         InputError: If another function has the name.
 

@@ -130,6 +130,11 @@ def compare(
             all editors. None is a temporary folder.
         progress: Whether to show progress bars.
 
+    Returns:
+        A result whose `table` has one row per editor after the unedited model's, with each benchmark's headline score
+        and its change, with interval and controls, then damage and costs. `long` has every metric, `evaluations` the
+        whole results.
+
     Raises:
         InputError: If there is no editor or no benchmark, or one of them is something else.
         ModelMismatchError: If an editor does not fit the model.

@@ -74,6 +74,9 @@ def evaluate_crows_pairs(
             another editor.
         progress: Whether to show progress bars.
 
+    Returns:
+        The evaluation, with shares of pairs from 0 to 1, differences in nats; `per_row` has one row per pair.
+
     Raises:
         InputError: If a row is not a pair.
 

@@ -158,6 +158,10 @@ def data_efficiency(
             more sizes or seeds reuses what is done. If the code of your function changes, choose another folder.
         progress: Whether to show progress bars.
 
+    Returns:
+        A result whose `table` has one row per fit, with its number of demonstrations, its headline score, the change
+        from the unedited model with its interval, controls and damage. `curve` has means over the draws.
+
     Raises:
         InputError: If a size is below 1 or above the number of demonstrations, there is no size or seed, `confidence` is not
             inside (0, 1), or `folder` is given and the function has no name.

@@ -80,6 +80,9 @@ def evaluate_knowledge(
             another editor.
         progress: Whether to show progress bars.
 
+    Returns:
+        The evaluation, with shares of prompts from 0 to 1; `per_row` has one row per fact.
+
     Raises:
         InputError: If there are no facts, or two of them contradict each other.
 
@@ -132,6 +135,9 @@ def evaluate_edits(
         batch_size: The same.
         folder: The same.
         progress: The same.
+
+    Returns:
+        The evaluation, with one row per fact in `per_row`.
 
     Raises:
         InputError: If there are no facts, two of them contradict each other, or `fit` gives no editor.

@@ -126,7 +126,7 @@ def score_table(runs: Runs, seed: int, confidence: float) -> tuple[pd.DataFrame,
     """Every score that is defined on these samples.
 
     Returns:
-        One row per task and metric: `n` samples; of one run `value` and `stderr`, of two `unedited`, `edited`, `change`,
+        One row per task and metric, with `n` samples; of one run `value` and `stderr`, of two `unedited`, `edited`, `change`,
         `p_value`, `unedited_stderr` and `edited_stderr`; the interval `low` to `high`, and which kind it is in `interval`. A
         metric that is neither a mean over samples nor their perplexity has none. And the scales of the scores, by name.
 

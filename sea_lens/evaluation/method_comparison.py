@@ -91,7 +91,7 @@ class MethodComparison(Result):
             method: One that ran.
 
         Returns:
-            One row per other method: the mean `difference`, its paired 95 % interval `low` to `high`, the `p_value`
+            One row per other method, with the mean `difference`, its paired 95 % interval `low` to `high`, the `p_value`
             of a sign-flip test, and `p_holm`, corrected for the number of the others.
 
         Raises:

@@ -67,6 +67,9 @@ def evaluate_right(
         folder: A folder for finished batches. A killed run continues there.
         progress: Whether to show progress bars.
 
+    Returns:
+        The evaluation, with the share from 0 to 1, the margin in nats; `per_row` has one row per question.
+
     Raises:
         InputError: If there is no such measure, or it needs wrong answers where a question has none.
 

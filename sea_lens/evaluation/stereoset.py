@@ -90,6 +90,9 @@ def evaluate_stereoset(
             another editor.
         progress: Whether to show progress bars.
 
+    Returns:
+        The evaluation, with all scores from 0 to 1; `per_row` has one row per item.
+
     Raises:
         InputError: If a row is no item of StereoSet, or none is of the task.
 

@@ -111,6 +111,10 @@ def transfer(
         folder: A folder for what benchmarks compute, as for `compare`.
         progress: Whether to show progress bars.
 
+    Returns:
+        A result whose `table` has one row per data set after the unedited model's, with each benchmark's score and its
+        change, with interval and controls.
+
     Raises:
         InputError: If there is no source or no benchmark, a source is neither activations nor an editor, or its name is
             `"unedited"`.

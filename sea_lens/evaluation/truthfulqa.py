@@ -90,6 +90,10 @@ def evaluate_truthfulqa(
             another editor.
         progress: Whether to show progress bars.
 
+    Returns:
+        The evaluation, with MC1, MC2 and MC3 from 0 to 1; `per_row` has one row per question, `per_answer` one per
+        answer with its log-probability in nats.
+
     Raises:
         InputError: If a question has no wrong answer, or the prompt does not suit the questions.
 
@@ -208,6 +212,9 @@ def generate_answers(
         batch_size: Prompts per forward pass. It does not change the answers.
         folder: A folder for finished answers. A killed run continues there.
         progress: Whether to show progress bars.
+
+    Returns:
+        The evaluation, with means over questions; `per_row` has one row per question with its answers.
 
     Raises:
         InputError: If a prompt with its answer exceeds the model's context, or does not suit the questions.

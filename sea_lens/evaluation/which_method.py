@@ -102,6 +102,10 @@ def compare_methods(
             computes only those.
         progress: Whether to show progress bars.
 
+    Returns:
+        A result whose `table` has one row per method after the unedited model's, scored on the held-out questions, with
+        interval, controls and damage. `trials` has every setting that was tried, `comparison` the editors.
+
     Raises:
         InputError: If there is no such method, none can run, a prompt of the held-out half is used before, or the unedited
             model has none or all of the fitting questions right.

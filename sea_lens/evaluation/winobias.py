@@ -78,6 +78,9 @@ def evaluate_winobias(
             another editor.
         progress: Whether to show progress bars.
 
+    Returns:
+        The evaluation, with shares from 0 to 1, the gap from -1 to 1; `per_row` has one row per sentence.
+
     Raises:
         InputError: If a row is no sentence of WinoBias.
 

@@ -102,7 +102,7 @@ class Disentangler:
 
     @classmethod
     def load(cls, path: str | Path) -> Disentangler:
-        """Reads what `save` wrote, to the bit.
+        """What `save` wrote, to the bit.
 
         Raises:
             FileFormatError: If the file is missing, truncated or something else.

@@ -161,6 +161,9 @@ def train_disentangler(
         folder: Where to keep what is done, every 50 steps. A training that was killed goes on from there, to the same bits.
         progress: Whether to show a progress bar.
 
+    Returns:
+        The disentangler, in float32, with the last losses.
+
     Raises:
         InputError: If there are too few facts of one subject, or the loss is not finite.
         FileFormatError: If `folder` holds another training.

@@ -59,6 +59,9 @@ def fit_in_sequence(
         batch_size: Rows in one forward pass.
         progress: Whether to show a progress bar.
 
+    Returns:
+        An editor with one edit per site; its card says that it was fitted in sequence.
+
     Raises:
         InputError: If the method chooses among sites, or edits others than it is fitted on; and as the fit and
             `collect_activations` do.

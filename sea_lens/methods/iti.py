@@ -82,7 +82,7 @@ class ITI:
                 raise InputError(f"{name} must be at least {least}, and {getattr(self, name)} was given.")
 
     def fit(self, activations: Activations, *, progress: bool = True) -> Editor:
-        """Fits a probe per head and fold, and one shift per site with a chosen head.
+        """One shift per site with a chosen head, after a probe per head and fold.
 
         Args:
             activations: Of `attn.hook_z`, positive and negative.

@@ -79,6 +79,9 @@ def register_method(name: str, *, source: str = "") -> Callable[[T], T]:
         name: What cards and the command line call it.
         source: Where it was published.
 
+    Returns:
+        A decorator, which registers the class and gives it back.
+
     Raises:
         InputError: If another method has the name, or the class is no dataclass with `fit` and `roles`.
 
@@ -297,6 +300,9 @@ def refit(editor: Editor, activations: Activations) -> Editor:
     Args:
         editor: Of any registered method.
         activations: Of the same model, with the editor's sites.
+
+    Returns:
+        An editor at the same sites, strengths and positions.
 
     Raises:
         InputError: If its method is not registered, or the activations lack a side or a site.

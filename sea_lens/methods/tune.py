@@ -116,6 +116,10 @@ def tune(
             methods, layers or strengths.
         progress: Whether to show a progress bar.
 
+    Returns:
+        A result whose `table` has one row per setting, best first, with score, interval and damage; `best` is the
+        editor of the first.
+
     Raises:
         InputError: If a list of settings is empty, a setting is impossible, the measure needs wrong answers that a question
             lacks or has no name to keep scores by, or the unedited model has none or all of the questions right.

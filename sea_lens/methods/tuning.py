@@ -69,7 +69,7 @@ class TunedEditors(Sequence[Editor]):
 
     @classmethod
     def from_pretrained(cls, save_directory: Path) -> TunedEditors:
-        """Reads what `save_pretrained` wrote.
+        """What `save_pretrained` wrote.
 
         Raises:
             FileFormatError: If a file is missing or damaged.

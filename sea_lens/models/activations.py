@@ -129,7 +129,7 @@ class Activations:
         token: TokenChoice = "last",
         model: Model | None = None,
     ) -> Activations:
-        """Builds activations from tensors of your own.
+        """Activations from tensors of your own.
 
         Args:
             positive: `[n, width]` by site: integers are layers of `site`, texts are hook names.
@@ -252,7 +252,7 @@ class Activations:
 
     @classmethod
     def load(cls, path: str | Path) -> Activations:
-        """Reads what `save` wrote in this version or 0.1, or the folder of a finished `collect_activations(..., folder=...)`.
+        """What `save` wrote in this version or 0.1, or the folder of a finished `collect_activations(..., folder=...)` holds.
 
         Raises:
             FileFormatError: If the file is missing, truncated, not ours, or its collection is unfinished.

@@ -71,6 +71,9 @@ def answer_greedily(
         batch_size: Questions in one forward pass.
         progress: Whether to show a progress bar.
 
+    Returns:
+        A result whose `table` has one row per question with its answer and whether it is right; `right` counts them.
+
     Raises:
         InputError: If `match` is something else, or `"rouge"` where a question has no wrong answer.
     """
@@ -134,6 +137,10 @@ def prefer_right(
         best_only: Whether only the first right answer counts, as in TruthfulQA's MC1.
         batch_size: Rows in one forward pass.
         progress: Whether to show a progress bar.
+
+    Returns:
+        A result whose `table` has one row per question with its margin in nats and whether it is above zero; `right`
+        counts them.
 
     Raises:
         InputError: If a question has no wrong answer, or the model predicts NaN.

@@ -192,8 +192,7 @@ class DamageMeter:
                 "the shipped English sample. "
                 + either("Give texts=[...] in the model's language.", "Give prompts in the model's language.")
             )
-        shown = spread if asked is None else _spread(asked)
-        shown = tuple(prompt for prompt in shown if token_ids(model, prompt))
+        shown = tuple(prompt for prompt in (spread if asked is None else _spread(asked)) if token_ids(model, prompt))
         return cls(model, shown, predictions, DamageLimits() if limits is None else limits, batch_size)
 
     def measure(self, editor: EditsModels, *, examples: int = 0, max_new_tokens: int = 24) -> Damage:
@@ -323,12 +322,14 @@ def measure_damage(
         model: A TransformerBridge with a tokenizer, unedited.
         prompts: Prompts of the questions at hand, which may be none.
         editor: The editor.
-        texts: Texts that the edit should leave alone, such as French ones for an edit that makes a model answer in French;
-            None for `neutral_texts(model)`.
+        texts: Texts to leave alone, such as French ones for an edit to French answers; None for `neutral_texts(model)`.
         limits: Past these the model counts as broken; None for the default.
         examples: How many prompts to let both models continue.
         max_new_tokens: Length of a continuation.
         batch_size: Texts in one forward pass. It changes nothing but rounding.
+
+    Returns:
+        A result whose `table` has one row per kind of text, with perplexities, and the KL in nats per token.
 
     Raises:
         InputError: If there is no text at all to measure on.

@@ -38,6 +38,9 @@ def kl_to_unedited(model: Model, texts: Sequence[str], editor: EditsModels, *, b
         editor: The editor.
         batch_size: Texts in one forward pass. It does not change the result, but for rounding.
 
+    Returns:
+        The mean in nats per token; 0 where the edit changes nothing.
+
     Raises:
         InputError: If no text has two tokens, or one does not fit the model's context.
 

@@ -61,7 +61,7 @@ class KeyMoments:
 
     @classmethod
     def load(cls, path: str | Path) -> KeyMoments:
-        """Reads what `save` wrote, to the bit.
+        """What `save` wrote, to the bit.
 
         Raises:
             FileFormatError: If the file is missing, truncated or something else.
@@ -104,6 +104,9 @@ def collect_key_moments(
         texts: Neutral texts, each cut to the model's context; None for `sl.neutral_texts(model)`.
         batch_size: Texts in one forward pass.
         progress: Whether to show a progress bar.
+
+    Returns:
+        By layer, the second moment `[width, width]` of its keys, and a sample of the keys `[n, width]`.
 
     Raises:
         InputError: If there are no texts.

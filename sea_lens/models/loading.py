@@ -87,6 +87,9 @@ def load_model(
     before plain prompts; a GGUF file says whether the model wants one, and that holds here: Gemma does, and SmolLM2, whose
     `<|im_start|>` opens a message of a chat, does not, as in llama.cpp and transformers.
 
+    Returns:
+        The bridge, on its device, with its tokenizer.
+
     Raises:
         InputError: If there is no such model, dtype, device or quantization, a GGUF file is damaged, or a library or a
             package with a model is missing (with what to install).

@@ -92,6 +92,9 @@ def load_sae(
         layout: Of its files, where their names do not tell.
         revision: A branch, tag or commit on the hub.
 
+    Returns:
+        The SAE, with its hook point, normalization and digest.
+
     Raises:
         InputError: If there is no such SAE, it cannot be computed exactly (a transcoder, whitened activations, a threshold
             that was never set), or `k` or `mean_norm` says nothing of it. The message says why, and what to give.

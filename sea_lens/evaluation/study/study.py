@@ -114,6 +114,10 @@ def study(
         folder: Where to keep what is computed. A run that was killed goes on from there.
         progress: Whether to show progress bars.
 
+    Returns:
+        The verdict in a word and in a sentence, and in `table` the numbers of both models and of every control on the
+        held-out questions. `report` writes it as a page.
+
     Raises:
         InputError: If a question is asked in the demonstrations, no method can be fitted, or the measure needs wrong answers
             where there are none.

@@ -181,6 +181,9 @@ def read_published_editor(
         model: The model they are for, to check sizes against and to name on the card.
         progress: Whether to show a progress bar once it takes longer than two seconds.
 
+    Returns:
+        An editor with one edit per layer, in float32; its card names no method, so it cannot be fitted again.
+
     Raises:
         FileFormatError: If a file does not hold a tensor. No code is loaded from it.
         InputError: If shapes are wrong, or a matrix is not a projector (which layer, and how far from it).

@@ -159,7 +159,7 @@ class SEA:
         device: str | torch.device | None = None,
         progress: bool = True,
     ) -> Editor:
-        """Fits in closed form, in float64.
+        """One edit per site, in closed form and float64.
 
         Args:
             activations: Neutral, positive and negative ones of the same demonstrations.
@@ -212,7 +212,7 @@ class SEA:
         device: str | torch.device | None = None,
         progress: bool = True,
     ) -> Editor:
-        """Fits from sums over activations, such as a `SEAFitter` holds.
+        """The editor of sums over activations, such as a `SEAFitter` holds.
 
         Args:
             source: The sums.

@@ -312,7 +312,7 @@ class SEAFitter:
 
     @classmethod
     def load(cls, path: str | Path) -> SEAFitter:
-        """Reads what `save` wrote, or the folder of a finished `collect_statistics`; it can be given more.
+        """The fitter that `save` wrote, or of a finished `collect_statistics`' folder; it can be given more.
 
         Args:
             path: The file or the folder.

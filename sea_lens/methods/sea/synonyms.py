@@ -33,6 +33,9 @@ def fit_sea(
         progress: As for `SEA.fit`.
         **settings: The other settings of `SEA`.
 
+    Returns:
+        The editor, with one edit per site.
+
     Raises:
         InputError: As `SEA` and `SEA.fit`.
         ModelMismatchError: If a layer is not there.
