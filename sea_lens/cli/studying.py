@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
@@ -22,6 +23,8 @@ from sea_lens.evaluation.study.report import readable_rows
 from sea_lens.evaluation.study.result import Study
 from sea_lens.evaluation.study.study import study as run_study
 
+MARGIN = "margin: nats by which right answers are likelier than wrong ones; "
+LEGEND = f"{MARGIN}KL: its cost in nats per token; in brackets: 95 % intervals, or the range of several controls."
 STUDYING = Of(run_study, without=("methods", "neutral_texts", "max_new_tokens", "seed"))
 
 
@@ -64,20 +67,34 @@ def study(
     )
     if earlier:
         found = replace(found, facts={**found.facts, "replaced": f"It replaces the results of {earlier} in {out}."})
-    conclude(found.summary, *found.reasons)
+    conclude(found.summary)
     record(found)
     for title, table in {"trials": found.trials, "controls": found.controls, "examples": found.examples}.items():
         keeps(title, rows_of(table))
     keeps("facts", [dict(found.facts)])
     keeps("repetition", [dict(found.repetition)] if found.repetition else [])
     keeps("checked", [{"finding": finding} for finding in found.checked.findings])
-    show(readable_rows(found.table).rename(columns={"": "model"}))
+    say("")
+    # What is among the reasons would leave no room for intervals of shares.
+    told = found.table.drop(columns=["p_value", "kl_low", "kl_high"], errors="ignore")
+    show(readable_rows(told).rename(columns={"": "model"}))
+    if found.evaluation is not None:
+        conclude(LEGEND.removeprefix("" if "margin" in found.table else MARGIN))
     if "setting" in found.facts:
-        say(f"chosen of {len(found.trials)} of {found.facts['planned']} planned: {found.facts['setting']}", indent=0)
-    conclude(*found.told)
+        tried = "The one setting" if len(found.trials) == 1 else f"The best of {len(found.trials)} settings"
+        conclude(f"{tried} tried, of {found.facts['planned']} planned: {found.facts['setting']}.")
+    _list("What it rests on", found.reasons)
+    _list("What to know of this run", found.told)
     written = [*found.save(out), found.report(out / "study.html")]
     finish(out, written)
     say(f"report: {out / 'study.html'}")
+
+
+def _list(title: str, sentences: Sequence[str]) -> None:
+    if sentences:
+        say(f"\n{title}:")
+    for sentence in sentences:
+        say(f"- {sentence}", indent=2)
 
 
 def _earlier(out: Path) -> str:

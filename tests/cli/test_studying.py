@@ -3,6 +3,7 @@
 import json
 
 import sea_lens as sl
+from sea_lens.evaluation.study.report import readable_rows
 
 
 def test_the_first_line_is_the_verdict_and_the_last_names_the_page(sea_lens, organism, tmp_path):
@@ -18,9 +19,15 @@ def test_the_first_line_is_the_verdict_and_the_last_names_the_page(sea_lens, org
     assert found.thin == "as far as one of 2 settings tells"
     assert shown.replace("\n", " ").startswith(f"{found.verdict}, {found.thin}: ")
     assert "note:" not in err
+    cells = readable_rows(found.table).set_index("")["share"]
+    assert ("[" in cells["edited"], "[" in cells["random, same length"]) == (True, False)  # one control has no range
     assert " ".join(shown.split()).startswith(found.summary)
     assert max(map(len, lines[:-2])) <= 80
     assert lines[-1] == f"report: {out / 'study.html'}"
+    assert f"The one setting tried, of 2 planned: {found.facts['setting']}." in " ".join(shown.split())
+    listed = [line[2:] for line in lines if line.startswith("- ")]
+    assert len(listed) == len(found.reasons) + len(found.told)
+    assert all(why.startswith(line) for why, line in zip([*found.reasons, *found.told], listed, strict=True))
     assert found.summary.partition(": ")[2][:20] in (out / "study.html").read_text()
     assert found.editor.fingerprint == sl.Editor.from_pretrained(out / "study-editor").fingerprint
     assert not (out / "unfinished").exists()

@@ -17,7 +17,7 @@ from sea_lens.evaluation.study.confirm import Beside, table_of
 from sea_lens.evaluation.study.controls import SAME_COST, SAME_LENGTH, of_costs, random_pair
 from sea_lens.evaluation.study.going_on import going_on, keep_finished
 from sea_lens.evaluation.study.plans import STUDIED, plans, studied_layers
-from sea_lens.evaluation.study.repeats import repeats_of
+from sea_lens.evaluation.study.repeats import repeats_of, told_of_repeats
 from sea_lens.evaluation.study.report import page_of
 from sea_lens.evaluation.study.result import TEXTS, verdict_of, where_of
 from sea_lens.evaluation.study.thin import ENOUGH_RANDOM, headed, more_for, thin_of
@@ -137,6 +137,8 @@ def test_how_much_answers_repeat_themselves_is_counted_where_they_are_made(parts
     _, said_of, reasons = verdict_of(beside, table_of(beside), {**loops, "low": -0.01})
     assert "repeat" not in said_of
     assert reasons[-1].startswith(f"Repetition: {told[:20]}")
+    none = {"n": 6, **dict.fromkeys(("unedited", "edited", "change", "low", "high"), 0.0)}
+    assert told_of_repeats(none) == "Repetition: in 6 greedy answers of either model no token pair comes twice."
 
 
 def pairs_of(model):

@@ -15,7 +15,7 @@ ROW = 46
 
 def effect_figure(table: pd.DataFrame) -> Markup:
     """Shares that are right: of the unedited and the edited model with intervals, of several editors with their range."""
-    left, right = 172, 24
+    left, right = 220, 24  # room for the longest name in the larger letters of a small screen
     height = ROW * len(table) + 40
 
     def x(share: float) -> float:

@@ -45,6 +45,8 @@ def rises(repeats: Mapping[str, int | float]) -> bool:
 def told_of_repeats(repeats: Mapping[str, int | float]) -> str:
     """In a sentence."""
     low, high, n = (repeats[name] for name in ("low", "high", "n"))
+    if not repeats["edited"] and not repeats["unedited"]:
+        return f"Repetition: in {n:.0f} greedy answer{'s' if n > 1 else ''} of either model no token pair comes twice."
     ends = f" [{low:+.1%}, {high:+.1%}]" if low == low else ""  # of one answer there is no interval
     told = (
         f"{repeats['edited']:.1%} of the token pairs of an edited answer stood in it before, {repeats['unedited']:.1%} of an "

@@ -107,7 +107,7 @@ def page_of(study: Studied) -> str:
         facts=facts,
         hue=f"{HUES[study.verdict]}{' thin' if study.thin else ''}",
         heading=heading[:1].upper() + heading[1:],
-        sentence=sentence[:1].upper() + sentence[1:],
+        sentence=_arrows(sentence[:1].upper() + sentence[1:]),
         measured=f"On {asked} {held_out}; {MEASURED[facts['measure']]}.",
         effect_figure=effect_figure(study.table),
         effect_caption=(
@@ -119,7 +119,7 @@ def page_of(study: Studied) -> str:
         ),
         rows=readable_rows(study.table),
         controls=_controls(study.controls),
-        reasons=[reason for reason in study.reasons if not reason.startswith(("Damage", "Repetition:"))],
+        reasons=[_arrows(why) for why in study.reasons if not why.startswith(("Damage", "Repetition:"))],
         damage=_damage(study),
         examples=_examples(study.examples) if len(study.examples) else [],
         trials=_trials(study.trials) if len(study.trials) else None,
@@ -134,6 +134,11 @@ def page_of(study: Studied) -> str:
         limits=_limits(study),
         made=_made(study),
     )
+
+
+def _arrows(text: str) -> str:
+    """With signs that a line does not break in."""
+    return text.replace(" -> ", " → ")
 
 
 def _controls(controls: pd.DataFrame) -> dict[str, Any] | None:
@@ -166,7 +171,7 @@ def _damage(study: Studied) -> dict[str, Any] | None:
         for name, row in damage.table.iterrows()
     ]
     return {
-        "said": damage.summary,
+        "said": _arrows(damage.summary),
         "rows": rows,
         "repeats": told_of_repeats(study.repetition) if study.repetition else "",
     }
@@ -302,7 +307,8 @@ def readable_rows(table: pd.DataFrame) -> pd.DataFrame:
     cells: dict[str, list[str]] = {"": list(map(str, table.index)), "right": [], "share": []}
     for right, n, share, low, high in table[["right", "n", "share", "share_low", "share_high"]].itertuples(index=False):
         cells["right"].append(f"{right:.0f}/{n:.0f}" if float(right).is_integer() else f"{right:.1f}/{n:.0f}")
-        cells["share"].append(f"{100 * share:.0f}% [{100 * low:.0f}, {100 * high:.0f}]")
+        reach = f" [{100 * low:.0f}, {100 * high:.0f}]" if low < high else ""  # a single control has no range
+        cells["share"].append(f"{100 * share:.0f}%{reach}")
     for name, (called, form) in CELLS.items():
         if name == "broken" and not (name in table and (table[name] > 0).any()):
             continue
@@ -311,7 +317,7 @@ def readable_rows(table: pd.DataFrame) -> pd.DataFrame:
             if f"{name}_low" in table:
                 ends = table[[f"{name}_low", f"{name}_high"]].itertuples(index=False)
                 cells[called] = [
-                    text if pd.isna(low) else f"{text} [{form.format(low)}, {form.format(high)}]"
+                    text if pd.isna(low) or low == high else f"{text} [{form.format(low)}, {form.format(high)}]"
                     for text, (low, high) in zip(cells[called], ends, strict=True)
                 ]
     if "p" in cells:

@@ -269,7 +269,8 @@ def study(
     examples = damage.examples if damage is not None else pd.DataFrame()
     repetition = repeats_of(model, beside.evaluation, examples, seed)
     verdict, said, reasons = verdict_of(beside, table, repetition)
-    chosen_one = f"{plan.setting}, fitted on the {plan.token} token{'s' if plan.token == 'mean' else ''}"
+    fitted_on = "the mean over the answer's tokens" if plan.token == "mean" else f"the {plan.token} token"
+    chosen_one = f"{plan.setting}, fitted on {fitted_on}"
     facts["setting"] = f"{chosen_one}, layers {plan.layers}, strength {trial.strength:.3g}"
     facts |= _spent(started, len(found), len(planned))
     thin = thin_of(verdict, facts)

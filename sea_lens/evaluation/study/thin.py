@@ -78,9 +78,9 @@ def more_for(verdict: str, facts: Mapping[str, Any]) -> list[str]:
     if random < ENOUGH_RANDOM:
         is_asked = int(facts.get("control_asked", random)) >= ENOUGH_RANDOM
         more = more_time if is_asked else f"ask for {setting('control')} of {ENOUGH_RANDOM} or more"
-        why = f"chance beats {_number(random)} in one of {_number(random + 1)} cases" if random else "there is none"
-        least = f"until it beats {_number(ENOUGH_RANDOM)} random directions or more"
-        found.append(f"The verdict is preliminary {least} ({why}); {more}.")
+        beaten = f"{_number(random)} random direction{' is' if random == 1 else 's are'} beaten by chance"
+        why = f"{beaten} in one of {_number(random + 1)} cases" if random else "no random direction was scored"
+        found.append(f"The verdict is preliminary: {why}, and {_number(ENOUGH_RANDOM)} say more; {more}.")
     if not facts["shuffles"]:
         found.append(
             "Without shuffled refits nothing says that it matters which answers were called right; ask for "
