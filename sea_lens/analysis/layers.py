@@ -243,8 +243,8 @@ def measure_interactions(
         progress: Whether to show a progress bar.
 
     Returns:
-        A row per pair, with the change of the effect under `both` layers, what that is beyond the sum of each `alone`, and its
-        paired interval over questions.
+        A row per pair, with the change of the effect under `both` layers, what that is beyond the sum of each `alone`, and
+        its paired interval over questions.
 
     Raises:
         InputError: If the editor has fewer than two layers, or the effect is unknown.
