@@ -21,6 +21,8 @@ def _row(cells: list[object]) -> str:
 
 
 def _table(head: list[str], rows: list[list[object]]) -> str:
+    if not rows:
+        return "Not run.\n"
     return _row(list(head)) + "|" + "---|" * len(head) + "\n" + "".join(map(_row, rows))
 
 
@@ -123,6 +125,7 @@ def landscape_table(found: dict[str, pd.DataFrame], method: str, *columns: str) 
     table = found["landscape"]
     own = table[table["method"] == method]
     names = [(column.split("/") * 2)[:2] for column in columns]
+    names = [name for name in names if ((own["model"] == name[0]) & (own["data"] == name[1])).any()]
     rows: list[list[object]] = []
     for factor in dict.fromkeys(own["factor"]):
         of_factor = own[own["factor"] == factor]
@@ -168,7 +171,7 @@ def chance_table(found: dict[str, pd.DataFrame]) -> str:
 
 def tasks_table(found: dict[str, pd.DataFrame], model: str, task: str, seed: int) -> str:
     """Every method and measure of a task."""
-    table = found["tasks"]
+    table, chance = found["tasks"], found["chance"]
     own = table[(table["model"] == model) & (table["task"] == task) & (table["seed"] == seed)]
     rows: list[list[object]] = [
         [
@@ -184,6 +187,9 @@ def tasks_table(found: dict[str, pd.DataFrame], model: str, task: str, seed: int
         ]
         for _, row in own.iterrows()
     ]
+    guessing = chance[(chance["model"] == model) & (chance["task"] == task) & (chance["seed"] == seed)]["at_chance"]
+    if not rows and guessing.any():
+        return "Not steered: at the questions that settings are chosen by, the unedited model may be guessing.\n"
     head = [
         "method",
         "measure",
