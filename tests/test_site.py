@@ -1,5 +1,6 @@
 """The site has a place for every public name, figure and page, and its links are those of the repository, rewritten."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 import sea_lens as sl
 from docs.building import check, figures, links, reference
 from sea_lens import plotting
+from sea_lens.plotting import style
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -38,6 +40,17 @@ def test_every_figure_is_in_the_gallery_below_code_that_draws_it():
 
 def test_pages_with_figures_are_marked():
     assert figures.pages() == ["concepts/mathematics.md", "gallery.md"]
+
+
+def test_the_site_and_the_tutorials_have_the_colors_of_figures():
+    """Colors that somebody typed; what lies pale behind boxes and curves is free."""
+    known = {style.PROMOTED, style.SUPPRESSED, style.GREY, style.INK, style.VIOLET, style.GOLD, style.WARNING}
+    tutorials = [path for path in sorted((ROOT / "tutorials").glob("*.ipynb")) if "real_model" not in path.name]
+    files = [ROOT / "docs/assets/flow.svg", ROOT / "docs/assets/logo.svg", *tutorials]
+    typed = {path.name: set(re.findall(r'"(#[0-9a-f]{6})\\?"', path.read_text(encoding="utf-8"))) for path in files}
+    pale = {"#eef6f5", "#d9dde1"}
+    assert {name: colors - known - pale for name, colors in typed.items() if colors - known - pale} == {}
+    assert sum(map(len, typed.values())) >= 5
 
 
 def test_every_page_has_a_place():

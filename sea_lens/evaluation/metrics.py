@@ -115,8 +115,8 @@ def metric_table(
         confidence: Confidence of the intervals.
 
     Returns:
-        One row per metric that is defined on these rows. `n` is the number of rows it is about. With one model: `value` and
-        its interval `low` to `high`. With two: `unedited`, `edited`, their difference `change` with its paired interval `low`
+        One row per metric that is defined on these rows. `n` is the number of rows it is about. With one model, `value` and
+        its interval `low` to `high`. With two, `unedited`, `edited`, their difference `change` with its paired interval `low`
         to `high` (bootstrap: over resamples that both models share), and `p_value` of a two-sided permutation test that
         swaps the models row by row. Where an interval and a test disagree, `note` says why (see `disagreements`).
 
