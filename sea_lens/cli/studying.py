@@ -84,6 +84,7 @@ def study(
         tried = "The one setting" if len(found.trials) == 1 else f"The best of {len(found.trials)} settings"
         conclude(f"{tried} tried, of {found.facts['planned']} planned: {found.facts['setting']}.")
     _list("What it rests on", found.reasons)
+    _list("What separates the demonstrations besides meaning", found.checked.findings)
     _list("What to know of this run", found.told)
     written = [*found.save(out), found.report(out / "study.html")]
     finish(out, written)

@@ -26,8 +26,8 @@ def test_the_first_line_is_the_verdict_and_the_last_names_the_page(sea_lens, org
     assert lines[-1] == f"report: {out / 'study.html'}"
     assert f"The one setting tried, of 2 planned: {found.facts['setting']}." in " ".join(shown.split())
     listed = [line[2:] for line in lines if line.startswith("- ")]
-    assert len(listed) == len(found.reasons) + len(found.told)
-    assert all(why.startswith(line) for why, line in zip([*found.reasons, *found.told], listed, strict=True))
+    told = [*found.reasons, *found.checked.findings, *found.told]
+    assert all(why.startswith(line) for why, line in zip(told, listed, strict=True))
     assert found.summary.partition(": ")[2][:20] in (out / "study.html").read_text()
     assert found.editor.fingerprint == sl.Editor.from_pretrained(out / "study-editor").fingerprint
     assert not (out / "unfinished").exists()

@@ -389,6 +389,7 @@ def test_the_page_stands_alone_and_escapes_what_models_say(works, tmp_path):
     assert "&lt;script&gt;alert(1)" in text
     assert re.findall(r'(?:src|href)="', text) == []
     assert text.count("<svg") >= 3
+    assert text.count("<td>shuffled refits 0</td>") == text.count("<td>shuffled refits 0, mirrored</td>") == 1
     assert f"{works.table.at['edited', 'right']:.0f} of {works.table.at['edited', 'n']:.0f}" in text
 
 

@@ -30,6 +30,7 @@ from sea_lens.evaluation.study.controls import (
     random_pair,
 )
 from sea_lens.evaluation.study.plans import Plan
+from sea_lens.evaluation.study.search import TOLD
 from sea_lens.evaluation.study.trials import Trial, Trials
 from sea_lens.models.bridge import Model
 from sea_lens.models.damage import NEUTRAL, PROMPTS, Damage, DamageMeter
@@ -149,7 +150,8 @@ class HeldOut:
         changes: list[Evaluation] = []
         took, made = [0.0, 0.0], [0, 0]
         turns = [(kind, number) for number in range(max(asked)) for kind in (0, 1) if number < asked[kind]]
-        for kind, number in tqdm(turns, desc="controls", unit="control", disable=not shows(self.progress)):
+        shape = None if clock.seconds is None else TOLD
+        for kind, number in tqdm(turns, desc="controls", bar_format=shape, disable=not shows(self.progress)):
             if number and clock.left < took[kind]:
                 continue
             began = time.perf_counter()

@@ -146,7 +146,7 @@ def _controls(controls: pd.DataFrame) -> dict[str, Any] | None:
         return None
     rows = [
         [
-            f"{row['control']} {row['number']}",
+            f"{row['control']} {row['number']}{', mirrored' if is_mirror else ''}",
             f"{row['factor']:.2g}" if str(row["control"]).startswith("random") else "",
             str(row["right"]),
             f"{row['change']:+.1%}",
@@ -155,7 +155,7 @@ def _controls(controls: pd.DataFrame) -> dict[str, Any] | None:
             f"x {row['perplexity_ratio']:.3g}",
             "yes" if row["is_broken"] else "",
         ]
-        for row in controls.to_dict("records")
+        for row, is_mirror in zip(controls.to_dict("records"), controls.duplicated(["control", "number"]), strict=True)
     ]
     margin = ["margin gained"] if "margin" in controls else []
     columns = ["control", "times the edit's length", "right", "change", *margin, "KL", "perplexity", "breaks the model"]
@@ -245,7 +245,7 @@ def _checked(study: Studied) -> list[str]:
 
 
 def _limits(study: Studied) -> list[str]:
-    facts, measure = study.facts, study.facts["measure"]
+    facts, measure, made = study.facts, study.facts["measure"], study.facts["trials"]
     found = [f"It is one model, one set of demonstrations, and one split of the questions (seed {facts['seed']})."]
     if study.evaluation is not None:
         row = study.table.loc["edited"]
@@ -274,8 +274,8 @@ def _limits(study: Studied) -> list[str]:
         )
     if study.verdict == "no effect" and study.evaluation is not None:
         found.append(
-            f"No effect within {facts['max_kl']} nats per token in {facts['trials']} trials is no proof that there is none: "
-            "other demonstrations, tokens or settings may have one."
+            f"No effect within {facts['max_kl']} nats per token in {'one trial' if made == 1 else f'{made} trials'} is no "
+            "proof that there is none: other demonstrations, tokens or settings may have one."
         )
     if study.checked.findings:
         found.append("What separates the demonstrations besides meaning may be what the edit has learned.")

@@ -121,7 +121,7 @@ class Study(Result):
         return readable_rows(self.table)
 
     def _below(self) -> str:
-        return "\n".join([*self.reasons, *self.told])
+        return "\n".join([*self.reasons, *self.checked.findings, *self.told])
 
 
 def verdict_of(
