@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sea_lens.errors import FileFormatError, InputError
+from sea_lens.errors import FileFormatError, InputError, reason_of
 
 if TYPE_CHECKING:
     JSON = str | int | float | bool | None | list["JSON"] | dict[str, "JSON"]
@@ -73,7 +73,8 @@ class Store:
         try:
             found = json.loads(manifest.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise FileFormatError(f"{manifest} could not be read: {error}. Delete the folder to start anew.") from error
+            told = reason_of(error)
+            raise FileFormatError(f"{manifest} could not be read: {told}. Delete the folder to start anew.") from error
         if not isinstance(found, dict):
             raise FileFormatError(f"{manifest} is not a {job}'s. Delete the folder to start anew.")
         different = sorted(key for key in {*wanted, *found} if wanted.get(key) != found.get(key))

@@ -42,3 +42,12 @@ class BrokenModelWarning(SeaLensWarning):
         >>> issubclass(caught[-1].category, sl.BrokenModelWarning)
         True
     """
+
+
+def reason_of(error: BaseException) -> str:
+    """What a reader's error says; of the system's own, without its number and the path, which our messages name.
+
+    Args:
+        error: What was raised.
+    """
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from sea_lens.errors import FileFormatError, SeaLensWarning
+from sea_lens.errors import FileFormatError, SeaLensWarning, reason_of
 
 MAX_BYTES = 1 << 29
 """Size of the largest file, inflated. The largest published file has a tenth of it, and a 1 MB .gz can inflate to 1 GB."""
@@ -42,7 +42,7 @@ def read_bytes(path: str | Path) -> bytes:
     except (OSError, ValueError, EOFError, zlib.error) as error:
         if isinstance(error, FileFormatError):
             raise
-        raise FileFormatError(f"{path} could not be read: {error}") from error
+        raise FileFormatError(f"{path} could not be read: {reason_of(error)}") from error
     return raw
 
 

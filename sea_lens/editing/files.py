@@ -18,7 +18,7 @@ from sea_lens.editing.card import EditorCard
 from sea_lens.editing.edits import Edit
 from sea_lens.editing.registry import edit_of_0_1, from_plain, to_plain
 from sea_lens.editing.where import From, Where
-from sea_lens.errors import FileFormatError
+from sea_lens.errors import FileFormatError, reason_of
 from sea_lens.models.hub import check_repository
 from sea_lens.models.loading import NAMED
 from sea_lens.models.sites import Site, named_sites
@@ -96,7 +96,7 @@ def read_editor_files(folder: Path) -> tuple[dict[Site, Edit], EditorCard, Where
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise FileFormatError(f"{folder / CONFIG} could not be read as JSON: {error}") from error
+        raise FileFormatError(f"{folder / CONFIG} could not be read as JSON: {reason_of(error)}") from error
     if not isinstance(config, dict) or config.get("format") not in (FORMAT, FORMAT_OF_0_1):
         raise FileFormatError(f"{folder} does not hold an editor of sea_lens ({FORMAT}).")
     tensors = {name: _aligned(tensor) for name, tensor in load_tensors(folder / TENSORS)[0].items()}

@@ -14,7 +14,7 @@ import pandas as pd
 
 from sea_lens.cache import write_text
 from sea_lens.editing.editor import Editor
-from sea_lens.errors import FileFormatError, InputError
+from sea_lens.errors import FileFormatError, InputError, reason_of
 from sea_lens.models.damage import Damage
 from sea_lens.results import WIDEST_CELL, WIDTH, Result, readable
 from sea_lens.statistics import Proportion
@@ -82,7 +82,7 @@ class TunedEditors(Sequence[Editor]):
             )
             n_fits = 1 + max(view.fit for view in views)
         except (OSError, ValueError, TypeError, RecursionError) as error:
-            raise FileFormatError(f"{path} is missing or damaged: {error}. Tune again.") from error
+            raise FileFormatError(f"{path} is missing or damaged: {reason_of(error)}. Tune again.") from error
         return cls(tuple(Editor.from_pretrained(path.parent / f"fit-{number}") for number in range(n_fits)), views)
 
 

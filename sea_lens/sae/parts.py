@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sea_lens.errors import FileFormatError, InputError
+from sea_lens.errors import FileFormatError, InputError, reason_of
 from sea_lens.models.sites import WITHOUT_LAYER, Site
 from sea_lens.sae.codes import Activation, Normalization
 from sea_lens.sae.sae import SAE
@@ -185,7 +185,7 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise FileFormatError(f"{path} could not be read as JSON: {error}") from error
+        raise FileFormatError(f"{path} could not be read as JSON: {reason_of(error)}") from error
     if not isinstance(found, dict):
         raise FileFormatError(f"{path} is not an SAE's configuration: it holds a {type(found).__name__}.")
     return found

@@ -207,3 +207,10 @@ def test_texts_of_every_container(write):
     assert read_texts(write("a.txt.gz", gzip.compress(b"one\ntwo"))) == ["one\ntwo"]
     assert not holds_texts(write("b.jsonl", as_lines()))
     assert holds_texts(write("b.jsonl", as_lines()), columns={"text": "prompt"})
+
+
+def test_a_file_that_is_not_there_is_named_once(tmp_path):
+    with pytest.raises(FileFormatError) as caught:
+        Demonstrations.from_file(tmp_path / "none.jsonl")
+    assert str(caught.value).count("none.jsonl") == 1
+    assert "No such file" in str(caught.value)
