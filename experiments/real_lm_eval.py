@@ -28,7 +28,6 @@ STORIES = {
     "metric_list": [{"metric": name} for name in ("word_perplexity", "bits_per_byte")],
     "metadata": {"version": 1},
 }
-TASKS = ("mc1", "stories")
 
 
 def task_files(data: Path, folder: Path, n: int, seed: int) -> Path:
@@ -94,13 +93,14 @@ def run_lm_eval(
         data: A folder with the published files.
         chosen: The method's chosen trial.
     """
-    asked, entries = config["lm_eval"], stronger(config["methods"][name], facts.get("times", 1))
+    asked, tasks = config["lm_eval"], config["models"][facts["model"]]["lm_eval"]
+    entries = stronger(config["methods"][name], facts.get("times", 1))
     folder = cells.folder.parent / "lm_eval"
 
     def measure() -> Any:
         found = sl.evaluate_lm_eval(
             setup.model,
-            list(TASKS),
+            tasks,
             chosen_editor(setup, entries, chosen),
             task_folder=task_files(data, folder / "tasks", asked["n"], asked["seed"]),
             folder=folder / "runs",
@@ -111,7 +111,7 @@ def run_lm_eval(
         )
         return json.loads(found.table.reset_index().to_json(orient="records"))
 
-    own = {**facts, "method": name, "entries": entries, "chosen": dict(chosen), "lm_eval": asked}
+    own = {**facts, "method": name, "entries": entries, "chosen": dict(chosen), "lm_eval": asked, "tasks": tasks}
     with quietly():
         rows = cells.get(f"{where}/lm-eval/{name}", own, measure)
     print(f"{where} {name}, lm-eval: {rows}", flush=True)
