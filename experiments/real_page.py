@@ -59,7 +59,9 @@ def methods_table(found: dict[str, pd.DataFrame], model: str, data: str, seed: i
         name = f"**{row['method']}**" if row["more_than_chance"] else row["method"]
         said = ["", "", ""]
         if "said" in row and not pd.isna(row["said"]):
-            said = [f"{row['said_plain']:.2f} -> {row['said']:.2f}", f"{row['said_random']:.2f}"]
+            interval = f"[{row['said_low']:+.2f}, {row['said_high']:+.2f}]"
+            mark = "*" if row["said_p_holm"] <= ALPHA else ""
+            said = [f"{row['said_plain']:.2f} -> {row['said']:.2f} {interval}{mark}", f"{row['said_random']:.2f}"]
             said.append(f"{row['repetition_plain']:.2f} -> {row['repetition']:.2f}")
         controls = [_range(row[f"{kind}_low"], row[f"{kind}_high"]) for kind in ("control", "shuffled")]
         rows.append(

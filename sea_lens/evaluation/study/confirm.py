@@ -196,7 +196,10 @@ class HeldOut:
     @cached_property
     def _meter(self) -> DamageMeter:
         prompts = [str(question.prompt) for question in self.questions]
-        own = DamageMeter.of(self.model, prompts, self.neutral_texts, batch_size=min(self.options["batch_size"], 16))
+        # A file may have its easy questions first, and the first answers are shown.
+        shown = prompts[:: max(1, len(prompts) // EXAMPLES)]
+        batch_size = min(self.options["batch_size"], 16)
+        own = DamageMeter.of(self.model, prompts, self.neutral_texts, asked=shown, batch_size=batch_size)
         return self._sharing(own, self.known[0])
 
     @staticmethod

@@ -266,7 +266,10 @@ def _limits(study: Studied) -> list[str]:
             "or its mirror image."
         )
     if measure not in MATCH_OF:
-        found.append("It says which answers the model prefers, and not what it writes. Read the answers above.")
+        found.append(
+            "It says which answers the model prefers, and not what it writes."
+            + (" Read the answers above." if len(study.examples) else "")
+        )
     if study.evaluation is not None:
         found.append(
             "Damage is measured on these prompts and on neutral text. Facts, long talks and other languages may suffer "

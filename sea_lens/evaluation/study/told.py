@@ -42,8 +42,9 @@ def told_of(facts: Mapping[str, Any]) -> Sequence[str]:
         told.append(f"It goes on from a run that was stopped: {of} tried there, and the minutes are those of this run.")
     if by_time and minutes and took > OVER * minutes:
         told.append(
-            f"It took {took:.1f} minutes, and {minutes:g} were asked for: one setting and one control of each kind are "
-            "always measured, and a machine may slow down on the way."
+            f"It took {took:.1f} minutes, where {minutes:g} {'was' if minutes == 1 else 'were'} asked for: "
+            + ("one setting and one control of each kind are always measured, and " if made else "")
+            + "a machine may slow down on the way."
         )
     if not facts.get("sides_tested", True):
         told.append(f"{facts['apart']}.")
