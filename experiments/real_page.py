@@ -216,9 +216,12 @@ def lm_eval_table(found: dict[str, pd.DataFrame]) -> str:
 
 
 def _lm_eval_cells(row: pd.Series) -> list[object]:
-    interval = "" if pd.isna(row["low"]) else f" [{row['low']:+,.3g}, {row['high']:+,.3g}]"
-    values = f"{row['unedited']:.3g} -> {row['edited']:,.4g}"
-    return [int(row["n"]), values, f"{row['change']:+,.3g}{interval}", f"{row['control']:+,.3g}"]
+    def told(value: float, sign: str = "+") -> str:
+        return f"{value:{sign},.0f}" if abs(value) >= 100 else f"{value:{sign}.3g}"
+
+    interval = "" if pd.isna(row["low"]) else f" [{told(row['low'])}, {told(row['high'])}]"
+    values = f"{told(row['unedited'], '')} -> {told(row['edited'], '')}"
+    return [int(row["n"]), values, f"{told(row['change'])}{interval}", told(row["control"])]
 
 
 def tables(results: Path = RESULTS) -> dict[str, pd.DataFrame]:

@@ -211,7 +211,7 @@ def test_what_was_cut_is_told_and_time_is_kept_for_controls():
     told = " ".join(told_of(facts))
     assert "10 of 160 planned settings, as many as there was time for in 8 minutes" in told
     assert "used 24 of 200 held-out questions, 1 of 5 random directions." in told
-    assert "took 19.0 minutes, and 8 were asked for" in told
+    assert "took 19.0 minutes, where 8 were asked for" in told
     assert "3 of its settings were tried there" in told
     assert told_of({**facts, "trials": 160, "seconds": 1.0, "resumed": 0, "control": 5, "n_held_out": 200}) == []
     clock = Clock(0.0, 100.0, None, 1.0, 5, 2, look=0.5, took=[9.0, 2.0], made=2)
