@@ -13,7 +13,7 @@ import typer
 import sea_lens.methods  # noqa: F401  # registers every method
 from sea_lens.cli.app import command, command_of_each, word_of
 from sea_lens.cli.fitting_facts import edits_facts, fit_of_facts, of_demonstrations
-from sea_lens.cli.gentle import KL, ON_REAL_MODELS, left_open, scaled_for, settled
+from sea_lens.cli.gentle import KL, ON_REAL_MODELS, fit_to_scale, left_open, scaled_for, settled
 from sea_lens.cli.inputs import EMBEDDED, Reading, columns_in, load, read_questions, reading_of
 from sea_lens.cli.options import HELP, SHARED, Of, Options, spread
 from sea_lens.cli.output import conclude, draw, record, save_editor, say, show, write, wrote
@@ -138,9 +138,12 @@ def fit(entry: MethodEntry) -> Callable[..., None]:
                 asked = reading.prompted(data, bridge)
                 data = reading.answered(asked, bridge, collecting["batch_size"], None, needs_neutral)
                 chosen = named_layers(layers, bridge.cfg.n_layers)
-                editor = fit_in_sequence(bridge, data, method, layers=chosen, **where)
+                with fit_to_scale(kl, strength):
+                    editor = fit_in_sequence(bridge, data, method, layers=chosen, **where)
             else:
-                editor = method.fit(reading.collect(bridge, data, where, None, layers, needs_neutral))
+                collected = reading.collect(bridge, data, where, None, layers, needs_neutral)
+                with fit_to_scale(kl, strength):
+                    editor = method.fit(collected)
             editor, told = scaled_for(bridge, editor, kl, strength)
         save_editor(editor, out)
         say(f"{editor!r}\n{told}\nsaved in {out}", indent=4)

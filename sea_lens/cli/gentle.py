@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from sea_lens.cli.options import Options
 from sea_lens.editing.editor import Editor
-from sea_lens.errors import InputError
+from sea_lens.errors import InputError, SeaLensWarning
 from sea_lens.methods.method import MethodEntry
 from sea_lens.models.bridge import Model
 from sea_lens.models.damage import DamageMeter
@@ -20,8 +22,8 @@ subspaces are little more than the mean in real models, and such an edit moves m
 
 ON_REAL_MODELS: Mapping[str, str] = {
     "sea": "note: on SmolLM2-135M-Instruct and Gemma 3 270M SEA changed preferences by at most 0.3 nats per token within a "
-    "KL of 0.5 in nine of ten trials (0.6 in one), and mean difference by 1.6 to 6.9 (docs/real_models.md). `sea-lens study` "
-    "compares both on your model."
+    "KL of 0.5 in eleven of twelve trials (0.6 in one), and mean difference by 1.6 to 6.9 (docs/real_models.md). "
+    "`sea-lens study` compares both on your model."
 }
 """By method, what is known of it on real models, where it is not good."""
 
@@ -42,6 +44,15 @@ def settled(entry: MethodEntry, settings: Options, has_model: bool) -> Options:
         if name not in found and has_model and not (by_ranks and name == "explained_variance"):
             found[name] = value
     return found
+
+
+@contextmanager
+def fit_to_scale(kl: float | None, strength: float | None) -> Iterator[None]:
+    """Without the warning that edits compound where the edit is scaled next, and what it would cost is said."""
+    with warnings.catch_warnings():
+        if kl is not None and strength is None:
+            warnings.filterwarnings("ignore", "(?s).*and edits compound", SeaLensWarning)
+        yield
 
 
 def scaled_for(model: Model, editor: Editor, kl: float | None, strength: float | None) -> tuple[Editor, str]:

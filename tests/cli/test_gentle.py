@@ -1,9 +1,11 @@
 """A fit with no options neither does nothing nor breaks the model, and says at which strength that is."""
 
+import warnings
+
 import pytest
 
 import sea_lens as sl
-from sea_lens.cli.gentle import left_open, scaled_for, settled
+from sea_lens.cli.gentle import fit_to_scale, left_open, scaled_for, settled
 from sea_lens.methods.method import METHODS
 from sea_lens.models.damage import DamageMeter
 
@@ -45,3 +47,10 @@ def test_an_edit_that_moves_much_at_many_layers_is_warned_of():
         far = sl.SEA(0.5, center=False).fit(activations)
     assert sum(report.displacement for report in far.card.reports.values()) > 1
     assert sl.measure_damage(model, [], far, examples=0).is_broken
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with fit_to_scale(0.1, None):  # a command that scales it next says what it would cost
+            assert sl.SEA(0.5, center=False).fit(activations).layers == far.layers
+    assert not any("compound" in str(each.message) for each in caught)
+    with pytest.warns(sl.SeaLensWarning, match="and edits compound"), fit_to_scale(0.1, 1.0):
+        sl.SEA(0.5, center=False).fit(activations)
