@@ -61,7 +61,7 @@ def test_an_edit_that_works_is_said_to_work_with_numbers_that_hold(parts, works)
         assert works.table.loc[kind, "share_high"] < works.table.at["edited", "share"]
     damage = sl.measure_damage(model, [row.prompt for row in held_out], works.editor, examples=0)
     places = [[row.prompt for row in held_out].index(prompt) for prompt in works.examples["prompt"]]
-    assert places == [number * (len(held_out) // 6) for number in range(6)]  # not the first, which may be the easy ones
+    assert places == [number * len(held_out) // 6 for number in range(6)]  # not the first, which may be the easy ones
     assert works.table.at["edited", "kl"] == pytest.approx(damage.kl, rel=1e-4)
     assert f"costs {damage.kl:.2g} nats per token" in works.summary
     costs = damage.table["kl"]

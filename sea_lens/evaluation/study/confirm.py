@@ -197,7 +197,8 @@ class HeldOut:
     def _meter(self) -> DamageMeter:
         prompts = [str(question.prompt) for question in self.questions]
         # A file may have its easy questions first, and the first answers are shown.
-        shown = prompts[:: max(1, len(prompts) // EXAMPLES)]
+        n = min(EXAMPLES, len(prompts))
+        shown = [prompts[number * len(prompts) // n] for number in range(n)]
         batch_size = min(self.options["batch_size"], 16)
         own = DamageMeter.of(self.model, prompts, self.neutral_texts, asked=shown, batch_size=batch_size)
         return self._sharing(own, self.known[0])
