@@ -122,6 +122,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=HERE / "real_models.json")
     parser.add_argument("--out", type=Path, default=Path("runs/real_models"))
     parser.add_argument("--results", type=Path, default=None, help="Where tables and figures go; OUT/results for None.")
+    parser.add_argument("--keep", action="store_true", help="Keep what --results holds of measurements not made here.")
     parser.add_argument("--models", action="append", help="A model of the configuration; repeat for more.")
     parser.add_argument("--data", action="append", help="A behavior, a world or a task; repeat for more.")
     parser.add_argument("--only", action="append", choices=PARTS, help="A part; repeat for more.")
@@ -160,7 +161,7 @@ def main() -> None:
                     for data in chosen:
                         if data in config["behaviors"]:
                             run_methods(cells, model, name, data, seed, config, methods, part == "equal")
-    report(cells, given.results or given.out / "results", given.out / "results")
+    report(cells, given.results or given.out / "results", given.out / "results", given.keep)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from experiments.real_report import RESULTS, figures_of
+from experiments.real_figures import figures_of
+from experiments.real_report import RESULTS
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = DOCS / "real_models.md", DOCS / "real_models_tables.md"

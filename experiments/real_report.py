@@ -3,39 +3,52 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
 import torch
 
+from experiments.real_figures import figures_of
 from experiments.real_setup import HERE, Cells, changes
-from sea_lens.plotting.methods import draw_methods
-from sea_lens.plotting.style import GREY, INK, PROMOTED, SUPPRESSED, canvas, legend_below, page, tidy
 from sea_lens.statistics import holm
 
 RESULTS = HERE / "results" / "real_models"
-WORLDS = ("organism", "bias-organism")
 BASE = "mean-difference"
 """What other methods are compared with."""
-LEAST_METHODS = 3
-"""Of a panel."""
-BROKEN = 0.5
-"""Past this KL a point of the landscape is drawn hollow."""
-STYLES = {
-    ("smollm2", "french"): (INK, "o", "-"),
-    ("smollm2", "glad"): (PROMOTED, "s", "--"),
-    ("gemma3", "french"): (SUPPRESSED, "^", "-."),
-    ("gemma3", "glad"): (GREY, "D", ":"),
-    ("smollm2", "formal"): (PROMOTED, "v", "-"),
-    ("gemma3", "formal"): (SUPPRESSED, "P", "-"),
-    ("organism", "organism"): (INK, "o", "-"),
-    ("bias-organism", "bias-organism"): (PROMOTED, "s", "--"),
+KEYS = {
+    "methods": ["model", "data", "seed", "method"],
+    "equal": ["model", "data", "seed"],  # whole draws: the comparison with mean difference needs both by question
+    "landscape": ["model", "data", "method", "factor"],
+    "chance": ["model", "task", "seed"],
+    "tasks": ["model", "task", "seed", "method"],
+    "lm_eval": ["model", "data", "method"],
 }
+"""What a measurement is told by, in each table."""
+Published = Mapping[str, pd.DataFrame]
+"""Tables that another run made."""
 
 
-def method_rows(cells: Cells) -> pd.DataFrame:
+def published(folder: Path) -> dict[str, Any]:
+    """The tables and the answers of a folder of results; nothing where there are none."""
+    path = folder / "results.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {name: rows if name == "answers" else pd.DataFrame(rows) for name, rows in found.items()}
+
+
+def joined(name: str, table: pd.DataFrame, before: Published) -> pd.DataFrame:
+    """The rows measured now, and those published before of what was not measured now."""
+    old, keys = before.get(name, pd.DataFrame()), KEYS[name]
+    if old.empty or table.empty:
+        return old if table.empty else table
+    now = set(table[keys].itertuples(index=False, name=None))
+    kept = old[[key not in now for key in old[keys].itertuples(index=False, name=None)]]
+    return pd.concat([kept, table], ignore_index=True) if len(kept) else table
+
+
+def method_rows(cells: Cells, before: Published = MappingProxyType({})) -> pd.DataFrame:
     """One row per model, data, split and method, with p-values corrected for the number of methods."""
     rows = []
     for name, facts, found in cells.all():
@@ -62,7 +75,7 @@ def method_rows(cells: Cells) -> pd.DataFrame:
                 row |= {"said_random": max(found["said_random"])}
                 row |= {key: found[key] for key in ("repetition_plain", "repetition")}
         rows.append(row)
-    table = pd.DataFrame(rows)
+    table = joined("methods", pd.DataFrame(rows), before)
     if table.empty:
         return table
     for _, group in table.groupby(["model", "data", "seed"]):
@@ -73,7 +86,7 @@ def method_rows(cells: Cells) -> pd.DataFrame:
     return table.sort_values(["model", "data", "seed", "change"], ascending=[True, True, True, False])
 
 
-def equal_rows(cells: Cells) -> pd.DataFrame:
+def equal_rows(cells: Cells, before: Published = MappingProxyType({})) -> pd.DataFrame:
     """One row per model, data, split and method at one KL, and the paired difference from mean difference there."""
     rows = []
     for name, facts, found in cells.all():
@@ -92,7 +105,7 @@ def equal_rows(cells: Cells) -> pd.DataFrame:
         rows.append(row)
     table = pd.DataFrame(rows)
     if table.empty or "by_question" not in table:
-        return table
+        return joined("equal", table, before)
     parts = []
     for _, group in table.groupby(["model", "data", "seed"]):
         own = group.set_index("method")
@@ -109,22 +122,22 @@ def equal_rows(cells: Cells) -> pd.DataFrame:
         parts.append(own.reset_index())
     table = pd.concat(parts).drop(columns="by_question")
     table["more_than_chance"] = (table["p_holm"] <= 0.05) & (table["low"] > table["control_high"])
+    table = joined("equal", table, before)
     return table.sort_values(["model", "data", "seed", "change"], ascending=[True, True, True, False])
 
 
-def lm_eval_rows(cells: Cells) -> pd.DataFrame:
+def lm_eval_rows(cells: Cells, before: Published = MappingProxyType({})) -> pd.DataFrame:
     """One row per model, edit and metric of lm-eval."""
-    return pd.DataFrame(
-        [
-            {"model": facts["model"], "data": facts["behavior"], "method": facts["method"], **row}
-            for name, facts, found in cells.all()
-            if "/lm-eval/" in name
-            for row in found
-        ]
-    )
+    rows = [
+        {"model": facts["model"], "data": facts["behavior"], "method": facts["method"], **row}
+        for name, facts, found in cells.all()
+        if "/lm-eval/" in name
+        for row in found
+    ]
+    return _in_order("lm_eval", joined("lm_eval", pd.DataFrame(rows), before))
 
 
-def landscape_rows(cells: Cells) -> pd.DataFrame:
+def landscape_rows(cells: Cells, before: Published = MappingProxyType({})) -> pd.DataFrame:
     """One row per model, data, method, factor and value."""
     rows = [
         {
@@ -138,10 +151,15 @@ def landscape_rows(cells: Cells) -> pd.DataFrame:
         if "/landscape/" in name
         for row in found
     ]
-    return pd.DataFrame(rows)
+    return _in_order("landscape", joined("landscape", pd.DataFrame(rows), before))
 
 
-def task_rows(cells: Cells) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _in_order(name: str, table: pd.DataFrame) -> pd.DataFrame:
+    """By what a measurement is told by; its own rows as they were."""
+    return table.sort_values(KEYS[name], kind="stable", ignore_index=True) if len(table) else table
+
+
+def task_rows(cells: Cells, before: Published = MappingProxyType({})) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Chance, and one row per model, task, method and measure."""
     chances, rows = [], []
     for name, facts, found in cells.all():
@@ -170,11 +188,11 @@ def task_rows(cells: Cells) -> tuple[pd.DataFrame, pd.DataFrame]:
                 }
                 for measure, told in found["measures"].items()
             ]
-    table = pd.DataFrame(rows)
+    table = _in_order("tasks", joined("tasks", pd.DataFrame(rows), before))
     if len(table):
         for _, group in table.groupby(["model", "task", "seed", "measure"]):
             table.loc[group.index, "p_holm"] = holm([float(value) for value in group["p"]]).numpy()
-    return pd.DataFrame(chances), table
+    return _in_order("chance", joined("chance", pd.DataFrame(chances), before)), table
 
 
 def answers_of(cells: Cells) -> Iterator[dict[str, Any]]:
@@ -184,124 +202,28 @@ def answers_of(cells: Cells) -> Iterator[dict[str, Any]]:
             yield {"cell": name, "method": facts["method"], "answers": found["answers"][:8]}
 
 
-def methods_figure(table: pd.DataFrame) -> Any:
-    """Effect against damage, a panel per model and data, of the first split."""
-    first = table[(table["seed"] == 0) & table["change"].notna()]
-    most = max(len(rows) for _, rows in first.groupby(["model", "data"]))
-    groups = [
-        (names, rows)
-        for names, rows in first.groupby(["model", "data"], sort=False)
-        if len(rows) >= min(LEAST_METHODS, most) and (names[0] not in WORLDS or set(first["model"]) <= set(WORLDS))
-    ]
-    drawn = canvas(None, 11.0, 3.3 * -(-len(groups) // 2))
-    panels = list(drawn.subplots(-(-len(groups) // 2), 2, squeeze=False).flat)
-    for axes, ((model, data), rows) in zip(panels, groups, strict=False):
-        rows = rows.set_index("method")
-        draw_methods(
-            axes,
-            rows,
-            [str(one) for one in rows.index[rows["more_than_chance"]]],
-            label=f"{model}, {data}" if model != data else model,
-        )
-        axes.set_ylabel("change of the gap, nats per token", fontsize=8)
-    for axes in panels[len(groups) :]:
-        axes.remove()
-    return page(drawn)
-
-
-def landscape_figure(table: pd.DataFrame, method: str, worlds: bool) -> Any:
-    """A panel per factor; hollow points cost more than half a nat; thin gray lines are random editors."""
-    rows = table[(table["method"] == method) & (table["model"].isin(WORLDS) == worlds)]
-    factors = list(dict.fromkeys(rows["factor"]))
-    drawn = canvas(None, 10.5, 3.0 * -(-len(factors) // 3))
-    panels = list(drawn.subplots(-(-len(factors) // 3), 3, squeeze=False).flat)
-    for axes, factor in zip(panels, factors, strict=False):
-        own = rows[rows["factor"] == factor]
-        values: list[str] = []
-        for (model, data), group in own.groupby(["model", "data"], sort=False):
-            color, marker, line = STYLES[model, data]
-            if factor in ("one layer", "demonstrations") or len(group) != len(values):
-                labels = list(group["value"])
-                values = labels if len(labels) > len(values) else values
-            places = range(len(group))
-            axes.plot(places, group["random"], color=GREY, linewidth=0.8, linestyle=line)
-            axes.plot(
-                places,
-                group["change"],
-                color=color,
-                linewidth=1.1,
-                linestyle=line,
-                label=f"{model}, {data}" if model != data else model,
-            )
-            axes.errorbar(
-                places,
-                group["change"],
-                yerr=[group["change"] - group["low"], group["high"] - group["change"]],
-                fmt="none",
-                ecolor=color,
-                elinewidth=0.8,
-            )
-            fills = [color if kl <= BROKEN else "white" for kl in group["kl"]]
-            axes.scatter(places, group["change"], s=26, marker=marker, c=fills, edgecolors=color, zorder=4)
-        many = factor == "one layer" and own["model"].nunique() > 1
-        shown = [f"{k + 1}/{len(values)}" for k in range(len(values))] if many else values
-        axes.set_xticks(range(len(values)), [_short(value) for value in shown], rotation=35, ha="right")
-        axes.axhline(0, color=INK, linewidth=0.6)
-        axes.set_title(factor + (", from first to last" if many else ""), fontsize=9)
-        axes.set_ylim(max(axes.get_ylim()[0], -6), min(axes.get_ylim()[1], 9))
-        tidy(axes)
-        axes.tick_params(axis="x", labelsize=7)
-    for axes in panels[len(factors) :]:
-        axes.remove()
-    panels[0].set_ylabel("change of the gap, nats per token", fontsize=8)
-    legend_below(drawn, panels[: len(factors)], 4)
-    return page(drawn)
-
-
-def _short(value: str) -> str:
-    return (
-        value.replace(" of the base", "x")
-        .replace("strength over its number", "divided")
-        .replace("strength over their number", "divided")
-        .replace("chosen on held-out demonstrations", "chosen")
-        .replace("positives lack the full stop", "no stop")
-        .replace("negatives are longer", "longer")
-        .replace(" over their number", "")
-    )
-
-
-def report(cells: Cells, out: Path, figures: Path) -> None:
+def report(cells: Cells, out: Path, figures: Path, keep: bool = False) -> None:
     """Writes every table and figure that there are cells for.
 
     Args:
         cells: What was measured.
         out: Where tables go.
         figures: Where figures go.
+        keep: Keep what `out` holds of measurements that there are no cells of here: those of another machine. Corrections
+            for the number of methods are made anew over all of them.
     """
+    before = published(out) if keep else {}
     figures.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
-    tables = {"methods": method_rows(cells), "landscape": landscape_rows(cells)}
-    tables["chance"], tables["tasks"] = task_rows(cells)
-    tables |= {"equal": equal_rows(cells), "lm_eval": lm_eval_rows(cells)}
+    tables = {"methods": method_rows(cells, before), "landscape": landscape_rows(cells, before)}
+    tables["chance"], tables["tasks"] = task_rows(cells, before)
+    tables |= {"equal": equal_rows(cells, before), "lm_eval": lm_eval_rows(cells, before)}
     for name, table in tables.items():
         if len(table):
             table.to_csv(out / f"{name}.csv", index=False, float_format="%.4g")
     everything = {name: json.loads(table.to_json(orient="records")) for name, table in tables.items()}
-    everything["answers"] = list(answers_of(cells))
+    answers = {each["cell"]: each for each in (*before.get("answers", ()), *answers_of(cells))}
+    everything["answers"] = [answers[name] for name in sorted(answers)]
     (out / "results.json").write_text(json.dumps(everything, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     for name, figure in figures_of(tables).items():
         figure.savefig(figures / name, dpi=130)
-
-
-def figures_of(tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    """By file name, every figure that there are rows for."""
-    methods, landscape = tables.get("methods", pd.DataFrame()), tables.get("landscape", pd.DataFrame())
-    drawn = {"real_models_methods.png": methods_figure(methods)} if len(methods) else {}
-    if len(landscape):
-        of_worlds = landscape["model"].isin(WORLDS)
-        for method in ("mean-difference", "sea"):
-            for worlds in (False, True):
-                if (of_worlds == worlds).any():
-                    name = f"real_models_{'worlds_' if worlds else ''}{method}.png"
-                    drawn[name] = landscape_figure(landscape, method, worlds)
-    return drawn

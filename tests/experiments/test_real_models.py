@@ -14,7 +14,7 @@ from experiments.real_equal import run_equal, scaled_to
 from experiments.real_judge import JUDGES
 from experiments.real_methods import chosen_of, kept, method_of_entry, run_method, stronger
 from experiments.real_page import PAGES, filled, named, tables
-from experiments.real_report import equal_rows, landscape_rows, method_rows, task_rows
+from experiments.real_report import equal_rows, landscape_rows, method_rows, report, task_rows
 from experiments.real_setup import HERE, Cells, behavior, split_rows
 from experiments.real_tasks import per_token_right, run_task
 from sea_lens.models.log_probs import score_answers
@@ -107,6 +107,56 @@ def test_a_run_that_was_killed_goes_on(llama, tmp_path):
     right = per_token_right(score_answers(llama, setup.tuning, progress=False))["right"]
     assert (chance["right"], chance["n"]) == (int(right.sum()), 2)
     assert row["change"] == pytest.approx(row["edited"] - row["plain"])
+
+
+@pytest.fixture(scope="module")
+def measured(llama, tmp_path_factory):
+    """Every kind of cell that a run of two methods leaves, on a tiny model: by name, its facts and what was found."""
+    folder = tmp_path_factory.mktemp("measured")
+    entry = {"prompt": "Q: {question}\nA:", "places": {"middle": [1], "band": [0, 1]}, "texts": [1, 2]}
+    limits = {"kl": 5.0, "random": 1, "shuffles": 1}
+    split = {"fit": 3, "tune": 2, "held_out": 5}
+    config = {**CONFIG, "split": split, "limits": limits, "task_limits": limits, "equal": {"kl": 0.001, "random": 1}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sl.SeaLensWarning)  # it babbles
+        setup = behavior(llama, entry, config, "glad", 0, folder / "activations")
+    setup = replace(setup, max_new_tokens=2)
+    cells, facts = Cells(folder / "cells"), {"model": "tiny", "behavior": "glad", "seed": 0}
+    methods = ["mean-difference", "leace"]
+    for method in methods:
+        trials, _ = run_method(cells, setup, "tiny/glad", method, config, facts)
+        run_equal(cells, setup, "tiny/glad", method, config, facts, trials)
+    own = {"chance": 0.5, "steered_at_chance": True, "methods": methods, "seeds": [0]}
+    run_task(cells, "tiny", setup, "bbq", own, 0, config)
+    return list(cells.all())
+
+
+def test_a_report_keeps_what_another_machine_measured(measured, tmp_path):
+    """Measured by two machines, a half each, and one by both: the tables are those of one that measured all of it."""
+    parts = {
+        "all": lambda name: True,
+        "first": lambda name: name.endswith(("mean-difference", "chance")) or "/equal/" in name,
+        "second": lambda name: not name.endswith("mean-difference") and "/equal/" not in name,
+    }
+    for part, of_it in parts.items():
+        for name, facts, found in measured:
+            if of_it(name):
+                Cells(tmp_path / part).get(name, facts, lambda found=found: found)
+    report(Cells(tmp_path / "all"), tmp_path / "whole", tmp_path / "figures")
+    report(Cells(tmp_path / "first"), tmp_path / "joined", tmp_path / "figures")
+    alone = pd.read_csv(tmp_path / "joined" / "methods.csv")
+    report(Cells(tmp_path / "second"), tmp_path / "joined", tmp_path / "figures", keep=True)
+    assert len(alone) == 1
+    names = {path.stem for path in (tmp_path / "whole").glob("*.csv")}
+    assert names == {"methods", "equal", "tasks", "chance"}
+    for name in names:
+        of_all, of_both = (pd.read_csv(tmp_path / where / f"{name}.csv") for where in ("whole", "joined"))
+        assert len(of_all) == {"methods": 2, "equal": 2, "tasks": 2, "chance": 1}[name]
+        pd.testing.assert_frame_equal(of_both, of_all, check_like=True, rtol=1e-3)
+    whole, both = (json.loads((tmp_path / where / "results.json").read_text()) for where in ("whole", "joined"))
+    assert [each["cell"] for each in both["answers"]] == [each["cell"] for each in whole["answers"]]
+    report(Cells(tmp_path / "second"), tmp_path / "joined", tmp_path / "figures")
+    assert len(pd.read_csv(tmp_path / "joined" / "methods.csv")) == 1  # unasked, a report is of its own cells alone
 
 
 def test_an_edit_around_the_mean_that_it_has_is_the_same_edit():
