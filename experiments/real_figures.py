@@ -52,8 +52,8 @@ def methods_figure(table: pd.DataFrame) -> Any:
 
 
 def landscape_figure(table: pd.DataFrame, method: str, worlds: bool) -> Any:
-    """A panel per factor; hollow points cost more than half a nat; thin gray lines are random editors."""
-    rows = table[(table["method"] == method) & (table["model"].isin(WORLDS) == worlds)]
+    """A panel per factor, of the first split; hollow points cost more than half a nat; thin gray lines are random editors."""
+    rows = table[(table["method"] == method) & (table["model"].isin(WORLDS) == worlds) & (table["seed"] == 0)]
     factors = list(dict.fromkeys(rows["factor"]))
     drawn = canvas(None, 10.5, 3.0 * -(-len(factors) // 3))
     panels = list(drawn.subplots(-(-len(factors) // 3), 3, squeeze=False).flat)

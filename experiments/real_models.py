@@ -97,7 +97,9 @@ def run_other_tasks(cells: Cells, model: Model, name: str, config: Mapping[str, 
                 run_lm_eval(cells, setup, where, method, config, facts, files, found["chosen"])
 
 
-def run_landscapes(cells: Cells, name: str, model: Model | None, chosen: list[str], config: Mapping[str, Any]) -> None:
+def run_landscapes(
+    cells: Cells, name: str, model: Model | None, chosen: list[str], config: Mapping[str, Any], seeds: Any = None
+) -> None:
     """One factor at a time, on a world or on the behaviors of a real model."""
     entry, asked = config["models"][name], config["landscape"]
     if model is None:
@@ -107,13 +109,13 @@ def run_landscapes(cells: Cells, name: str, model: Model | None, chosen: list[st
         run_classes(cells, setup, name, facts, entry["times"])
         return
     for data in chosen:
-        if data in asked["behaviors"]:
-            seed = asked["seed"]
+        for seed in [each for each in asked["seeds"].get(data, ()) if seeds is None or each in seeds]:
             setup = behavior(model, entry, config, data, seed, cells.folder.parent / "activations")
             facts = {"model": name, "behavior": data, "seed": seed, "split": config["split"]}
             setup = of_all_but_held_out(setup, model)
-            run_landscape(cells, setup, f"{name}/{data}", facts, asked["sizes"])
-            run_classes(cells, setup, f"{name}/{data}", facts)
+            where = f"{name}/{data}/seed {seed}"
+            run_landscape(cells, setup, where, facts, asked["sizes"])
+            run_classes(cells, setup, where, facts)
 
 
 def main() -> None:
@@ -148,7 +150,7 @@ def main() -> None:
         model = None if world else load(name, config["models"][name], where, given.device)
         for part in parts:
             if part == "landscape":
-                run_landscapes(cells, name, model, chosen, config)
+                run_landscapes(cells, name, model, chosen, config, given.seeds)
             if model is not None and part == "tasks" and given.files is not None:
                 run_tasks(cells, name, model, config, given.files, given.data, given.seeds)
             if model is not None and part == "lm-eval" and given.files is not None:

@@ -124,11 +124,16 @@ def equal_table(found: dict[str, pd.DataFrame], model: str, *behaviors: str) -> 
 
 
 def landscape_table(found: dict[str, pd.DataFrame], method: str, *columns: str) -> str:
-    """One row per factor and value: the change, a random editor's in brackets, and the KL."""
-    table = found["landscape"]
-    own = table[table["method"] == method]
-    names = [(column.split("/") * 2)[:2] for column in columns]
-    names = [name for name in names if ((own["model"] == name[0]) & (own["data"] == name[1])).any()]
+    """One row per factor and value: the change, a random editor's in brackets, and the KL.
+
+    Columns are models, or models and behaviors, and draws other than the first: `smollm2/french/1`.
+    """
+    own = found["landscape"][found["landscape"]["method"] == method]
+    keys = list(own[["model", "data", "seed"]].itertuples(index=False, name=None))
+    asked = [column.split("/") for column in columns]
+    names = [(name[0], name[1] if len(name) > 1 else name[0], int(name[2]) if len(name) > 2 else 0) for name in asked]
+    names = [name for name in names if name in keys]
+    own = own[[key in names for key in keys]]
     rows: list[list[object]] = []
     for factor in dict.fromkeys(own["factor"]):
         of_factor = own[own["factor"] == factor]
@@ -138,8 +143,10 @@ def landscape_table(found: dict[str, pd.DataFrame], method: str, *columns: str) 
             values = list(dict.fromkeys(of_factor["value"]))
         for place, value in enumerate(values):
             cells: list[object] = []
-            for model, data in names:
-                here = of_factor[(of_factor["model"] == model) & (of_factor["data"] == data)]
+            for model, data, seed in names:
+                here = of_factor[
+                    (of_factor["model"] == model) & (of_factor["data"] == data) & (of_factor["seed"] == seed)
+                ]
                 if factor == "one layer":
                     here, shown = here.iloc[place : place + 1], True
                 else:
@@ -153,7 +160,9 @@ def landscape_table(found: dict[str, pd.DataFrame], method: str, *columns: str) 
             if any(cells):
                 named = "" if factor == "one layer" else value
                 rows.append([factor if not place else "", named, *cells])
-    return _table(["factor", "value", *[" ".join(dict.fromkeys(name)) for name in names]], rows)
+    heads = [f"{model} {data}" if model != data else model for model, data, _ in names]
+    heads = [f"{head}, draw {name[2]}" if name[2] else head for head, name in zip(heads, names, strict=True)]
+    return _table(["factor", "value", *heads], rows)
 
 
 def chance_table(found: dict[str, pd.DataFrame]) -> str:

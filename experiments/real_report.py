@@ -21,7 +21,7 @@ BASE = "mean-difference"
 KEYS = {
     "methods": ["model", "data", "seed", "method"],
     "equal": ["model", "data", "seed"],  # whole draws: the comparison with mean difference needs both by question
-    "landscape": ["model", "data", "method", "factor"],
+    "landscape": ["model", "data", "seed", "method", "factor"],
     "chance": ["model", "task", "seed"],
     "tasks": ["model", "task", "seed", "method"],
     "lm_eval": ["model", "data", "method"],
@@ -138,11 +138,12 @@ def lm_eval_rows(cells: Cells, before: Published = MappingProxyType({})) -> pd.D
 
 
 def landscape_rows(cells: Cells, before: Published = MappingProxyType({})) -> pd.DataFrame:
-    """One row per model, data, method, factor and value."""
+    """One row per model, data, split, method, factor and value."""
     rows = [
         {
             "model": facts["model"],
             "data": facts["behavior"],
+            "seed": facts.get("seed", 0),
             "method": facts["method"],
             "factor": facts["factor"],
             **row,
