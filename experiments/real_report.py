@@ -184,8 +184,6 @@ def task_rows(cells: Cells, before: Published = MappingProxyType({})) -> tuple[p
                     "control_high": max(told["random"]),
                     "shuffled": told["shuffled"][0],
                     "kl": found["kl"],
-                    "nearer_plain": found["nearer"][0],
-                    "nearer_edited": found["nearer"][1],
                 }
                 for measure, told in found["measures"].items()
             ]

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 import sea_lens as sl
+from experiments.real_judge import repetition
 from experiments.real_methods import chosen_of, kept, tune_method
 from experiments.real_setup import Cells, Setup, asked, changes, quietly, rows_of, split_rows
 from sea_lens.evaluation.truthfulqa import multiple_choice
@@ -20,7 +21,8 @@ from sea_lens.models.bridge import Model
 from sea_lens.models.log_probs import AnswerScores, score_answers
 from sea_lens.statistics import Proportion
 
-Columns = Callable[[AnswerScores], Mapping[str, Float[Tensor, " questions"]]]
+Measures = Mapping[str, Float[Tensor, " questions"]]
+Columns = Callable[[AnswerScores], Measures]
 
 
 def per_token_right(scores: AnswerScores) -> Mapping[str, Float[Tensor, " questions"]]:
@@ -120,28 +122,12 @@ def score_task(
     chosen = chosen_of(trials, limits["kl"])
     if chosen is None:
         return {"chosen": None, "trials": trials}
-    _, editor = kept(setup, entries)[chosen]
-    site = entries[trials[chosen]["entry"]].get("site", "resid_post")
-    randoms = [sl.random_editor_like(editor, seed) for seed in range(limits["random"])]
-    shuffles = [sl.refit(editor, setup.activations(site=site).shuffled(seed)) for seed in range(limits["shuffles"])]
-    plain = plain_of(setup, columns)
-    runs = [
-        columns(score_answers(setup.model, setup.held_out, each, progress=False))
-        for each in (editor, *randoms, *shuffles)
-    ]
-    damage = setup.meter.measure(editor)
-    measures = {
-        name: {
-            "plain": float(before.mean()),
-            "edited": float(runs[0][name].mean()),
-            **changes(runs[0][name], before),
-            "random": [float((run[name] - before).mean()) for run in runs[1 : 1 + len(randoms)]],
-            "shuffled": [float((run[name] - before).mean()) for run in runs[1 + len(randoms) :]],
-        }
-        for name, before in plain.items()
-    }
+    editors = beside_controls(setup, entries, trials[chosen]["entry"], chosen, limits)
+    runs = [columns(score_answers(setup.model, setup.held_out, each, progress=False)) for each in editors]
+    measures = compared(plain_of(setup, columns), runs, limits)
+    damage = setup.meter.measure(editors[0])
     some = replace(setup, held_out=setup.held_out[:10], _kept={})
-    before, after = some.said(None), some.said(editor)
+    before, after = some.said(None), some.said(editors[0])
     return {
         "chosen": trials[chosen],
         "trials": trials,
@@ -151,22 +137,74 @@ def score_task(
         "measures": measures,
         "kl": damage.kl,
         "perplexity_ratio": damage.perplexity_ratio,
-        "nearer": [sum(right_ones(answers, some.held_out, "rouge")) for answers in (before, after)],
         "answers": [{"plain": one, "edited": other} for one, other in zip(before, after, strict=True)],
     }
 
 
-def plain_of(setup: Setup, columns: Columns) -> Mapping[str, Tensor]:
+def beside_controls(
+    setup: Setup, entries: Sequence[Mapping[str, Any]], entry: int, chosen: int, limits: Mapping[str, Any]
+) -> list[sl.Editor]:
+    """The chosen edit, random editors as long, and refits on shuffled sides."""
+    _, editor = kept(setup, entries)[chosen]
+    activations = setup.activations(site=entries[entry].get("site", "resid_post"))
+    randoms = [sl.random_editor_like(editor, seed) for seed in range(limits["random"])]
+    return [editor, *randoms, *[sl.refit(editor, activations.shuffled(seed)) for seed in range(limits["shuffles"])]]
+
+
+def compared(plain: Measures, runs: Sequence[Measures], limits: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """By measure, what the first of the runs changes, and what the controls after it do."""
+    first_shuffled = 1 + limits["random"]
+    return {
+        name: {
+            "plain": float(before.mean()),
+            "edited": float(runs[0][name].mean()),
+            **changes(runs[0][name], before),
+            "random": [float((run[name] - before).mean()) for run in runs[1:first_shuffled]],
+            "shuffled": [float((run[name] - before).mean()) for run in runs[first_shuffled:]],
+        }
+        for name, before in plain.items()
+    }
+
+
+def write_answers(
+    setup: Setup, entries: Sequence[Mapping[str, Any]], scored: Mapping[str, Any], limits: Mapping[str, Any], n: int
+) -> dict[str, Any]:
+    """The chosen edit's own answers to n held-out questions, beside the controls'.
+
+    Two measures: the share that is nearer to a right answer than to every wrong one (ROUGE-L), and how much of an answer
+    stood in it before.
+    """
+    if scored["chosen"] is None:
+        return {"chosen": None}
+    chosen = chosen_of(scored["trials"], limits["kl"])
+    assert chosen is not None
+    some = replace(setup, held_out=setup.held_out[:n], _kept={})
+    key = "written", n
+    if key not in setup._kept:
+        setup._kept[key] = measures_of(some.said(None), some.held_out)
+    texts = [some.said(each) for each in beside_controls(setup, entries, scored["chosen"]["entry"], chosen, limits)]
+    measures = compared(setup._kept[key], [measures_of(answers, some.held_out) for answers in texts], limits)
+    told = {key: scored[key] for key in ("chosen", "n_fit", "n_tuning", "kl", "perplexity_ratio")}
+    return {**told, "n": len(some.held_out), "measures": measures}
+
+
+def measures_of(answers: Sequence[str], questions: sl.Questions) -> Measures:
+    """Of what is written, one number per answer."""
+    nearer = torch.tensor(right_ones(answers, questions, "rouge")).double()
+    return {"written": nearer, "repetition": torch.tensor([repetition(answer) for answer in answers]).double()}
+
+
+def plain_of(setup: Setup, columns: Columns) -> Measures:
     """The unedited model's measures, once."""
     if "plain" not in setup._kept:
         setup._kept["plain"] = columns(score_answers(setup.model, setup.held_out, progress=False))
-    found: Mapping[str, Tensor] = setup._kept["plain"]
+    found: Measures = setup._kept["plain"]
     return found
 
 
 def facts_of(name: str, task: str, own: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the results of a task: not which methods and draws are asked for."""
-    return {"model": name, "task": task, **{key: own[key] for key in own if key not in ("methods", "seeds")}}
+    """What decides the results of a task: not which methods and draws are asked for, nor how many answers are written."""
+    return {"model": name, "task": task, **{key: own[key] for key in own if key not in ("methods", "seeds", "written")}}
 
 
 def run_letters(
@@ -195,12 +233,24 @@ def run_task(
         def score(entries: Sequence[Mapping[str, Any]] = entries) -> dict[str, Any]:
             return score_task(setup, entries, limits, columns)
 
+        own_facts = {**facts, "method": method, "entries": entries}
         with quietly():
-            found = cells.get(f"{where}/{method}", {**facts, "method": method, "entries": entries}, score)
+            found = cells.get(f"{where}/{method}", own_facts, score)
+        measures = found.get("measures", {})
+        if "written" in own:
+
+            def write(
+                entries: Sequence[Mapping[str, Any]] = entries, found: Mapping[str, Any] = found
+            ) -> dict[str, Any]:
+                return write_answers(setup, entries, found, limits, own["written"])
+
+            with quietly():
+                written = cells.get(f"{where}/written/{method}", {**own_facts, "written": own["written"]}, write)
+            measures = {**measures, **written.get("measures", {})}
         told = {
             key: f"{value['plain']:.3f} -> {value['edited']:.3f} [{value['low']:+.3f}, {value['high']:+.3f}], "
             f"random {max(value['random']):+.3f}"
-            for key, value in found.get("measures", {}).items()
+            for key, value in measures.items()
         }
         print(f"{where} {method}: KL {found.get('kl', float('nan')):.2f} {told}", flush=True)
 

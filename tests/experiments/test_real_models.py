@@ -11,7 +11,7 @@ import torch
 import sea_lens as sl
 from experiments.real_classes import around
 from experiments.real_equal import run_equal, scaled_to
-from experiments.real_judge import JUDGES
+from experiments.real_judge import JUDGES, repetition
 from experiments.real_methods import chosen_of, kept, method_of_entry, run_method, stronger
 from experiments.real_page import PAGES, filled, named, tables
 from experiments.real_report import equal_rows, landscape_rows, method_rows, report, task_rows
@@ -111,7 +111,7 @@ def test_a_run_that_was_killed_goes_on(llama, tmp_path):
 
 @pytest.fixture(scope="module")
 def measured(llama, tmp_path_factory):
-    """Every kind of cell that a run of two methods leaves, on a tiny model: by name, its facts and what was found."""
+    """What a run of two methods leaves on a tiny model: of every cell its name, facts and result; and the setup."""
     folder = tmp_path_factory.mktemp("measured")
     entry = {"prompt": "Q: {question}\nA:", "places": {"middle": [1], "band": [0, 1]}, "texts": [1, 2]}
     limits = {"kl": 5.0, "random": 1, "shuffles": 1}
@@ -126,20 +126,21 @@ def measured(llama, tmp_path_factory):
     for method in methods:
         trials, _ = run_method(cells, setup, "tiny/glad", method, config, facts)
         run_equal(cells, setup, "tiny/glad", method, config, facts, trials)
-    own = {"chance": 0.5, "steered_at_chance": True, "methods": methods, "seeds": [0]}
-    run_task(cells, "tiny", setup, "bbq", own, 0, config)
-    return list(cells.all())
+    own = {"chance": 0.5, "steered_at_chance": True, "methods": methods, "seeds": [0], "written": 4}
+    run_task(cells, "tiny", setup, "truthfulqa", own, 0, config)
+    return list(cells.all()), setup
 
 
 def test_a_report_keeps_what_another_machine_measured(measured, tmp_path):
     """Measured by two machines, a half each, and one by both: the tables are those of one that measured all of it."""
+    cells, _ = measured
     parts = {
         "all": lambda name: True,
         "first": lambda name: name.endswith(("mean-difference", "chance")) or "/equal/" in name,
         "second": lambda name: not name.endswith("mean-difference") and "/equal/" not in name,
     }
     for part, of_it in parts.items():
-        for name, facts, found in measured:
+        for name, facts, found in cells:
             if of_it(name):
                 Cells(tmp_path / part).get(name, facts, lambda found=found: found)
     report(Cells(tmp_path / "all"), tmp_path / "whole", tmp_path / "figures")
@@ -151,12 +152,33 @@ def test_a_report_keeps_what_another_machine_measured(measured, tmp_path):
     assert names == {"methods", "equal", "tasks", "chance"}
     for name in names:
         of_all, of_both = (pd.read_csv(tmp_path / where / f"{name}.csv") for where in ("whole", "joined"))
-        assert len(of_all) == {"methods": 2, "equal": 2, "tasks": 2, "chance": 1}[name]
+        assert len(of_all) == {"methods": 2, "equal": 2, "tasks": 12, "chance": 1}[name]
         pd.testing.assert_frame_equal(of_both, of_all, check_like=True, rtol=1e-3)
     whole, both = (json.loads((tmp_path / where / "results.json").read_text()) for where in ("whole", "joined"))
     assert [each["cell"] for each in both["answers"]] == [each["cell"] for each in whole["answers"]]
     report(Cells(tmp_path / "second"), tmp_path / "joined", tmp_path / "figures")
     assert len(pd.read_csv(tmp_path / "joined" / "methods.csv")) == 1  # unasked, a report is of its own cells alone
+
+
+def test_what_a_model_writes_is_judged_beside_what_it_prefers(measured):
+    cells, setup = measured
+    found = {name: (facts, found) for name, facts, found in cells}
+    facts, written = found["tiny/tasks/truthfulqa/seed 0/written/leace"]
+    _, scored = found["tiny/tasks/truthfulqa/seed 0/leace"]
+    assert facts["written"] == written["n"] == 4
+    assert scored["n"] == 5
+    assert set(scored["measures"]) == {"MC1", "MC2", "MC3", "MC1 per token"}
+    assert set(written["measures"]) == {"written", "repetition"}
+    questions = setup.held_out[:4]
+    right = sl.answer_greedily(setup.model, questions, 2, match="rouge").right
+    assert written["measures"]["written"]["plain"] == right.successes / 4
+    (trial,) = [each for each in scored["trials"] if each == scored["chosen"]]
+    editor = next(made for told, made in kept(setup, facts["entries"]) if told.items() <= trial.items())
+    with editor.attached(setup.model):
+        answers = sl.answer_greedily(setup.model, questions, 2, match="rouge").table["answer"]
+    repeated = sum(map(repetition, answers)) / 4
+    assert written["measures"]["repetition"]["edited"] == pytest.approx(repeated)
+    assert len(written["measures"]["written"]["random"]) == len(written["measures"]["written"]["shuffled"]) == 1
 
 
 def test_an_edit_around_the_mean_that_it_has_is_the_same_edit():
