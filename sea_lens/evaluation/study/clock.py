@@ -14,8 +14,12 @@ TO_CONFIRM = 0.5
 """Share of the time that is kept back for all controls, at most."""
 ALL_TEXTS = 4
 """Looks that the damage on all texts takes."""
-ANSWERS = 4
-"""Times three answers that are written: three by the best editor, and six by both models on the held-out half."""
+TIMED_ANSWERS = 3
+"""Answers that the time to write them is measured on, and that the best editor writes before it is chosen."""
+ANSWERS, FEW_ANSWERS = 16, 6
+"""Held-out answers that either model writes: enough to say whether one repeats itself; of a slow model, those shown."""
+TO_WRITE = 0.1
+"""Share of the time that all of these may take, written one by one."""
 
 
 @dataclass
@@ -63,10 +67,17 @@ class Clock:
         """What a trial takes without its fit, at most."""
         return max(self.took[-LAST:], default=0.0)
 
+    @property
+    def answers(self) -> int:
+        """Held-out answers that either model writes."""
+        wanted = 2 * ANSWERS / TIMED_ANSWERS * self.texts
+        return ANSWERS if self.seconds is None or wanted <= TO_WRITE * self.seconds else FEW_ANSWERS
+
     def confirming(self, control: int, shuffles: int) -> float:
         """Seconds that the confirmation takes with so many controls."""
         per_control = 2 * self.scoring + LOOKS_PER_CONTROL * self.look
-        edited = 2 * self.scoring + (2 * ALL_TEXTS + 1) * self.look + ANSWERS * self.texts
+        writing = (1 + 2 * self.answers / TIMED_ANSWERS) * self.texts
+        edited = 2 * self.scoring + (2 * ALL_TEXTS + 1) * self.look + writing
         return edited + control * per_control + shuffles * (per_control + 2 * self.trial)
 
     @property

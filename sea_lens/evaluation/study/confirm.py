@@ -31,6 +31,7 @@ from sea_lens.evaluation.study.controls import (
 )
 from sea_lens.evaluation.study.plans import Plan
 from sea_lens.evaluation.study.search import TOLD
+from sea_lens.evaluation.study.sizes import evenly
 from sea_lens.evaluation.study.trials import Trial, Trials
 from sea_lens.models.bridge import Model
 from sea_lens.models.damage import NEUTRAL, PROMPTS, Damage, DamageMeter
@@ -39,7 +40,6 @@ from sea_lens.statistics import Proportion, sign_flip_p_values
 
 EVERY = 4
 """Of controls, and of trials, damage is measured on every so-many-th text."""
-EXAMPLES = 6
 ENDS = {"low": "min", "high": "max"}
 
 
@@ -95,7 +95,7 @@ class HeldOut:
         known: Meters of the fitting half, of all texts and of some: what the unedited model says of neutral text is the same.
         cost: What the best editor costs by the first of them, if it was measured.
         folder: Where scores are kept as they come.
-        shown_tokens: Length of the answers that are shown.
+        answers: How many answers either model writes, and how long they are at most, in tokens.
         options: Keywords of `evaluate_right`.
         progress: Whether to show a progress bar.
     """
@@ -106,7 +106,7 @@ class HeldOut:
     known: tuple[DamageMeter, DamageMeter]
     cost: Damage | None
     folder: Path
-    shown_tokens: int
+    answers: tuple[int, int]
     options: Mapping[str, Any]
     progress: bool = True
 
@@ -119,7 +119,7 @@ class HeldOut:
             if self.cost is not None and {PROMPTS, NEUTRAL} <= set(meter.predictions):
                 neutral = self.cost.table.loc[[NEUTRAL]]
                 meter = replace(meter, predictions={PROMPTS: meter.predictions[PROMPTS]})
-            damage = meter.measure(editor, examples=EXAMPLES, max_new_tokens=self.shown_tokens)
+            damage = meter.measure(editor, examples=self.answers[0], max_new_tokens=self.answers[1])
         if neutral is not None:
             damage = replace(damage, table=pd.concat([damage.table, neutral]))
         return replace(found, damage=damage)
@@ -196,11 +196,10 @@ class HeldOut:
     @cached_property
     def _meter(self) -> DamageMeter:
         prompts = [str(question.prompt) for question in self.questions]
-        # A file may have its easy questions first, and the first answers are shown.
-        n = min(EXAMPLES, len(prompts))
-        shown = [prompts[number * len(prompts) // n] for number in range(n)]
+        # A file may have its easy questions first, and the first answers are written.
+        written = [prompts[place] for place in evenly(len(prompts), self.answers[0])]
         batch_size = min(self.options["batch_size"], 16)
-        own = DamageMeter.of(self.model, prompts, self.neutral_texts, asked=shown, batch_size=batch_size)
+        own = DamageMeter.of(self.model, prompts, self.neutral_texts, asked=written, batch_size=batch_size)
         return self._sharing(own, self.known[0])
 
     @staticmethod

@@ -14,6 +14,7 @@ from sea_lens.data.confounds import DemonstrationCheck
 from sea_lens.evaluation.evaluation import Evaluation
 from sea_lens.evaluation.study.figures import effect_figure, legend, trials_figure
 from sea_lens.evaluation.study.repeats import told_of_repeats
+from sea_lens.evaluation.study.sizes import evenly
 from sea_lens.methods.measures import MATCH_OF
 from sea_lens.versions import versions_of
 
@@ -87,6 +88,8 @@ class Studied(Protocol):
 
 FEW_TO_SHUFFLE = 4
 """Demonstrations below which shuffles of their sides are seldom different."""
+SHOWN = 6
+"""Answers, of those that are written."""
 TEMPLATE = 40
 """Characters that all prompts share, from which they are taken for a template."""
 
@@ -177,8 +180,9 @@ def _damage(study: Studied) -> dict[str, Any] | None:
     }
 
 
-def _examples(examples: pd.DataFrame) -> list[dict[str, str]]:
-    """The rows, with what all prompts begin and end with, such as a chat template, left out of them."""
+def _examples(written: pd.DataFrame) -> list[dict[str, str]]:
+    """Some rows, evenly spread, with what all prompts begin and end with, such as a chat template, left out of them."""
+    examples = written.iloc[evenly(len(written), SHOWN)]
     prompts = [str(prompt) for prompt in examples["prompt"]]
     start = _shared(prompts)
     end = _shared([prompt[start:][::-1] for prompt in prompts])

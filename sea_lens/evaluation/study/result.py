@@ -56,7 +56,8 @@ class Study(Result):
         trials: All that was tried, on the fitting questions: `token`, `method`, `layers`, `strength`, what is chosen by
             (`score`), `right` of `n`, `kl` and `perplexity_ratio` on every fourth text, whether it may be chosen (`allowed`),
             and which one was (`chosen`).
-        examples: Held-out prompts with greedy answers, `unedited` and `edited`.
+        examples: Held-out prompts with greedy answers, `unedited` and `edited`: 16, or fewer where there is little time; the
+            page shows six of them.
         checked: What separates the demonstrations besides meaning.
         facts: What was studied and how, as plain values.
         evaluation: The editor on the held-out questions, question by question; None where nothing was steered.

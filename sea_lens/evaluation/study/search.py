@@ -10,7 +10,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from sea_lens.errors import InputError
-from sea_lens.evaluation.study.clock import Clock
+from sea_lens.evaluation.study.clock import TIMED_ANSWERS, Clock
 from sea_lens.evaluation.study.plans import Plan
 from sea_lens.evaluation.study.trials import Trial, Trials
 from sea_lens.models.damage import Damage, DamageMeter
@@ -75,7 +75,7 @@ def best_of(
     for plan, trial in sorted(allowed, key=lambda each: (-each[1].score, each[1].kl)):
         if max_kl is None:
             return plan, trial, None
-        damage = meter.measure(tries.editor(plan, trial), examples=3, max_new_tokens=shown_tokens)
+        damage = meter.measure(tries.editor(plan, trial), examples=TIMED_ANSWERS, max_new_tokens=shown_tokens)
         if not damage.is_broken:
             return plan, trial, damage
     return None

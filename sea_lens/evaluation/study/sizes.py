@@ -130,6 +130,10 @@ def _size(wanted: float, there: int) -> int:
 
 def spread(rows: RowsT, n: int) -> RowsT:
     """So many questions or demonstrations, evenly spread over those there are."""
-    if n == len(rows):
-        return rows
-    return replace(rows, rows=tuple(rows[number * len(rows) // n] for number in range(n)))
+    return rows if n == len(rows) else replace(rows, rows=tuple(rows[place] for place in evenly(len(rows), n)))
+
+
+def evenly(there: int, wanted: int) -> list[int]:
+    """As many places as are wanted, or as there are, evenly spread over them."""
+    n = min(there, wanted)
+    return [number * there // n for number in range(n)]

@@ -22,7 +22,7 @@ from sea_lens.evaluation.compare import kept_in
 from sea_lens.evaluation.contenders import chosen_methods
 from sea_lens.evaluation.evaluation import check_model, check_questions
 from sea_lens.evaluation.sides import sides_apart
-from sea_lens.evaluation.study.clock import Clock
+from sea_lens.evaluation.study.clock import TIMED_ANSWERS, Clock
 from sea_lens.evaluation.study.confirm import EVERY, HeldOut, shuffled_pair, table_of, unedited_only
 from sea_lens.evaluation.study.going_on import announce, going_on, keep_finished
 from sea_lens.evaluation.study.plans import FREE_STRENGTHS, SHARES, STUDIED, TOKENS, plans, studied_layers
@@ -232,7 +232,7 @@ def study(
         clock = Clock(started, seconds, trials, tries.pace[-1] * len(held_out), control, shuffles)
         if seconds is not None:
             began = time.perf_counter()
-            meter.unedited_answers(3, shown_tokens)
+            meter.unedited_answers(TIMED_ANSWERS, shown_tokens)
             clock.texts = time.perf_counter() - began
         facts["resumed"] = sum(plan.name in tries.known for plan in planned)
         found, left_out = run_trials(tries, planned, clock, len(held_out), progress)
@@ -252,8 +252,8 @@ def study(
         editor = tries.editor(plan, trial)
         options = {"measure": measure, "max_new_tokens": max_new_tokens, "seed": seed}
         options |= {"batch_size": batch_size}
-        meters = meter, tries.meter
-        scored = HeldOut(model, held_out, neutral_texts, meters, cost, kept, shown_tokens, options, progress)
+        meters, written = (meter, tries.meter), (clock.answers, shown_tokens)
+        scored = HeldOut(model, held_out, neutral_texts, meters, cost, kept, written, options, progress)
         beside = scored.beside(
             scored.edited(editor),
             editor,
