@@ -203,8 +203,9 @@ def plain_of(setup: Setup, columns: Columns) -> Measures:
 
 
 def facts_of(name: str, task: str, own: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the results of a task: not which methods and draws are asked for, nor how many answers are written."""
-    return {"model": name, "task": task, **{key: own[key] for key in own if key not in ("methods", "seeds", "written")}}
+    """What decides the results of a task: not what is asked for of it."""
+    asked_for = ("methods", "seeds", "models", "written")
+    return {"model": name, "task": task, **{key: own[key] for key in own if key not in asked_for}}
 
 
 def run_letters(
@@ -261,7 +262,7 @@ def run_tasks(
     """All tasks of the configuration, or those that are asked for."""
     entry, folder = config["models"][name], cells.folder.parent / "activations"
     for task, own in config["tasks"].items():
-        if only is not None and task not in only:
+        if name not in own.get("models", [name]) or (only is not None and task not in only):
             continue
         if "letters" in own:
             run_letters(cells, name, model, entry, task, own, data)
