@@ -17,7 +17,7 @@ from sea_lens.evaluation.study.confirm import Beside, table_of
 from sea_lens.evaluation.study.controls import SAME_COST, SAME_LENGTH, of_costs, random_pair
 from sea_lens.evaluation.study.going_on import going_on, keep_finished
 from sea_lens.evaluation.study.plans import STUDIED, plans, studied_layers
-from sea_lens.evaluation.study.repeats import repeats_of, told_of_repeats
+from sea_lens.evaluation.study.repeats import but_of, repeats_of, told_of_repeats
 from sea_lens.evaluation.study.report import page_of
 from sea_lens.evaluation.study.result import TEXTS, verdict_of, where_of
 from sea_lens.evaluation.study.thin import ENOUGH_RANDOM, headed, more_for, thin_of
@@ -137,7 +137,14 @@ def test_how_much_answers_repeat_themselves_is_counted_where_they_are_made(parts
     told += "(+29.0% [+12.0%, +46.0%], 6"
     assert reasons[-1].startswith(f"Repetition rises: {told} greedy answers")
     assert told in page_of(replace(works, repetition=loops))
+    heading = "works, but repeats itself, as far as two random directions tell"
+    assert headed(verdict, works.thin, said_of, but_of(verdict, loops)).startswith(f"{heading}: 15 of 15")
+    page = page_of(replace(works, repetition=loops, summary=f"{heading}: so.", thin=""))
+    assert '<section class="verdict works but">' in page
+    assert "<h1>Works, but repeats itself, as far as" in page
+    assert [but_of(each, loops) for each in ("no effect", "breaks the model")] == ["", ""]
     _, said_of, reasons = verdict_of(beside, table_of(beside), {**loops, "low": -0.01})
+    assert but_of("works", {**loops, "low": -0.01}) == but_of("works", {}) == ""
     assert "repeat" not in said_of
     assert reasons[-1].startswith(f"Repetition: {told[:20]}")
     none = {"n": 6, **dict.fromkeys(("unedited", "edited", "change", "low", "high"), 0.0)}

@@ -42,6 +42,11 @@ def rises(repeats: Mapping[str, int | float]) -> bool:
     return bool(repeats) and repeats["low"] > 0
 
 
+def but_of(verdict: str, repeats: Mapping[str, int | float]) -> str:
+    """What the heading of a verdict adds to *works*: an edited model that goes round in circles has not the effect alone."""
+    return "but repeats itself" if verdict == "works" and rises(repeats) else ""
+
+
 def told_of_repeats(repeats: Mapping[str, int | float]) -> str:
     """In a sentence."""
     low, high, n = (repeats[name] for name in ("low", "high", "n"))

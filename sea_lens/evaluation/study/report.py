@@ -13,7 +13,7 @@ import pandas as pd
 from sea_lens.data.confounds import DemonstrationCheck
 from sea_lens.evaluation.evaluation import Evaluation
 from sea_lens.evaluation.study.figures import effect_figure, legend, trials_figure
-from sea_lens.evaluation.study.repeats import told_of_repeats
+from sea_lens.evaluation.study.repeats import but_of, told_of_repeats
 from sea_lens.evaluation.study.sizes import evenly
 from sea_lens.methods.measures import MATCH_OF
 from sea_lens.versions import versions_of
@@ -96,7 +96,7 @@ TEMPLATE = 40
 
 def page_of(study: Studied) -> str:
     """The page's text."""
-    facts = study.facts
+    facts, but = study.facts, but_of(study.verdict, study.repetition)
     heading, _, sentence = study.summary.partition(": ")
     asked = int(study.table["n"].iloc[0])
     held_out = "held-out questions" if study.evaluation is not None else "questions"
@@ -108,7 +108,7 @@ def page_of(study: Studied) -> str:
     return template.render(
         study=study,
         facts=facts,
-        hue=f"{HUES[study.verdict]}{' thin' if study.thin else ''}",
+        hue=" ".join(filter(None, (HUES[study.verdict], "thin" if study.thin else "", "but" if but else ""))),
         heading=heading[:1].upper() + heading[1:],
         sentence=_arrows(sentence[:1].upper() + sentence[1:]),
         measured=f"On {asked} {held_out}; {MEASURED[facts['measure']]}.",

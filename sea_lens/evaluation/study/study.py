@@ -26,7 +26,7 @@ from sea_lens.evaluation.study.clock import TIMED_ANSWERS, Clock
 from sea_lens.evaluation.study.confirm import EVERY, HeldOut, shuffled_pair, table_of, unedited_only
 from sea_lens.evaluation.study.going_on import announce, going_on, keep_finished
 from sea_lens.evaluation.study.plans import FREE_STRENGTHS, SHARES, STUDIED, TOKENS, plans, studied_layers
-from sea_lens.evaluation.study.repeats import repeats_of
+from sea_lens.evaluation.study.repeats import but_of, repeats_of
 from sea_lens.evaluation.study.result import Study, verdict_of
 from sea_lens.evaluation.study.search import best_of, run_trials, trials_table
 from sea_lens.evaluation.study.sizes import needs_neutral, sized
@@ -276,7 +276,7 @@ def study(
     thin = thin_of(verdict, facts)
     return Study(
         verdict,
-        headed(verdict, thin, said),
+        headed(verdict, thin, said, but_of(verdict, repetition)),
         reasons,
         table,
         table_of_trials,

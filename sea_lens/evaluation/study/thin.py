@@ -48,15 +48,16 @@ def _of_controls(random: int, shuffles: int) -> str:
     return f"{told} and {without}" if without else told
 
 
-def headed(verdict: str, thin: str, said: str) -> str:
+def headed(verdict: str, thin: str, said: str, but: str = "") -> str:
     """A verdict in a sentence.
 
     Args:
         verdict: In a word or three.
         thin: As `thin_of` gives it.
         said: What it rests on.
+        but: What it costs that numbers do not show, as `but_of` gives it.
     """
-    return f"{verdict}, {thin}: {said}" if thin else f"{verdict}: {said}"
+    return f"{', '.join(filter(None, (verdict, but, thin)))}: {said}"
 
 
 def more_for(verdict: str, facts: Mapping[str, Any]) -> list[str]:
