@@ -18,8 +18,10 @@ TIMED_ANSWERS = 3
 """Answers that the time to write them is measured on, and that the best editor writes before it is chosen."""
 ANSWERS, FEW_ANSWERS = 16, 6
 """Held-out answers that either model writes: enough to say whether one repeats itself; of a slow model, those shown."""
+AS_LONG = {ANSWERS: 2.0, FEW_ANSWERS: 1.5}
+"""How many times as long as the timed ones so many take, side by side, at most: 16 took 1.4 times as long on one core."""
 TO_WRITE = 0.1
-"""Share of the time that all of these may take, written one by one."""
+"""Share of the time that those of both models may take."""
 
 
 @dataclass
@@ -70,13 +72,13 @@ class Clock:
     @property
     def answers(self) -> int:
         """Held-out answers that either model writes."""
-        wanted = 2 * ANSWERS / TIMED_ANSWERS * self.texts
-        return ANSWERS if self.seconds is None or wanted <= TO_WRITE * self.seconds else FEW_ANSWERS
+        takes = 2 * AS_LONG[ANSWERS] * self.texts
+        return ANSWERS if self.seconds is None or takes <= TO_WRITE * self.seconds else FEW_ANSWERS
 
     def confirming(self, control: int, shuffles: int) -> float:
         """Seconds that the confirmation takes with so many controls."""
         per_control = 2 * self.scoring + LOOKS_PER_CONTROL * self.look
-        writing = (1 + 2 * self.answers / TIMED_ANSWERS) * self.texts
+        writing = (1 + 2 * AS_LONG[self.answers]) * self.texts
         edited = 2 * self.scoring + (2 * ALL_TEXTS + 1) * self.look + writing
         return edited + control * per_control + shuffles * (per_control + 2 * self.trial)
 
