@@ -27,8 +27,8 @@ STYLES = {
 
 
 def methods_figure(table: pd.DataFrame) -> Any:
-    """Effect against damage, a panel per model and data, of the first split."""
-    first = table[(table["seed"] == 0) & table["change"].notna()]
+    """Effect against damage, a panel per model and data, of the first split there is."""
+    first = _of_first(table[table["change"].notna()])
     most = max(len(rows) for _, rows in first.groupby(["model", "data"]))
     groups = [
         (names, rows)
@@ -52,8 +52,8 @@ def methods_figure(table: pd.DataFrame) -> Any:
 
 
 def landscape_figure(table: pd.DataFrame, method: str, worlds: bool) -> Any:
-    """A panel per factor, of the first split; hollow points cost more than half a nat; thin gray lines are random editors."""
-    rows = table[(table["method"] == method) & (table["model"].isin(WORLDS) == worlds) & (table["seed"] == 0)]
+    """A panel per factor, of the first split there is. Hollow: costs over half a nat; thin gray lines: random editors."""
+    rows = _of_first(table[(table["method"] == method) & (table["model"].isin(WORLDS) == worlds)])
     factors = list(dict.fromkeys(rows["factor"]))
     drawn = canvas(None, 10.5, 3.0 * -(-len(factors) // 3))
     panels = list(drawn.subplots(-(-len(factors) // 3), 3, squeeze=False).flat)
@@ -100,6 +100,10 @@ def landscape_figure(table: pd.DataFrame, method: str, worlds: bool) -> Any:
     return page(drawn)
 
 
+def _of_first(table: pd.DataFrame) -> pd.DataFrame:
+    return table[table["seed"] == table["seed"].min()]
+
+
 def _short(value: str) -> str:
     return (
         value.replace(" of the base", "x")
@@ -115,7 +119,8 @@ def _short(value: str) -> str:
 def figures_of(tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
     """By file name, every figure that there are rows for."""
     methods, landscape = tables.get("methods", pd.DataFrame()), tables.get("landscape", pd.DataFrame())
-    drawn = {"real_models_methods.png": methods_figure(methods)} if len(methods) else {}
+    found = len(methods) and methods.get("change", pd.Series()).notna().any()
+    drawn = {"real_models_methods.png": methods_figure(methods)} if found else {}
     if len(landscape):
         of_worlds = landscape["model"].isin(WORLDS)
         for method in ("mean-difference", "sea"):

@@ -156,6 +156,11 @@ def test_a_report_keeps_what_another_machine_measured(measured, tmp_path):
         pd.testing.assert_frame_equal(of_both, of_all, check_like=True, rtol=1e-3)
     whole, both = (json.loads((tmp_path / where / "results.json").read_text()) for where in ("whole", "joined"))
     assert [each["cell"] for each in both["answers"]] == [each["cell"] for each in whole["answers"]]
+    later = Cells(tmp_path / "later")
+    for name, facts, found in cells:  # of a second draw alone
+        later.get(name, {**facts, "seed": 1}, lambda found=found: found)
+    report(later, tmp_path / "of_later", tmp_path / "of_later")
+    assert (tmp_path / "of_later" / "real_models_methods.png").exists()
     report(Cells(tmp_path / "second"), tmp_path / "joined", tmp_path / "figures")
     assert len(pd.read_csv(tmp_path / "joined" / "methods.csv")) == 1  # unasked, a report is of its own cells alone
 
