@@ -34,7 +34,14 @@ Published = Mapping[str, pd.DataFrame]
 def published(folder: Path) -> dict[str, Any]:
     """The tables and the answers of a folder of results; nothing where there are none."""
     path = folder / "results.json"
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not path.exists() and any(folder.glob("*.csv")):
+        raise SystemExit(
+            f"{folder} has tables and no results.json, so there is nothing to keep. Leave --keep out to replace them."
+        )
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except json.JSONDecodeError as error:
+        raise SystemExit(f"{path} is damaged ({error}). Restore it, or leave --keep out to replace it.") from error
     return {name: rows if name == "answers" else pd.DataFrame(rows) for name, rows in found.items()}
 
 
@@ -212,15 +219,19 @@ def report(cells: Cells, out: Path, figures: Path, keep: bool = False) -> None:
             for the number of methods are made anew over all of them.
     """
     before = published(out) if keep else {}
-    figures.mkdir(parents=True, exist_ok=True)
-    out.mkdir(parents=True, exist_ok=True)
     tables = {"methods": method_rows(cells, before), "landscape": landscape_rows(cells, before)}
     tables["chance"], tables["tasks"] = task_rows(cells, before)
     tables |= {"equal": equal_rows(cells, before), "lm_eval": lm_eval_rows(cells, before)}
+    if not any(len(table) for table in tables.values()):
+        raise SystemExit(f"Nothing is measured in {cells.folder}, so nothing is written. Give the --out of a run.")
+    for folder in (figures, out):
+        folder.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         if len(table):
             table.to_csv(out / f"{name}.csv", index=False, float_format="%.4g")
-    everything = {name: json.loads(table.to_json(orient="records")) for name, table in tables.items()}
+    everything = {
+        name: json.loads(table.to_json(orient="records", double_precision=15)) for name, table in tables.items()
+    }
     answers = {each["cell"]: each for each in (*before.get("answers", ()), *answers_of(cells))}
     everything["answers"] = [answers[name] for name in sorted(answers)]
     (out / "results.json").write_text(json.dumps(everything, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

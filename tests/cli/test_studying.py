@@ -63,5 +63,10 @@ def test_the_first_line_is_the_verdict_and_the_last_names_the_page(sea_lens, org
     code, _, err = sea_lens("study", "organism", questions, named, "--out", out, *columns)
     assert code == 2
     assert "seem to be exchanged" in err
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n\n")
+    code, _, err = sea_lens("study", "organism", demonstrations, questions, "--out", out, "--neutral", empty)
+    assert code == 2
+    assert f"{empty} holds no text" in err
     code, _, err = sea_lens("study", "organism", questions, tmp_path / "none.jsonl", "--out", out)
     assert (code, "exchanged" in err) == (2, False)

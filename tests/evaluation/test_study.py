@@ -143,10 +143,19 @@ def test_how_much_answers_repeat_themselves_is_counted_where_they_are_made(parts
     assert '<section class="verdict works but">' in page
     assert "<h1>Works, but repeats itself, as far as" in page
     assert [but_of(each, loops) for each in ("no effect", "breaks the model")] == ["", ""]
+    trifle = {**loops, "unedited": 0.05, "edited": 0.052, "change": 0.002, "low": 0.001, "high": 0.003}
+    assert but_of("works", trifle) == ""
+    few = {**loops, "edited": 0.42, "change": 0.4, "low": -0.02}
+    assert but_of("works", few) == "but may repeat itself"
+    _, said_of, _ = verdict_of(beside, table_of(beside), few)
+    assert said_of.endswith(
+        "; its answers repeat themselves more (2% -> 42% of token pairs of 6 answers, which may be chance)."
+    )
+    loops = {**loops, "edited": 0.12, "change": 0.1}
     _, said_of, reasons = verdict_of(beside, table_of(beside), {**loops, "low": -0.01})
     assert but_of("works", {**loops, "low": -0.01}) == but_of("works", {}) == ""
     assert "repeat" not in said_of
-    assert reasons[-1].startswith(f"Repetition: {told[:20]}")
+    assert reasons[-1].startswith("Repetition: 12.0% of the token pairs")
     none = {"n": 6, **dict.fromkeys(("unedited", "edited", "change", "low", "high"), 0.0)}
     assert told_of_repeats(none) == "Repetition: in 6 greedy answers of either model no token pair comes twice."
 
@@ -322,6 +331,22 @@ def test_settings_that_cost_too_much_are_never_chosen(parts):
     assert found.editor is None
     assert "each of 2 settings costs more than 0.5 nats" in found.summary
     assert "not asked" in page_of(found)
+
+
+def test_a_setting_that_is_refused_for_its_damage_is_said_to_be_refused_for_that(parts, monkeypatch):
+    """Within max_kl on a part of the texts, and broken on all of them: the sentence names what is past its limit."""
+    limits = sl.DamageLimits(kl=0.5, repetition=1e-9, perplexity_ratio=1.0 + 1e-9)
+    monkeypatch.setattr("sea_lens.evaluation.study.study.DamageLimits", lambda kl: limits)
+    found = sl.study(*parts, **GOOD, **QUICK)
+    assert found.verdict == "breaks the model"
+    assert found.editor is None
+    assert (
+        "settings within 0.5 nats per token on a part of the texts is past the limits of damage on all of them"
+        in found.summary
+    )
+    assert "(the best: perplexity " in found.summary
+    assert "costs more than" not in found.summary
+    assert not found.trials["chosen"].any()
 
 
 def test_a_model_at_chance_is_not_steered(parts):

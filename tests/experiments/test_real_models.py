@@ -165,6 +165,27 @@ def test_a_report_keeps_what_another_machine_measured(measured, tmp_path):
     assert len(pd.read_csv(tmp_path / "joined" / "methods.csv")) == 1  # unasked, a report is of its own cells alone
 
 
+def test_a_report_never_replaces_results_by_nothing(measured, tmp_path):
+    cells, _ = measured
+    for name, facts, found in cells:
+        Cells(tmp_path / "cells").get(name, facts, lambda found=found: found)
+    report(Cells(tmp_path / "cells"), tmp_path / "out", tmp_path)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(SystemExit, match="Nothing is measured in"):
+        report(Cells(tmp_path / "none"), tmp_path / "out", tmp_path)
+    with pytest.raises(SystemExit, match="Nothing is measured in"):
+        report(Cells(tmp_path / "none"), tmp_path / "new", tmp_path, keep=True)
+    assert not (tmp_path / "new").exists()
+    report(Cells(tmp_path / "none"), tmp_path / "out", tmp_path, keep=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    (tmp_path / "out" / "results.json").write_text("{")
+    with pytest.raises(SystemExit, match="is damaged"):
+        report(Cells(tmp_path / "cells"), tmp_path / "out", tmp_path, keep=True)
+    (tmp_path / "out" / "results.json").unlink()
+    with pytest.raises(SystemExit, match="has tables and no"):
+        report(Cells(tmp_path / "cells"), tmp_path / "out", tmp_path, keep=True)
+
+
 def test_what_a_model_writes_is_judged_beside_what_it_prefers(measured):
     cells, setup = measured
     found = {name: (facts, found) for name, facts, found in cells}

@@ -13,6 +13,8 @@ from sea_lens.models.repetition import repetition_of
 from sea_lens.statistics import mean_intervals
 
 SIDES = ("unedited", "edited")
+LEAST_RISE, LOOPS = 0.05, 0.2
+"""Shares of token pairs: below the first a rise is not worth a word; from the second on it is told, certain or not."""
 
 
 def repeats_of(model: Model, evaluation: Evaluation, examples: pd.DataFrame, seed: int) -> dict[str, int | float]:
@@ -38,13 +40,20 @@ def repeats_of(model: Model, evaluation: Evaluation, examples: pd.DataFrame, see
 
 
 def rises(repeats: Mapping[str, int | float]) -> bool:
-    """Whether the edited model repeats itself more, beyond what the answers differ by."""
-    return bool(repeats) and repeats["low"] > 0
+    """Whether the edited model repeats itself more by five points at least, beyond what the answers differ by."""
+    return bool(repeats) and repeats["low"] > 0 and repeats["change"] >= LEAST_RISE
+
+
+def may_rise(repeats: Mapping[str, int | float]) -> bool:
+    """Whether it repeats itself much more in so few answers that it may be chance."""
+    return bool(repeats) and not rises(repeats) and repeats["change"] >= LOOPS
 
 
 def but_of(verdict: str, repeats: Mapping[str, int | float]) -> str:
     """What the heading of a verdict adds to *works*: an edited model that goes round in circles has not the effect alone."""
-    return "but repeats itself" if verdict == "works" and rises(repeats) else ""
+    if verdict != "works":
+        return ""
+    return "but repeats itself" if rises(repeats) else "but may repeat itself" if may_rise(repeats) else ""
 
 
 def told_of_repeats(repeats: Mapping[str, int | float]) -> str:

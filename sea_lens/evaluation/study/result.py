@@ -16,7 +16,7 @@ from sea_lens.editing.editor import Editor
 from sea_lens.evaluation.evaluation import Evaluation
 from sea_lens.evaluation.study.confirm import Beside
 from sea_lens.evaluation.study.controls import SAME_COST, SAME_LENGTH, SHUFFLED, of_costs, span
-from sea_lens.evaluation.study.repeats import rises, told_of_repeats
+from sea_lens.evaluation.study.repeats import may_rise, rises, told_of_repeats
 from sea_lens.evaluation.study.report import page_of, readable_rows
 from sea_lens.evaluation.study.thin import more_for
 from sea_lens.evaluation.study.told import told_of
@@ -162,8 +162,10 @@ def verdict_of(
         beaten += [SHUFFLED] if beside.p_value > LEVEL else []
     damage = found.damage
     costs = f"costs {row['kl']:.2g} nats per token{'' if damage is None else where_of(damage)}"
-    if rises(repeats):
-        costs += f"; its answers repeat themselves more ({repeats['unedited']:.0%} -> {repeats['edited']:.0%} of token pairs)"
+    if rises(repeats) or may_rise(repeats):
+        of_few = "" if rises(repeats) else f" of {repeats['n']:.0f} answers, which may be chance"
+        shares = f"{repeats['unedited']:.0%} -> {repeats['edited']:.0%} of token pairs"
+        costs += f"; its answers repeat themselves more ({shares}{of_few})"
     p_text = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
     reasons = [
         f"On {n} held-out questions the editor changes the share that is right by {change:+.1%} "

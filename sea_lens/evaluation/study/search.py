@@ -69,8 +69,13 @@ def run_trials(
 
 def best_of(
     tries: Trials, found: Sequence[tuple[Plan, Trial]], meter: DamageMeter, max_kl: float | None, shown_tokens: int
-) -> tuple[Plan, Trial, Damage | None] | None:
-    """The best by score, and of equals by cost, whose damage on all texts is within the limit; and that damage."""
+) -> tuple[Plan, Trial, Damage | None] | str:
+    """The best by score, and of equals by cost, whose damage on all texts is within the limits; and that damage.
+
+    Returns:
+        The plan, its trial and its damage; or why there is none, in a sentence.
+    """
+    refused: Damage | None = None
     allowed = [(plan, trial) for plan, trial in found if trial.n]
     for plan, trial in sorted(allowed, key=lambda each: (-each[1].score, each[1].kl)):
         if max_kl is None:
@@ -78,11 +83,28 @@ def best_of(
         damage = meter.measure(tries.editor(plan, trial), examples=TIMED_ANSWERS, max_new_tokens=shown_tokens)
         if not damage.is_broken:
             return plan, trial, damage
-    return None
+        refused = refused or damage
+    return _why_none(found, max_kl or 0.0, refused)
+
+
+def _why_none(found: Sequence[tuple[Plan, Trial]], max_kl: float, refused: Damage | None) -> str:
+    if refused is None:
+        each, least = (
+            (f"each of {len(found)} settings", "the gentlest ") if len(found) > 1 else ("the one setting tried", "")
+        )
+        gentlest = min((trial.kl for _, trial in found), default=math.nan)
+        return f"{each} costs more than {max_kl:g} nats per token ({least}{gentlest:.2g}), and none was chosen."
+    within = sum(trial.n > 0 for _, trial in found)
+    told = refused.finding.removeprefix("This edit breaks the model: ").rstrip(".")
+    those, which = ("the one setting", "") if within == 1 else (f"each of the {within} settings", "the best: ")
+    return (
+        f"{those} within {max_kl:g} nats per token on a part of the texts is past the limits of damage on all of them "
+        f"({which}{told}), and none was chosen."
+    )
 
 
 def trials_table(
-    found: Sequence[tuple[Plan, Trial]], best: tuple[Plan, Trial, Damage | None] | None, max_kl: float | None
+    found: Sequence[tuple[Plan, Trial]], best: tuple[Plan, Trial, Damage | None] | str, max_kl: float | None
 ) -> pd.DataFrame:
     """See `Study.trials`."""
     rows = [
@@ -97,7 +119,7 @@ def trials_table(
             "kl": trial.kl,
             "perplexity_ratio": trial.perplexity_ratio,
             "allowed": trial.n > 0 and (max_kl is None or trial.kl <= max_kl),
-            "chosen": best is not None and plan == best[0],
+            "chosen": not isinstance(best, str) and plan == best[0],
         }
         for plan, trial in found
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Sequence
@@ -239,15 +238,10 @@ def study(
         facts |= {"left_out": left_out, **_spent(started, len(found), len(planned))}
         best = best_of(tries, found, meter, max_kl, shown_tokens)
         table_of_trials = trials_table(found, best, max_kl)
-        if best is None:
-            gentlest = min((trial.kl for _, trial in found), default=math.nan)
-            each, least = f"each of {len(found)} settings", "the gentlest "
-            if len(found) == 1:
-                each, least = "the one setting tried", ""
-            said = f"{each} costs more than {max_kl:g} nats per token ({least}{gentlest:.2g}), and none was chosen."
+        if isinstance(best, str):
             thin = thin_of("breaks the model", facts)
             tried = unedited_only(told.right), table_of_trials, pd.DataFrame(), checked, facts
-            return Study("breaks the model", headed("breaks the model", thin, said), (), *tried, thin=thin)
+            return Study("breaks the model", headed("breaks the model", thin, best), (), *tried, thin=thin)
         plan, trial, cost = best
         editor = tries.editor(plan, trial)
         options = {"measure": measure, "max_new_tokens": max_new_tokens, "seed": seed}
