@@ -138,6 +138,15 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="One model, one behavior, a few methods.")
     given = parser.parse_args()
     config = json.loads(given.config.read_text(encoding="utf-8"))
+    drawn_seeds = set(config["seeds"]).union(*(task.get("seeds", ()) for task in config["tasks"].values()))
+    for option, asked, known in (
+        ("--models", given.models, config["models"]),
+        ("--data", given.data, {**config["behaviors"], **config["tasks"], **config["models"]}),
+        ("--methods", given.methods, config["methods"]),
+        ("--seeds", given.seeds, drawn_seeds),
+    ):
+        if unknown := [str(each) for each in asked or () if each not in known]:
+            parser.error(f"{option} {', '.join(unknown)}: the configuration has {', '.join(map(str, sorted(known)))}.")
     where = dict(pair.split("=", 1) for pair in given.where)
     short = SHORT if given.short else {}
     models = given.models or short.get("models") or list(config["models"])
