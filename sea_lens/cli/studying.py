@@ -152,7 +152,5 @@ def _paragraphs(path: Path) -> list[str]:
     """Texts of a file; of a `.txt` file its paragraphs, between empty lines."""
     texts = read_texts(path)
     if path.name.removesuffix(".gz").endswith(".txt"):
-        texts = [part.strip() for text in texts for part in text.split("\n\n") if part.strip()]
-    if not any(text.strip() for text in texts):
-        raise InputError(f"{path} holds no text. Give texts that the edit should leave alone, or leave --neutral out.")
+        return [part.strip() for text in texts for part in text.split("\n\n") if part.strip()]
     return texts

@@ -23,11 +23,13 @@ def read_texts(path: str | Path, column: str = "text") -> list[str]:
 
     Raises:
         FileFormatError: If the file cannot be read or is malformed (which line).
-        InputError: If an entry holds no text.
+        InputError: If an entry holds no text, or the file none at all.
     """
-    if _ending(path) == ".txt":
-        return [read_text(path)]
-    return [record.text(column) for record in _entries(path, column)]
+    is_one = _ending(path) == ".txt"
+    texts = [read_text(path)] if is_one else [record.text(column) for record in _entries(path, column)]
+    if not any(text.strip() for text in texts):
+        raise InputError(f"{path} holds no text. Give a file with one at least.")
+    return texts
 
 
 def holds_texts(path: str | Path, column: str = "text", columns: Columns | None = None) -> bool:
